@@ -1,0 +1,16 @@
+"""Gradient estimators: from one shared forward pass to the gradient of every layer."""
+
+from glr_dist.estimators.base import Estimator, Partial, Step, WorkItem
+from glr_dist.estimators.conditional import Conditional
+from glr_dist.estimators.joint import Joint
+from glr_dist.estimators.layerwise import Layerwise
+from glr_dist.estimators.pathwise import Pathwise
+
+__all__ = ["ESTIMATORS", "Estimator", "Partial", "Step", "WorkItem"]
+
+ESTIMATORS: dict[str, Estimator] = {
+    "conditional": Conditional(),
+    "layerwise": Layerwise(),
+    "joint": Joint(),
+    "pathwise": Pathwise(),
+}

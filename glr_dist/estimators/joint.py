@@ -1,0 +1,101 @@
+"""`joint`: all sites at once, K whole noisy passes (the paper's estimator: Peng et al., INFORMS J. on Computing 2022).
+
+∂J/∂θ_l = (1/N) Σ_n E[ (L - b) (∂z_l/∂θ_l)ᵀ s(ε_l) / σ_l ]; the input of a site differs from copy to copy, so each copy
+keeps its own. The baseline is the loss of a noise-free pass, or leave-one-out by copy or antithetic pair.
+
+Shapes: S signs, R directions, n examples; a pass holds C = S·R copies of its example block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from glr_dist.estimators.base import Partial, Step, WorkItem, slope_at
+from glr_dist.estimators.variance import blocks, centred
+from glr_dist.losses import per_example
+from glr_dist.sites import Site, Tape
+
+
+class Joint:
+    """The estimator of the objective J that redraws the noise of all sites together."""
+
+    counts_loss = True
+
+    def passes(self, step: Step) -> int:
+        return 1
+
+    def tape(self, step: Step, shared_pass: int, examples: int) -> Tape:
+        if step.options.baseline == "shared":
+            return step.shared_tape(shared_pass, examples, noisy=False)
+        return Tape()
+
+    def items(self, step: Step, shared_pass: int) -> Iterator[WorkItem]:
+        sites = step.network.sites
+        width = max(site.width for site in sites)
+        least = 2 if step.options.baseline == "leave_one_out" else 1
+        limit = step.options.block_elements // (step.signs * step.options.example_block * width)
+        cut = blocks(step.copies[sites[0].name] // step.signs, None, limit, least)
+        for examples in step.blocks:
+            for rows in cut:
+                yield WorkItem(shared_pass, examples, None, rows)
+
+    def partial(self, step: Step, item: WorkItem, tape: Tape) -> Partial:
+        assert item.rows is not None and step.noise is not None
+        noise, x = step.noise, step.x[step.rows(item.examples)]
+        n, directions = len(x), item.rows.stop - item.rows.start
+        copies = step.signs * directions
+        first = step.network.sites[0]
+        eps: dict[str, Tensor] = {}
+        noisy: dict[str, Tensor] = {}
+
+        def visit(site: Site, z: Tensor) -> Tensor:
+            drawn = step.draw(site, item, n)
+            eps[site.name] = torch.stack([drawn, -drawn]) if step.options.antithetic else drawn[None]
+            added = (eps[site.name] * step.scales[site.name]).view(copies, n, *site.shape)
+            v = (z.view(-1, n, *site.shape) + added).view(-1, *site.shape)
+            if exact and site is last:
+                torch.set_grad_enabled(True)  # until the no_grad around the pass ends: what follows has a graph
+                v.requires_grad_()
+            noisy[site.name] = v
+            return v
+
+        last = step.network.sites[-1]
+        exact = step.options.exact_head
+        uniforms = step.uniforms(item.shared_pass, item.examples, block=1 + item.rows.block)
+        # What precedes the first site is the same for all copies: it runs once, unless that site is nested.
+        start = x if first.top else x.repeat(copies, *[1] * (x.dim() - 1))
+        with torch.no_grad():
+            outputs, own = step.network.record(start, visit, uniforms)
+            losses = per_example(step.loss(outputs, step.targets(item.examples, copies)), copies * n)
+        share = 1 / (len(step.y) * step.copies[first.name])
+        result = Partial(loss=losses.detach().sum() * share)
+        weights = centred(losses.detach().view(step.signs, directions, n), step.options.baseline, tape.losses)
+        for site in step.learned():
+            e, scale = eps[site.name], step.scales[site.name]
+            score = noise.score(e)
+            if exact and site is last:
+                slope = slope_at(noisy[site.name], losses, site).view(e.shape)
+                delta, units = slope * share, (slope * e * scale).sum((0, 1, 2)) * share
+            else:
+                w = weights.view(*weights.shape, *[1] * len(site.shape))
+                delta = w * score / scale * share
+                units = (w * (e * score - 1)).sum((0, 1, 2)) * share
+            if site.name in step.log_scales:
+                result.scales[site.name] = units if scale.dim() else units.sum()
+            if site.owned:
+                once = len(own.logits[site.name]) == n  # the part before the first site ran once for all copies
+                delta = delta.sum((0, 1)) if once else delta.view(-1, *site.shape)
+                held = {name: v.detach() for name, v in noisy.items()}
+                grads = step.parameter_gradients(site, own, delta, lambda s, z, held=held: held[s.name], uniforms)
+                for name, grad in grads.items():
+                    result.grads[name] = result.grads[name] + grad if name in result.grads else grad
+        return result
+
+    def finish(self, step: Step, shared_pass: int, examples: int, site: str, delta: Tensor, tape: Tape) -> Partial:
+        raise AssertionError("joint items return parameter gradients")
+
+    def forward_passes(self, step: Step) -> float:
+        return step.copies[step.network.sites[0].name] + (step.options.baseline == "shared")

@@ -1,0 +1,69 @@
+"""`pathwise`: autograd through the whole network (infinitesimal perturbation analysis = backpropagation).
+
+Without noise the gradient of the clean loss ("BP"), with noise in the pass that of J ("BP+"): the baseline to compare
+with. It needs a differentiable network and loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from glr_dist.estimators.base import Partial, Step, WorkItem
+from glr_dist.losses import per_example
+from glr_dist.sites import Tape
+
+
+class Pathwise:
+    """The gradient that autograd gives, averaged over M noisy passes."""
+
+    counts_loss = True
+
+    def passes(self, step: Step) -> int:
+        assert isinstance(step.options.passes, int)
+        return step.options.passes
+
+    def tape(self, step: Step, shared_pass: int, examples: int) -> Tape:
+        return Tape()
+
+    def items(self, step: Step, shared_pass: int) -> Iterator[WorkItem]:
+        return (WorkItem(shared_pass, examples) for examples in step.blocks)
+
+    def partial(self, step: Step, item: WorkItem, tape: Tape) -> Partial:
+        rows = step.rows(item.examples)
+        n = len(step.y[rows])
+
+        def visit(name: str, x: Tensor, z: Tensor) -> Tensor:
+            if step.noise is None:
+                return z
+            learned = step.log_scales.get(name)
+            scale = step.scales[name] if learned is None else learned.exp()
+            return z + scale * step.shared_eps(step.network.by_name[name], item.shared_pass, item.examples, n)
+
+        leaves = {**step.network.parameters, **{f"scale {name}": p for name, p in step.log_scales.items()}}
+        with torch.enable_grad():
+            outputs = step.network.run(step.x[rows], visit, step.uniforms(item.shared_pass, item.examples))
+            loss = per_example(step.loss(outputs, step.y[rows]), n).sum() / (len(step.y) * self.passes(step))
+        if not loss.requires_grad:
+            raise ValueError("pathwise: the loss has no gradient; use another estimator")
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        result = Partial(loss=loss.detach())
+        for name, grad in zip(leaves, grads, strict=True):
+            if grad is None:
+                raise ValueError(
+                    f"pathwise: autograd gives no gradient to '{name}' (a discontinuous activation lies between it and the "
+                    "loss, or it is not used); use another estimator"
+                )
+            if name in step.network.parameters:
+                result.grads[name] = grad
+            else:
+                result.scales[name.removeprefix("scale ")] = grad
+        return result
+
+    def finish(self, step: Step, shared_pass: int, examples: int, site: str, delta: Tensor, tape: Tape) -> Partial:
+        raise AssertionError("pathwise items return parameter gradients")
+
+    def forward_passes(self, step: Step) -> float:
+        return 3.0 * self.passes(step)  # a backward pass costs about two forward ones

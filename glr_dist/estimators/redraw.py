@@ -1,0 +1,107 @@
+"""The common part of `conditional` and `layerwise`: one site redraws its noise, the suffix of the network runs again.
+
+δ = (1/σ) E[(L - b) s(ε)] and ∂J/∂log σ = E[(L - b)(ε s(ε) - 1)], each given the shared pass on the tape.
+
+Shapes: S signs, R directions, n examples, *S the shape of the site's logits, D their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from glr_dist.estimators.base import Partial, Step, WorkItem, slope_at, unchanged
+from glr_dist.estimators.variance import blocks, centred
+from glr_dist.losses import per_example
+from glr_dist.sites import Site, Tape
+
+
+class Redraw:
+    """Estimates site by site; `noisy` says whether the other sites keep the noise of the shared pass or have none."""
+
+    counts_loss = False
+
+    noisy: ClassVar[bool]
+
+    def passes(self, step: Step) -> int:
+        return max((step.passes[site.name] for site in step.learned()), default=1)
+
+    def tape(self, step: Step, shared_pass: int, examples: int) -> Tape:
+        return step.shared_tape(shared_pass, examples, noisy=self.noisy)
+
+    def items(self, step: Step, shared_pass: int) -> Iterator[WorkItem]:
+        options = step.options
+        frames = options.sampler == "orthogonal"
+        least = 2 if options.baseline == "leave_one_out" else 1
+        for site in step.learned():
+            if shared_pass >= step.passes[site.name]:
+                continue
+            limit = options.block_elements // (step.signs * options.example_block * site.width)
+            cut = blocks(step.copies[site.name] // step.signs, site.units if frames else None, limit, least)
+            for examples in step.blocks:
+                for rows in cut:
+                    yield WorkItem(shared_pass, examples, site.name, rows)
+
+    def partial(self, step: Step, item: WorkItem, tape: Tape) -> Partial:
+        assert item.site is not None and item.rows is not None and step.noise is not None
+        site, scale = step.network.by_name[item.site], step.scales[item.site]
+        z = tape.logits[site.name]
+        n = len(z)
+        eps = step.draw(site, item, n)
+        directions = len(eps)
+        shift = scale * eps
+        v = torch.empty(step.signs, *eps.shape, dtype=z.dtype, device=z.device)
+        torch.add(z, shift, out=v[0])
+        if step.options.antithetic:
+            torch.sub(z, shift, out=v[1])
+        v = v.view(-1, *site.shape)
+        share = 1 / (len(step.y) * step.passes[site.name] * step.copies[site.name])  # of one loss in the mean that J is
+        result = Partial()
+        if step.options.exact_head and site.index == len(step.network.sites) - 1:
+            with torch.enable_grad():
+                losses = self._losses(step, item, site, tape, v.requires_grad_())
+            slope = slope_at(v, losses, site).view(step.signs, directions, n, *site.shape)
+            delta = slope.sum((0, 1)) * share
+            signed = slope[0] - slope[1] if step.options.antithetic else slope[0]
+            units = (signed * shift).sum((0, 1)) * share  # ∂v/∂log σ = σ ε
+        else:
+            losses = self._losses(step, item, site, tape, v).view(step.signs, directions, n)
+            weights = centred(losses, step.options.baseline, tape.losses)
+            score = step.noise.score(eps)
+            odd = weights[0] - weights[1] if step.options.antithetic else weights[0]  # s(-ε) = -s(ε)
+            spread = (directions, n, *[1] * len(site.shape))
+            delta = (odd.view(spread) * score).sum(0) / scale * share
+            if site.name in step.log_scales:
+                even = weights.sum(0).view(spread)
+                units = (even * (eps * score - 1)).sum((0, 1)) * share
+        if site.name in step.log_scales:
+            result.scales[site.name] = units if scale.dim() else units.sum()
+        if not site.owned:
+            return result
+        if step.keeps_delta(site):
+            result.delta[site.name] = delta
+        else:
+            result.grads = self.finish(step, item.shared_pass, item.examples, site.name, delta, tape).grads
+        return result
+
+    def finish(self, step: Step, shared_pass: int, examples: int, site: str, delta: Tensor, tape: Tape) -> Partial:
+        noisy, uniforms = self._others(step, shared_pass, examples), step.uniforms(shared_pass, examples)
+        return Partial(grads=step.parameter_gradients(step.network.by_name[site], tape, delta, noisy, uniforms))
+
+    def forward_passes(self, step: Step) -> float:
+        redraws = sum(step.passes[site.name] * step.copies[site.name] * site.suffix for site in step.learned())
+        return self.passes(step) + redraws
+
+    def _others(self, step: Step, shared_pass: int, examples: int) -> Callable[[Site, Tensor], Tensor]:
+        return step.shared_noise(shared_pass, examples) if self.noisy else unchanged
+
+    def _losses(self, step: Step, item: WorkItem, site: Site, tape: Tape, v: Tensor) -> Tensor:
+        """The losses [S·R·n] of the suffix of the network from the noisy logits v [S·R·n, *S]."""
+        uniforms = step.uniforms(item.shared_pass, item.examples)
+        noisy = self._others(step, item.shared_pass, item.examples)
+        outputs = step.network.replay(site, tape, v, noisy, uniforms)
+        targets = step.targets(item.examples, len(v) // len(tape.losses))
+        return per_example(step.loss(outputs, targets), len(v))

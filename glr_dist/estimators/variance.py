@@ -1,0 +1,66 @@
+"""Variance reduction: baselines by independent groups, and the blocks of directions that keep groups whole.
+
+Shapes: S signs of a direction, R directions of a block, n examples.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import Tensor
+
+from glr_dist.noise import Rows
+
+
+def centred(losses: Tensor, baseline: str, shared: Tensor) -> Tensor:
+    """Losses minus a baseline that is independent of the noise they are multiplied with.
+
+    Args:
+        losses: [S, R, n].
+        baseline: "none"; "shared", the loss of the shared pass; "leave_one_out", the mean loss of the block's other
+            directions. A direction and its negative are one group: a baseline that held one for the other
+            would be biased.
+        shared: losses of the shared pass [n].
+
+    Returns:
+        [S, R, n].
+    """
+    if baseline == "none":
+        return losses
+    if baseline == "shared":
+        return losses - shared
+    groups = losses.mean(0)
+    return losses - (groups.sum(0) - groups) / (groups.shape[0] - 1)
+
+
+def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[Rows]:
+    """Cuts the directions of a site into blocks that end at frame edges.
+
+    Args:
+        directions: pairs when antithetic, else copies.
+        frame: rows of a frame (D), or None where there are no frames.
+        limit: the most directions of a block.
+        least: the fewest: 2 for leave-one-out, else 1.
+
+    Raises:
+        ValueError: a frame has fewer rows than `least`.
+    """
+    size = max(limit, least)
+    if frame is None or frame <= size:  # whole frames side by side
+        unit = frame or 1
+        units, per_block = -(-directions // unit), size // unit
+        count = max(1, min(-(-units // per_block), directions // (unit * least) or 1))
+        edges = [min(unit * (units * i // count), directions) for i in range(count + 1)]
+    else:  # each frame in parts
+        edges = [0]
+        for first in range(0, directions, frame):
+            rows = min(frame, directions - first)
+            count = max(1, min(-(-rows // size), rows // least))
+            edges += [first + rows * (i + 1) // count for i in range(count)]
+    cut = [Rows(i, start, stop, directions) for i, (start, stop) in enumerate(itertools.pairwise(edges))]
+    if any(rows.stop - rows.start < least for rows in cut):
+        raise ValueError(
+            f"estimator.copies: {directions} directions in frames of {frame} leave one alone, baseline 'leave_one_out' "
+            "needs two together: change copies, or use baseline 'shared'"
+        )
+    return cut

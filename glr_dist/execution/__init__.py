@@ -1,0 +1,1 @@
+"""Executors: where work items are computed. The results never depend on it."""

@@ -1,0 +1,237 @@
+"""GLR: a module, a noise and an estimator; `estimate` fills `.grad` as `backward` does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glr_dist import config
+from glr_dist.estimators import ESTIMATORS, Partial, Step, WorkItem
+from glr_dist.execution.base import Executor
+from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.losses import Loss, cross_entropy
+from glr_dist.noise import Gaussian, Noise
+from glr_dist.rules import direct_rule
+from glr_dist.sites import Network, by_site
+
+
+@dataclass
+class Gradients:
+    """One estimate of the gradient of J.
+
+    Attributes:
+        grads: parameter name -> gradient.
+        scales: site name -> gradient of log σ, where it is learned.
+        loss: the mean loss of the step's noisy passes, a scalar.
+    """
+
+    grads: dict[str, Tensor] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, partial: Partial) -> None:
+        """Adds an item's parameter and scale gradients and its loss."""
+        for total, part in ((self.grads, partial.grads), (self.scales, partial.scales)):
+            for name, value in part.items():
+                total[name] = total[name] + value if name in total else value
+        if partial.loss is not None:
+            self.loss = self.loss + partial.loss
+
+
+class GLR(nn.Module):
+    """Trains `model` without backpropagation.
+
+    J(θ) = mean over examples of E[loss], with noise at the output of every site; `estimators` holds the ways to
+    estimate its gradient. Calling the object runs the model without noise. If the noise learns its scales, `prepare(x)` must come
+    before the optimizer is built, so that `parameters()` holds them.
+
+    Args:
+        model: any module; an `nn.Sequential`, or a module with a method `chain()` that lists its blocks in order, is
+            replayed from the redrawn site on; any other module as a whole.
+        noise: the law and scale of the noise; None for a noise-free pass (`pathwise` alone).
+        estimator: "conditional", "layerwise", "joint" or "pathwise", or a whole `config.Estimator`.
+        sites: module types that are sites.
+        site_names: patterns of the names of sites.
+        seed: names all streams of noise.
+        executor: where work items are computed; this process by default.
+        **options: other fields of `config.Estimator`: copies, passes, sampler, antithetic, baseline, exact_head, ….
+
+    Raises:
+        ConfigError: an option is unknown or not allowed, or a combination would be biased.
+
+    Reference:
+        Peng, Xiao, Heidergott, Hong, Lam: A New Likelihood Ratio Method for Training Artificial Neural Networks,
+        INFORMS Journal on Computing, 2022.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        noise: Noise | None = Gaussian(1.0),  # noqa: B008  # frozen
+        estimator: str | config.Estimator = "conditional",
+        *,
+        sites: Sequence[type[nn.Module]] = (nn.Linear, nn.Conv2d),
+        site_names: Sequence[str] = ("*",),
+        seed: int = 0,
+        executor: Executor | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(estimator, str):
+            estimator = config.build(config.Estimator, {"name": estimator, **options}, "estimator.")
+        law = config.Noise(law=noise.law if noise else "none", learn=noise.learn if noise else "none")  # type: ignore[arg-type]
+        self.options = estimator.model_copy(update={"sampler": config.resolve_sampler(estimator, law)})
+        config.check_estimator(self.options, law)
+        self.model = model
+        self.noise = noise
+        self.network = Network(model, sites, site_names)
+        self.log_scales = nn.ParameterDict()
+        self.seed = seed
+        self.step = 0
+        self.executor = executor or Inline()
+        self.estimator = ESTIMATORS[self.options.name]
+        self._site_options: dict[str, Any] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's outputs without noise."""
+        return self.model(x)  # type: ignore[no-any-return]
+
+    def prepare(self, x: Tensor) -> None:
+        """Finds the sites by running two examples of x [N, …]; `estimate` does it when it has not been done.
+
+        Raises:
+            SiteError: the network cannot be trained as it is, or a pattern matches no site.
+        """
+        network = self.network
+        estimated = self.options.name != "pathwise"
+        network.prepare(x, estimated=estimated, keep_inputs=lambda site: direct_rule(network, site) is not None)
+        names = [site.name for site in network.sites]
+        direct = {site.name: direct_rule(network, site) for site in network.sites}
+        self._site_options = {
+            "copies": by_site(self.options.copies, names, "estimator.copies"),
+            "passes": by_site(self.options.passes, names, "estimator.passes"),
+            "rules": {name: rule for name, rule in direct.items() if rule is not None},
+        }
+        if self.noise is None:
+            return
+        for site, scale in zip(network.sites, by_site(self.noise.scale, names, "noise.scale").values(), strict=True):
+            shape = site.shape if self.noise.learn == "unit" else torch.Size()
+            log_scale = torch.full(shape, math.log(scale), dtype=network.dtype, device=x.device)
+            learned = self.noise.learn != "none"
+            self.log_scales[_key(site.name)] = nn.Parameter(log_scale, requires_grad=learned)
+
+    def scales(self) -> dict[str, Tensor]:
+        """σ by site name: a scalar, or one for each unit [*S]. Learned ones are first raised to their floor."""
+        assert self.noise is not None
+        scales = {}
+        for site in self.network.sites:
+            log_scale = self.log_scales[_key(site.name)].data
+            if self.noise.learn != "none":
+                log_scale.clamp_(min=math.log(self.noise.floor))
+            scales[site.name] = log_scale.exp()
+        return scales
+
+    def gradients(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Gradients:
+        """One estimate of the gradient of J at the current step, without touching `.grad`.
+
+        Args:
+            x: inputs [N, …].
+            y: targets [N, …].
+            loss: `loss(outputs [B, …], targets [B, …]) -> [B]`; it need not be differentiable.
+
+        Raises:
+            SiteError: the network cannot be trained as it is.
+            ValueError: the loss is not one value per example, the batch is empty, or an option does not fit.
+            FloatingPointError: the inputs, the logits or the loss are not finite.
+        """
+        if len(x) == 0 or len(x) != len(y):
+            raise ValueError(f"x and y must have one length >= 1, got {len(x)} and {len(y)}")
+        if x.is_floating_point() and not x.isfinite().all():
+            raise FloatingPointError("the inputs are not finite: x holds NaN or infinity")
+        if not self.network.prepared:
+            self.prepare(x)
+        with one_thread(), torch.no_grad(), self.network.hooked():
+            step = self._bind(x, y, loss)
+            total = Gradients()
+            for shared_pass in range(self.estimator.passes(step)):
+                self._add_pass(step, shared_pass, total)
+        if not total.loss.isfinite():
+            raise FloatingPointError(f"the loss is not finite ({total.loss.item()}) at step {self.step}")
+        return total
+
+    def estimate(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Tensor:
+        """Adds an estimate of ∂J to `.grad` of every parameter, as `backward` does, and advances the step.
+
+        Arguments and errors as of `gradients`.
+
+        Returns:
+            The mean loss of the noisy passes, a scalar.
+        """
+        total = self.gradients(x, y, loss)
+        for name, grad in total.grads.items():
+            _accumulate(self.network.parameters[name], grad)
+        for name, grad in total.scales.items():
+            _accumulate(self.log_scales[_key(name)], grad)
+        self.step += 1
+        return total.loss
+
+    def forward_passes(self, x: Tensor, y: Tensor) -> float:
+        """The cost of one step on this batch in forward passes; a suffix counts as its share of the network's FLOPs."""
+        return self.estimator.forward_passes(self._bind(x, y, cross_entropy))
+
+    def _bind(self, x: Tensor, y: Tensor, loss: Loss) -> Step:
+        learned = self.noise is not None and self.noise.learn != "none"
+        return Step(
+            network=self.network,
+            noise=self.noise,
+            options=self.options,
+            scales=self.scales() if self.noise else {},
+            log_scales={s.name: self.log_scales[_key(s.name)] for s in self.network.sites} if learned else {},
+            seed=self.seed,
+            number=self.step,
+            x=x,
+            y=y,
+            loss=loss,
+            **self._site_options,
+        )
+
+    def _add_pass(self, step: Step, shared_pass: int, total: Gradients) -> None:
+        """One shared pass: its tape, all items that use it, and the sums in item order."""
+        estimator, run = self.estimator, self.executor.map
+        tapes = list(run(lambda examples: estimator.tape(step, shared_pass, examples), step.blocks))
+        items = list(estimator.items(step, shared_pass))
+        deltas: dict[tuple[int, str], Tensor] = {}
+
+        def partial_of(item: WorkItem) -> Partial:
+            with torch.no_grad():  # grad mode is a thread's own
+                return estimator.partial(step, item, tapes[item.examples])
+
+        for item, partial in zip(items, run(partial_of, items), strict=True):
+            total.add(partial)
+            for site, delta in partial.delta.items():
+                place = (item.examples, site)
+                deltas[place] = deltas[place].add_(delta) if place in deltas else delta
+
+        def gradients_of(place: tuple[int, str]) -> Partial:
+            examples, site = place
+            return estimator.finish(step, shared_pass, examples, site, deltas[place], tapes[examples])
+
+        for partial in run(gradients_of, deltas):
+            total.add(partial)
+        if not estimator.counts_loss:
+            for tape in tapes:
+                total.loss = total.loss + tape.losses.sum() / (len(step.y) * estimator.passes(step))
+
+
+def _key(site: str) -> str:
+    """A site's name where a dot may not stand."""
+    return site.replace(".", "/") or "model"
+
+
+def _accumulate(parameter: Tensor, grad: Tensor) -> None:
+    parameter.grad = grad if parameter.grad is None else parameter.grad + grad

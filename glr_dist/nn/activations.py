@@ -1,0 +1,50 @@
+"""Activations without a useful derivative. None of them passes a gradient: autograd sees a constant."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Heaviside(nn.Module):
+    """The threshold unit: 1 where x > 0, else 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.gt(x.detach(), 0, out=torch.empty_like(x))
+
+
+class Sign(nn.Module):
+    """-1, 0 or 1: the sign of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach().sign()
+
+
+class Staircase(nn.Module):
+    """⌊x · steps⌋ / steps clipped to [0, 1]: a saturating ramp of `steps` stairs.
+
+    Args:
+        steps: the number of stairs, at least 1 (1 is the threshold at x = 1).
+    """
+
+    def __init__(self, steps: int = 4) -> None:
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"Staircase: steps {steps} is not allowed: an integer >= 1")
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach().mul(self.steps).floor_().div_(self.steps).clamp_(0, 1)
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}"
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "threshold": Heaviside,
+    "sign": Sign,
+    "staircase": Staircase,
+}

@@ -1,0 +1,59 @@
+"""The networks of the paper's experiments."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from glr_dist.nn.activations import ACTIVATIONS
+from glr_dist.nn.dropout import Dropout
+
+
+def mlp(
+    inputs: int,
+    hidden: Sequence[int],
+    classes: int,
+    activation: str = "sigmoid",
+    *,
+    dropout: float = 0.0,
+    init: str = "paper",
+    init_scale: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """A multilayer perceptron, inputs-hidden…-classes; it flattens its input.
+
+    Args:
+        inputs: features of an example.
+        hidden: units of each hidden layer.
+        classes: outputs.
+        activation: a name of `ACTIVATIONS`, after each hidden layer.
+        dropout: probability of the keyed dropout after each activation; 0 for none.
+        init: "paper", the authors' N(0, 4/(fan_in + 1)) for weights and biases, or "torch", torch's default law,
+            uniform on ±1/√fan_in.
+        init_scale: factor on every initial weight and bias.
+        generator: the stream of the initial weights.
+    """
+    widths = [inputs, *hidden, classes]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for index, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
+        if index:
+            layers.append(ACTIVATIONS[activation]())
+            if dropout:
+                layers.append(Dropout(dropout))
+        layers.append(_linear(fan_in, fan_out, init, init_scale, generator))
+    return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def _linear(fan_in: int, fan_out: int, init: str, scale: float, generator: torch.Generator | None) -> nn.Linear:
+    linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
+    for parameter in (linear.weight, linear.bias):
+        if init == "paper":
+            parameter.normal_(0, 2 / (fan_in + 1) ** 0.5, generator=generator)
+        else:
+            parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        parameter.mul_(scale)
+    return linear

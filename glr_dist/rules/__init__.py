@@ -1,0 +1,39 @@
+"""Rules: from the logit gradients δ of a site to the gradients of the parameters that its segment owns.
+
+A rule for a layer type is `rule(module, x, delta) -> {attribute: gradient}` and serves the segments whose only
+trainable parameters are that layer's own; `any_segment` serves all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from glr_dist.rules.any_segment import any_segment
+from glr_dist.rules.conv import conv2d
+from glr_dist.rules.linear import linear
+from glr_dist.sites import Network, Site
+
+__all__ = ["RULES", "any_segment", "direct_rule"]
+
+Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
+RULES: dict[type[nn.Module], Rule] = {nn.Linear: linear, nn.Conv2d: conv2d}
+
+
+def direct_rule(network: Network, site: Site) -> Callable[[Tensor, Tensor], dict[str, Tensor]] | None:
+    """(x, δ) -> gradients by name in the model, or None when the site's segment needs `any_segment`."""
+    rule, module = RULES.get(type(site.module)), site.module
+    names = {parameter: name for name, parameter in network.parameters.items()}  # a tied parameter has one name
+    own = module.named_parameters(recurse=False, remove_duplicate=False)
+    named = {attribute: names[parameter] for attribute, parameter in own if parameter in names}
+    if rule is None or set(named.values()) != set(site.owned):
+        return None
+    if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or module.padding == "same"):
+        return None
+
+    def gradients(x: Tensor, delta: Tensor) -> dict[str, Tensor]:
+        grads = rule(module, x, delta)
+        return {name: grads[attribute] for attribute, name in named.items()}
+
+    return gradients

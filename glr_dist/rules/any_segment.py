@@ -1,0 +1,43 @@
+"""Any segment, by one vector-Jacobian product inside it: never a chain through segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from glr_dist.nn.dropout import Uniforms
+from glr_dist.sites import Network, Site, Tape
+
+
+def any_segment(
+    network: Network,
+    site: Site,
+    tape: Tape,
+    delta: Tensor,
+    noisy: Callable[[Site, Tensor], Tensor],
+    uniforms: Uniforms | None = None,
+) -> dict[str, Tensor]:
+    """(∂z/∂θ)ᵀ δ for every parameter θ that the site owns, by name.
+
+    The segment runs again from the tape with autograd; the noisy logits of other sites in its blocks are held
+    constant, so that each site answers only for what reaches it first.
+
+    Args:
+        delta: δ [N, *S] of `site`.
+        noisy: (site, z) -> v for the other sites, as in the pass that made the tape.
+    """
+    found: list[Tensor] = []
+
+    def visit(name: str, x: Tensor, z: Tensor) -> Tensor:
+        if name != site.name:
+            return noisy(network.by_name[name], z.detach())
+        found.append(z)
+        return z.detach()
+
+    with torch.enable_grad():
+        network.run(tape.starts[site.start], visit, uniforms, site.start, site.block + 1)
+        parameters = [network.parameters[name] for name in site.owned]
+        grads = torch.autograd.grad(found[0], parameters, delta)
+    return dict(zip(site.owned, grads, strict=True))

@@ -1,0 +1,404 @@
+"""Cuts a network into segments that end in sites, and runs it with noise at the sites.
+
+A network is a chain of blocks. A *site* is a module call whose output (logits) receives noise: a block of the chain,
+or a module nested inside a block, which a forward hook reaches for the time of an estimate. Every traversal of the
+chain is handed a `visit(name, x, z) -> v` that says what becomes of a site's logits.
+
+Shapes: N examples, z [N, *S] the logits of a site before noise, v = z + σ ε after it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from glr_dist.nn.dropout import KEYED, Uniforms
+from glr_dist.noise import Key, Role, generator
+
+T = TypeVar("T")
+Visit = Callable[[str, Tensor, Tensor], Tensor]
+
+_VISIT: ContextVar[Visit | None] = ContextVar("glr_dist_visit", default=None)  # of this thread's traversal
+
+
+class SiteError(ValueError):
+    """The network cannot be trained as it is; the message names the culprit."""
+
+
+class Block(NamedTuple):
+    """One link of the chain."""
+
+    name: str
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module call whose output receives noise, with the segment that ends in it.
+
+    Attributes:
+        index: its place in the order of the calls.
+        name: its name in the model.
+        module: the module itself.
+        block: index of the block that is, or holds, the site.
+        top: whether the block is the site (else the site is nested inside it).
+        start: index of the first block of its segment.
+        shape: shape of the logits of one example.
+        owned: names of the trainable parameters that reach the loss through this site first.
+        suffix: share of the network's FLOPs that a redraw of this site's noise runs again.
+        width: the most elements per example that one tensor of such a rerun holds.
+    """
+
+    index: int
+    name: str
+    module: nn.Module
+    block: int
+    top: bool
+    start: int
+    shape: torch.Size
+    owned: tuple[str, ...]
+    suffix: float
+    width: int
+
+    @property
+    def units(self) -> int:
+        """D, the number of the site's logits per example."""
+        return self.shape.numel()
+
+
+@dataclass
+class Tape:
+    """What a pass leaves behind for the estimates: what each site needs, and nothing more.
+
+    Attributes:
+        logits: z by site name, [N, *S].
+        inputs: the site's input by site name, for the sites that a direct rule serves.
+        starts: the chain's value before a block, by block index, where a segment is run again from there.
+        losses: the loss of each example [N].
+    """
+
+    logits: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    starts: dict[int, Tensor] = field(default_factory=dict)
+    losses: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+def chain(model: nn.Module) -> list[Block]:
+    """The blocks of a network: the links of an `nn.Sequential` (nested ones flattened), or of `model.chain()`.
+
+    Any other module is a chain of one block: it works, but every redraw runs the whole module again.
+    """
+    names = {module: name for name, module in model.named_modules(remove_duplicate=True)}
+    blocks: list[Block] = []
+
+    def add(module: nn.Module) -> None:
+        links: Iterable[nn.Module]
+        if type(module).forward is nn.Sequential.forward:
+            links = module._modules.values()  # type: ignore[assignment]  # children() would drop a repeated link
+        elif callable(getattr(module, "chain", None)):
+            links = module.chain()
+        else:
+            if module not in names:
+                raise SiteError(f"{type(model).__name__}.chain(): gives a {type(module).__name__} that is no submodule")
+            blocks.append(Block(names[module], module))
+            return
+        for link in links:
+            add(link)
+
+    add(model)
+    return blocks
+
+
+def by_site(value: T | Mapping[str, T], names: Sequence[str], what: str) -> dict[str, T]:
+    """An option's value for each site: one for all, or that of the first pattern that matches the site's name.
+
+    Raises:
+        SiteError: a site without a pattern, or a pattern without a site.
+    """
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, value)
+    for pattern in value:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise SiteError(f"{what}: the pattern '{pattern}' matches no site; the sites are {', '.join(names)}")
+    found = {}
+    for name in names:
+        match = next((pattern for pattern in value if fnmatchcase(name, pattern)), None)
+        if match is None:
+            raise SiteError(f"{what}: no pattern of {', '.join(value)} matches the site '{name}'")
+        found[name] = value[match]
+    return found
+
+
+class Network:
+    """A model seen as a chain of blocks with sites.
+
+    Args:
+        model: the network; it is neither copied nor changed.
+        types: module types that are sites.
+        names: patterns of the site names; a module is a site when its type and its name match.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        types: Sequence[type[nn.Module]] = (nn.Linear, nn.Conv2d),
+        names: Sequence[str] = ("*",),
+    ) -> None:
+        self.model = model
+        self.blocks = chain(model)
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.candidates = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, tuple(types)) and any(fnmatchcase(name, pattern) for pattern in names)
+        }
+        self._top = {block.name for block in self.blocks} & self.candidates.keys()
+        self._random = {module: i for i, module in enumerate(model.modules())}
+        self.sites: tuple[Site, ...] = ()
+        self.by_name: dict[str, Site] = {}
+        self._keep_inputs: frozenset[str] = frozenset()
+        self._keep_starts: frozenset[int] = frozenset()
+
+    # ------------------------------------------------------------ traversals
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """While it is open, nested sites see the traversal of the thread that runs them."""
+
+        def hook_of(name: str) -> Callable[..., Tensor | None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+                visit = _VISIT.get()
+                return None if visit is None else visit(name, args[0], output)
+
+            return hook
+
+        handles = [
+            module.register_forward_hook(hook_of(name))
+            for name, module in self.candidates.items()
+            if name not in self._top
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run(
+        self,
+        h: Tensor,
+        visit: Visit,
+        uniforms: Uniforms | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        starts: dict[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Runs the blocks start … stop on h, the chain's value before them; `starts` collects what a tape keeps."""
+        visiting, keyed = _VISIT.set(visit), KEYED.set(uniforms)
+        try:
+            for index, (name, module) in enumerate(self.blocks[start:stop], start):
+                if starts is not None and index in self._keep_starts:
+                    starts[index] = h
+                output = module(h)
+                h = visit(name, h, output) if name in self._top else output
+            return h
+        finally:
+            _VISIT.reset(visiting)
+            KEYED.reset(keyed)
+
+    def record(
+        self, x: Tensor, noisy: Callable[[Site, Tensor], Tensor], uniforms: Uniforms | None = None
+    ) -> tuple[Tensor, Tape]:
+        """One pass from the input: the outputs, and the tape without its losses. `noisy(site, z) -> v`."""
+        tape = Tape()
+
+        def visit(name: str, inputs: Tensor, z: Tensor) -> Tensor:
+            tape.logits[name] = z
+            if name in self._keep_inputs:
+                tape.inputs[name] = inputs
+            return noisy(self.by_name[name], z)
+
+        return self.run(x, visit, uniforms, starts=tape.starts), tape
+
+    def replay(
+        self,
+        site: Site,
+        tape: Tape,
+        v: Tensor,
+        noisy: Callable[[Site, Tensor], Tensor],
+        uniforms: Uniforms | None = None,
+    ) -> Tensor:
+        """The outputs [C·N, …] when the noisy logits of `site` are v [C·N, *S] and all before it is as on the tape."""
+        if site.top:
+            return self.run(v, lambda name, _, z: noisy(self.by_name[name], z), uniforms, site.block + 1)
+        h = tape.starts[site.block]
+        h = h.repeat(v.shape[0] // h.shape[0], *[1] * (h.dim() - 1))
+        return self.run(
+            h,
+            lambda name, _, z: v if name == site.name else noisy(self.by_name[name], z),
+            uniforms,
+            site.block,
+        )
+
+    def random_index(self, module: nn.Module) -> int:
+        """A number for the keyed streams of a random module of this network."""
+        return self._random[module]
+
+    # ------------------------------------------------------------ preparation
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the network's numbers."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+    @property
+    def prepared(self) -> bool:
+        """Whether `prepare` has found the sites."""
+        return bool(self.sites)
+
+    def prepare(self, x: Tensor, *, estimated: bool = True, keep_inputs: Callable[[Site], bool]) -> None:
+        """Finds the sites and their segments by running two examples of the batch x [N, …], and checks the network.
+
+        Args:
+            x: a batch of inputs.
+            estimated: whether gradients come from the sites (else from autograd, which reaches every parameter).
+            keep_inputs: whether the parameter gradients of a site are formed from its input alone.
+
+        Raises:
+            SiteError: no site; a site that does not run exactly once; BatchNorm in training mode; a module that
+                draws unkeyed randomness; a block whose output is not one batch-first tensor; a trainable parameter
+                that no segment owns.
+        """
+        if not self.candidates and estimated:
+            raise SiteError("the network has no site: no module matches the site types and name patterns")
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                raise SiteError(
+                    f"'{name}' is a {type(module).__name__} in training mode, which couples the examples of a batch: "
+                    "use LayerNorm or GroupNorm, or put it in evaluation mode"
+                )
+        with self.hooked(), _unkeyed_randomness_is_an_error(self.model):
+            self._survey(x[:2], estimated, keep_inputs)
+
+    def _survey(self, x: Tensor, estimated: bool, keep_inputs: Callable[[Site], bool]) -> None:
+        calls: Counter[str] = Counter()
+        logits: dict[str, tuple[int, Tensor]] = {}  # name -> block, z with its graph
+        clean, flops, widths = [], [], []
+        stream = generator(Key(0, role=Role.DROPOUT), x.device)
+        block = 0
+
+        def visit(name: str, _: Tensor, z: Tensor) -> Tensor:
+            calls[name] += 1
+            _check_batch_first(f"site '{name}'", z, len(x))
+            logits[name] = (block, z)
+            return z.detach()
+
+        def uniforms(module: nn.Module, x: Tensor) -> Tensor:
+            return torch.rand(x.shape, generator=stream, device=x.device)
+
+        h = x
+        with torch.enable_grad():
+            for block, (name, _) in enumerate(self.blocks):
+                clean.append(not h.requires_grad)
+                with FlopCounterMode(display=False) as counter:
+                    h = self.run(h, visit, uniforms, block, block + 1)
+                _check_batch_first(f"block '{name}'", h, len(x))
+                flops.append(counter.get_total_flops())
+                widths.append(h[0].numel())
+        for name in self.candidates:
+            if estimated and calls[name] != 1:
+                raise SiteError(
+                    f"site '{name}' ran {calls[name]} times in one pass, a site must run exactly once: "
+                    "leave it out by the site name patterns, or give each call a module of its own"
+                )
+        parameters = list(self.parameters.values())
+
+        def reached(output: Tensor) -> tuple[str, ...]:
+            if not output.requires_grad:
+                return ()
+            grads = torch.autograd.grad(output.sum(), parameters, allow_unused=True, retain_graph=True)
+            return tuple(name for name, grad in zip(self.parameters, grads, strict=True) if grad is not None)
+
+        total = sum(flops) or 1
+        sites = []
+        for index, (name, (block, z)) in enumerate(logits.items()):
+            top = name in self._top
+            suffix = block + 1 if top else block
+            sites.append(
+                Site(
+                    index=index,
+                    name=name,
+                    module=self.candidates[name],
+                    block=block,
+                    top=top,
+                    start=max(i for i in range(block + 1) if clean[i]),
+                    shape=z.shape[1:],
+                    owned=reached(z),
+                    suffix=sum(flops[suffix:]) / total,
+                    width=max([z[0].numel(), *widths[suffix:]]),
+                )
+            )
+        if estimated:
+            owned = {name for site in sites for name in site.owned}
+            after = reached(h)
+            for name in self.parameters:
+                if name in after or name not in owned:
+                    raise SiteError(
+                        f"no site owns the parameter '{name}': "
+                        + ("it reaches the loss around the sites" if name in after else "no site's logits depend on it")
+                        + "; freeze it, or choose the sites so that its layer is one"
+                    )
+        self.sites = tuple(sites)
+        self.by_name = {site.name: site for site in sites}
+        direct = {site.name for site in sites if keep_inputs(site)}
+        self._keep_inputs = frozenset(direct)
+        self._keep_starts = frozenset(
+            {site.start for site in sites if site.name not in direct} | {site.block for site in sites if not site.top}
+        )
+
+
+def _check_batch_first(what: str, output: object, batch: int) -> None:
+    if not isinstance(output, Tensor):
+        raise SiteError(f"{what} returns a {type(output).__name__}, must return one tensor [N, …]")
+    if output.dim() == 0 or output.shape[0] != batch:
+        raise SiteError(f"{what} returns shape {tuple(output.shape)} for {batch} examples, must return [N, …]")
+
+
+@contextmanager
+def _unkeyed_randomness_is_an_error(model: nn.Module) -> Iterator[None]:
+    """Raises a SiteError that names the innermost module that advances a global random generator."""
+
+    def state() -> bytes:
+        states = [torch.get_rng_state()]
+        if torch.cuda.is_initialized():
+            states.append(torch.cuda.get_rng_state())
+        return b"".join(s.numpy().tobytes() for s in states)
+
+    before: dict[str, bytes] = {}
+    handles = []
+    for name, module in model.named_modules():
+
+        def enter(module: nn.Module, args: object, name: str = name) -> None:
+            before[name] = state()
+
+        def leave(module: nn.Module, args: object, output: object, name: str = name) -> None:
+            if state() != before[name]:
+                raise SiteError(
+                    f"'{name}' ({type(module).__name__}) draws from torch's global generator: use a keyed module, "
+                    "such as glr_dist.nn.Dropout, or put it in evaluation mode"
+                )
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
