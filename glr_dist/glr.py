@@ -180,9 +180,13 @@ class GLR(nn.Module):
         self.step += 1
         return total.loss
 
-    def forward_passes(self, x: Tensor, y: Tensor) -> float:
-        """The cost of one step on this batch in forward passes; a suffix counts as its share of the network's FLOPs."""
-        return self.estimator.forward_passes(self._bind(x, y, cross_entropy))
+    def cost(self, x: Tensor, y: Tensor) -> tuple[int, float]:
+        """What a step on this batch costs: noisy copies evaluated per example, and forward passes of the batch.
+
+        The redraw of a site counts as the share of the network's FLOPs that its suffix is.
+        """
+        step = self._bind(x, y, cross_entropy)
+        return self.estimator.evaluations(step), self.estimator.forward_passes(step)
 
     def _bind(self, x: Tensor, y: Tensor, loss: Loss) -> Step:
         learned = self.noise is not None and self.noise.learn != "none"

@@ -108,7 +108,8 @@ class Step:
 
     def draw(self, site: Site, item: WorkItem, n: int) -> Tensor:
         """ε [R, n, *S] of the item's rows at a site."""
-        assert self.noise is not None and item.rows is not None
+        assert self.noise is not None
+        assert item.rows is not None
         sampler = SAMPLERS[self.options.sampler]
         key = self.key(item.shared_pass, site.index, item.examples)
         eps = sampler(self.noise, key, item.rows, n, site.units, self.network.dtype, self.x.device)
@@ -214,6 +215,10 @@ class Estimator(Protocol):
 
     def finish(self, step: Step, shared_pass: int, examples: int, site: str, delta: Tensor, tape: Tape) -> Partial:
         """Parameter gradients of a site from the summed δ / N of one example block."""
+        ...
+
+    def evaluations(self, step: Step) -> int:
+        """How many noisy copies of each example a step evaluates, the sum over sites and shared passes."""
         ...
 
     def forward_passes(self, step: Step) -> float:

@@ -97,5 +97,8 @@ class Joint:
     def finish(self, step: Step, shared_pass: int, examples: int, site: str, delta: Tensor, tape: Tape) -> Partial:
         raise AssertionError("joint items return parameter gradients")
 
+    def evaluations(self, step: Step) -> int:
+        return step.copies[step.network.sites[0].name]
+
     def forward_passes(self, step: Step) -> float:
         return step.copies[step.network.sites[0].name] + (step.options.baseline == "shared")

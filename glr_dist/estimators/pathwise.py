@@ -65,5 +65,8 @@ class Pathwise:
     def finish(self, step: Step, shared_pass: int, examples: int, site: str, delta: Tensor, tape: Tape) -> Partial:
         raise AssertionError("pathwise items return parameter gradients")
 
+    def evaluations(self, step: Step) -> int:
+        return self.passes(step)
+
     def forward_passes(self, step: Step) -> float:
         return 3.0 * self.passes(step)  # a backward pass costs about two forward ones

@@ -91,6 +91,9 @@ class Redraw:
         noisy, uniforms = self._others(step, shared_pass, examples), step.uniforms(shared_pass, examples)
         return Partial(grads=step.parameter_gradients(step.network.by_name[site], tape, delta, noisy, uniforms))
 
+    def evaluations(self, step: Step) -> int:
+        return sum(step.passes[site.name] * step.copies[site.name] for site in step.learned())
+
     def forward_passes(self, step: Step) -> float:
         redraws = sum(step.passes[site.name] * step.copies[site.name] * site.suffix for site in step.learned())
         return self.passes(step) + redraws

@@ -1,0 +1,30 @@
+"""The learning curve of a run as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def draw_learning_curve(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss and validation accuracy against the epoch, side by side, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    epochs = [record["epoch"] for record in history]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [record["train_loss"] for record in history], marker=".", label="train, with noise")
+    left.plot(epochs, [record["validation_loss"] for record in history], marker=".", label="validation, without noise")
+    left.set(xlabel="epoch", ylabel="mean loss", ylim=(0, None))
+    left.legend()
+    right.plot(epochs, [record["validation_accuracy"] for record in history], marker=".", color="tab:green")
+    right.set(xlabel="epoch", ylabel="validation accuracy, without noise")
+    right.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, dpi=120)

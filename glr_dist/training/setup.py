@@ -1,0 +1,131 @@
+"""From a configuration to the objects of a run: device, network, optimizer, schedule."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from glr_dist import config
+from glr_dist.config import Config, ConfigError
+from glr_dist.data import Dataset
+from glr_dist.execution.inline import Inline
+from glr_dist.glr import GLR
+from glr_dist.nn import mlp
+from glr_dist.noise import LAWS, Key, Role, generator
+
+
+def device_of(execution: config.Execution) -> torch.device:
+    """The device of a run.
+
+    Raises:
+        ConfigError: it is not on this machine.
+    """
+    count = torch.cuda.device_count()
+    if execution.device == "auto":
+        return torch.device("cuda" if count else "cpu")
+    device = torch.device(execution.device)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"execution.device: {execution.device!r} is not here: this machine has {count} CUDA devices")
+    return device
+
+
+def network_of(settings: Config, dataset: Dataset, device: torch.device) -> GLR:
+    """The network of a run with its keyed initial weights, prepared on the first examples.
+
+    Raises:
+        ConfigError: the noise names a site type that torch.nn does not have.
+        SiteError: the network has no such site.
+    """
+    model, noise = settings.model, settings.noise
+    stream = generator(Key(settings.seed, role=Role.INIT))
+    module = mlp(
+        dataset.shape.numel(),
+        model.hidden,
+        dataset.classes,
+        model.activation,
+        dropout=model.dropout,
+        init=model.init,
+        init_scale=model.init_scale,
+        generator=stream,
+    ).to(device)
+    law = None if noise.law == "none" else LAWS[noise.law](noise.scale, noise.learn, noise.floor)
+    net = GLR(
+        module,
+        law,
+        settings.estimator,
+        sites=[_known(nn, name, nn.Module, "noise.sites") for name in noise.sites],
+        site_names=noise.names,
+        seed=settings.seed,
+        executor=Inline(1 if device.type == "cuda" else settings.execution.threads),
+    )
+    net.prepare(dataset.train.to(device).batch(slice(0, 2))[0])
+    return net
+
+
+def optimizer_of(training: config.Training, net: GLR) -> Optimizer:
+    """The optimizer by name, over all trainable parameters of the network and its noise.
+
+    Raises:
+        ConfigError: no such optimizer or argument, or a value it refuses.
+    """
+    kind = _known(torch.optim, training.optimizer.name, Optimizer, "training.optimizer.name")
+    if training.optimizer.name == "LBFGS":
+        raise ConfigError("training.optimizer.name: 'LBFGS' evaluates the loss many times a step; use another optimizer")
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    return _made(kind, (parameters,), training.optimizer, "training.optimizer")  # type: ignore[no-any-return]
+
+
+def schedule_of(training: config.Training, optimizer: Optimizer, steps: int) -> LRScheduler | None:
+    """The schedule by name, or None. A length that is not given (T_max, total_steps, …) is that of the run.
+
+    Args:
+        training: the configuration.
+        optimizer: what it steers.
+        steps: steps per epoch.
+
+    Raises:
+        ConfigError: no such schedule or argument, or a value it refuses.
+    """
+    chosen = training.schedule
+    if chosen is None:
+        return None
+    kind = _known(lr_scheduler, chosen.name, LRScheduler, "training.schedule.name")
+    plateau = issubclass(kind, lr_scheduler.ReduceLROnPlateau)
+    if plateau and chosen.per == "step":
+        raise ConfigError("training.schedule.per: 'step' is not allowed: ReduceLROnPlateau looks at the epoch's loss")
+    length = training.epochs * (steps if chosen.per == "step" else 1)
+    known = inspect.signature(kind).parameters
+    lengths = {key: length for key in ("T_max", "total_steps", "total_iters") if key in known}
+    if "epochs" in chosen.arguments and "steps_per_epoch" in chosen.arguments:
+        lengths = {}
+    named = config.Schedule(**{**lengths, **chosen.model_dump()})
+    return _made(kind, (optimizer,), named, "training.schedule")  # type: ignore[no-any-return]
+
+
+def _known(module: Any, name: str, base: type, where: str) -> Any:
+    found = getattr(module, name, None)
+    if isinstance(found, type) and issubclass(found, base) and found is not base:
+        return found
+    names = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)]
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(set(names) - {base.__name__}))}"
+    raise ConfigError(f"{where}: {name!r} is not in {module.__name__}; {hint}")
+
+
+def _made(kind: Any, first: tuple[Any, ...], named: config.Named, where: str) -> Any:
+    known = [key for key in inspect.signature(kind).parameters][1:]
+    for key in named.arguments:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
+            raise ConfigError(f"{where}.{key}: is no argument of {named.name}; {hint}")
+    try:
+        return kind(*first, **named.arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{where}: {named.name} refuses its arguments ({' '.join(str(error).split())})") from None

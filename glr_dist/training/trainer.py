@@ -1,0 +1,321 @@
+"""The training loop: keyed shuffling, validation, metrics, checkpoints, and a bit-for-bit continuation."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from tqdm import tqdm
+
+from glr_dist import config, data
+from glr_dist.config import Config, ConfigError
+from glr_dist.data import Split
+from glr_dist.execution.inline import one_thread
+from glr_dist.files import write_atomically
+from glr_dist.losses import LOSSES
+from glr_dist.noise import Key, Role, generator
+from glr_dist.training import checkpoint
+from glr_dist.training.curve import draw_learning_curve
+from glr_dist.training.setup import device_of, network_of, optimizer_of, schedule_of
+
+_EVALUATION_BATCH = 1000  # examples of one piece of work
+_MAY_DIFFER = ("execution", "tracking", "diagnose", "data.root", "data.download", "training.keep_checkpoints")
+
+
+class Trainer:
+    """One run: everything that changes while it trains, and the folder that receives it.
+
+    Args:
+        settings: the configuration.
+        out: the run's folder; it must be new or empty, unless `resume`.
+        resume: continue from the newest whole checkpoint of the folder, if there is one.
+
+    Raises:
+        ConfigError: a user's mistake in the configuration or the folder.
+        CheckpointError: every checkpoint of the folder is damaged.
+    """
+
+    def __init__(self, settings: Config, out: Path, *, resume: bool = False) -> None:
+        self.settings, self.out = settings, out
+        self.device = device_of(settings.execution)
+        dataset = data.load(settings.data)
+        self.train, self.validation, self.test = (
+            split.to(self.device) for split in (dataset.train, dataset.validation, dataset.test)
+        )
+        self.net = network_of(settings, dataset, self.device)
+        self.loss = LOSSES[settings.training.loss]
+        self.optimizer = optimizer_of(settings.training, self.net)
+        self.steps = -(-len(self.train) // settings.training.batch_size)  # of an epoch
+        self.schedule = schedule_of(settings.training, self.optimizer, self.steps)
+        self.epoch = 0
+        self.seconds = 0.0
+        self.forward_passes = 0.0
+        self.history: list[dict[str, Any]] = []
+        self._open(resume)
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the last epoch, tests the final parameters once, and writes `summary.json`.
+
+        Returns:
+            The summary.
+
+        Raises:
+            FloatingPointError: the loss or the logits are not finite.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; finished epochs are safe.
+            OSError: a file cannot be written; finished epochs up to the last checkpoint are safe.
+        """
+        with _terminated_as_interrupted(), self._progress() as bar:
+            while self.epoch < self.settings.training.epochs:
+                self._run_epoch(bar)
+        summary = self._summary()
+        write_atomically(self.out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        return summary
+
+    # ------------------------------------------------------------ an epoch
+
+    def _run_epoch(self, bar: tqdm[Any]) -> None:
+        started = time.perf_counter()
+        self.net.train()
+        stream = generator(Key(self.settings.seed, step=self.epoch, role=Role.SHUFFLE))
+        order = torch.randperm(len(self.train), generator=stream).to(self.device)
+        losses: list[Tensor] = []
+        squares: dict[str, Tensor] = {}
+        evaluations = 0
+        passes = 0.0
+        for index in order.split(self.settings.training.batch_size):
+            x, y = self.train.batch(index)
+            self.optimizer.zero_grad()
+            loss = self.net.estimate(x, y, self.loss)
+            with one_thread():
+                self._square_norms(squares)
+                self.optimizer.step()
+                if self.schedule is not None and self._stepwise:
+                    self.schedule.step()
+            losses.append(loss * len(y))
+            copies, step_passes = self.net.cost(x, y)
+            evaluations += copies * len(y)
+            passes += step_passes
+            bar.update()
+            rate = evaluations / (time.perf_counter() - started)
+            bar.set_postfix_str(self._state(loss, rate), refresh=False)
+        self.forward_passes += passes
+        trained = time.perf_counter() - started
+        with one_thread():
+            train_loss = (torch.stack(losses).double().sum() / len(self.train)).item()
+        correct, validation_loss = self.evaluate(self.validation)
+        if self.schedule is not None and not self._stepwise:
+            if isinstance(self.schedule, ReduceLROnPlateau):
+                self.schedule.step(validation_loss)
+            else:
+                self.schedule.step()
+        self.epoch += 1
+        self.seconds += time.perf_counter() - started
+        record = {
+            "epoch": self.epoch,
+            "step": self.net.step,
+            "train_loss": train_loss,
+            "validation_accuracy": correct,
+            "validation_loss": validation_loss,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "copies_per_second": evaluations / trained,
+            "forward_passes": self.forward_passes,
+            "seconds": self.seconds,
+            "time": time.time(),
+            **{f"gradient_norm/{site}": (total / self.steps).sqrt().item() for site, total in squares.items()},
+        }
+        if self.net.noise is not None:
+            for site, scale in self.net.scales().items():
+                record[f"noise_scale/{site}"] = scale.mean().item()
+        self._keep(record)
+        self._tell(bar, record)
+
+    @property
+    def _stepwise(self) -> bool:
+        assert self.settings.training.schedule is not None
+        return self.settings.training.schedule.per == "step"
+
+    def _square_norms(self, squares: dict[str, Tensor]) -> None:
+        """Adds |gradient|² of each site's parameters, for the root mean square over the epoch."""
+        parameters = self.net.network.parameters
+        for site in self.net.network.sites:
+            own = [grad for name in site.owned if (grad := parameters[name].grad) is not None]
+            if own:
+                total = torch.stack([(grad * grad).sum() for grad in own]).sum()
+                squares[site.name] = squares[site.name] + total if site.name in squares else total
+
+    def evaluate(self, split: Split) -> tuple[float, float]:
+        """Accuracy and mean loss of the noise-free network on a split."""
+        self.net.eval()
+
+        def of(start: int) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                x, y = split.batch(slice(start, start + _EVALUATION_BATCH))
+                outputs = self.net(x)
+                return (outputs.argmax(-1) == y).sum(), self.loss(outputs, y).double().sum()
+
+        with one_thread():
+            parts = list(self.net.executor.map(of, range(0, len(split), _EVALUATION_BATCH)))
+        correct, loss = (torch.stack(part).sum().item() for part in zip(*parts, strict=True))
+        return correct / len(split), loss / len(split)
+
+    # ------------------------------------------------------------ the folder
+
+    def _open(self, resume: bool) -> None:
+        """Makes the run's folder, or takes up what it holds."""
+        kept = self.out / "config.yaml"
+        try:
+            if resume and kept.exists():
+                self._check_same(kept)
+                self._restore()
+                return
+            if self.out.exists() and any(self.out.iterdir()):
+                advice = "it is no run to resume" if resume else "continue it with --resume, or choose another --out"
+                raise ConfigError(f"--out: {self.out} is not empty; {advice}")
+            (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
+            write_atomically(kept, config.dump(self.settings).encode())
+        except OSError as error:
+            raise ConfigError(f"--out: {self.out} cannot be written ({error.strerror})") from None
+
+    def _check_same(self, kept: Path) -> None:
+        """A run is continued with the settings that it began with, or it would not be the same run."""
+        before, now = _flat(yaml.safe_load(kept.read_text())), _flat(yaml.safe_load(config.dump(self.settings)))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER):
+                raise ConfigError(
+                    f"{key}: the run in {self.out} has {before.get(key)!r}, not {now.get(key)!r}; leave out --resume to "
+                    "begin another run"
+                )
+
+    def _restore(self) -> None:
+        metrics = self.out / "metrics.jsonl"
+        if checkpoint.listed(self.out / "checkpoints"):
+            path, state, damaged = checkpoint.newest(self.out / "checkpoints", self.device)
+            for line in damaged:
+                print(f"warning: {line}; using {path.name}", file=sys.stderr)
+            self.net.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.schedule is not None:
+                self.schedule.load_state_dict(state["schedule"])
+            self.net.step, self.epoch = state["step"], state["epoch"]
+            self.seconds, self.forward_passes = state["seconds"], state["forward_passes"]
+        if metrics.exists():
+            self.history = [record for record in _records(metrics) if record["epoch"] <= self.epoch]
+            write_atomically(metrics, "".join(json.dumps(record) + "\n" for record in self.history).encode())
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        """The epoch's metrics first, then its checkpoint: a resumed run drops metrics that have no checkpoint."""
+        self.history.append(record)
+        with (self.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        folder = self.out / "checkpoints"
+        state = {
+            "network": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict() if self.schedule is not None else None,
+            "step": self.net.step,
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "forward_passes": self.forward_passes,
+        }
+        checkpoint.save(folder / checkpoint.name_of(self.epoch), state)
+        checkpoint.prune(folder, self.settings.training.keep_checkpoints)
+
+    def _summary(self) -> dict[str, Any]:
+        draw_learning_curve(self.history, self.out / "learning_curve.png")
+        accuracy, loss = self.evaluate(self.test)
+        last = self.history[-1]
+        return {
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+            "validation_accuracy": last["validation_accuracy"],
+            "train_loss": last["train_loss"],
+            "epochs": self.epoch,
+            "steps": self.net.step,
+            "seconds": round(self.seconds, 3),
+            "forward_passes": self.forward_passes,
+            "estimator": self.settings.estimator.name,
+            "data": self.settings.data.name,
+            "seed": self.settings.seed,
+            "params_sha256": checkpoint.digest(self.net.state_dict()),
+        }
+
+    # ------------------------------------------------------------ what a person sees
+
+    def _progress(self) -> tqdm[Any]:
+        return tqdm(
+            total=self.settings.training.epochs * self.steps,
+            initial=self.epoch * self.steps,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            desc="training ",
+        )
+
+    def _state(self, loss: Tensor, rate: float) -> str:
+        accuracy = f", accuracy {self.history[-1]['validation_accuracy']:.4f}" if self.history else ""
+        epoch = f"epoch {self.epoch + 1}/{self.settings.training.epochs}"
+        return f"{epoch}, loss {loss.item():.4f}{accuracy}, {rate:,.0f} copies/s"
+
+    def _tell(self, bar: tqdm[Any], record: dict[str, Any]) -> None:
+        """One plain line per epoch where there is no terminal to draw a bar on."""
+        if bar.disable:
+            left = self.seconds / self.epoch * (self.settings.training.epochs - self.epoch)
+            print(
+                f"epoch {record['epoch']}/{self.settings.training.epochs}  train loss {record['train_loss']:.4f}  "
+                f"validation accuracy {record['validation_accuracy']:.4f}  "
+                f"{record['copies_per_second']:,.0f} copies/s  {left:.0f} s left",
+                flush=True,
+            )
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which a cluster sends to stop a job, ends a run as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: the process's owner handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _records(metrics: Path) -> Iterator[dict[str, Any]]:
+    for line in metrics.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # cut off by a crash
+            return
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def train(settings: Config, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Trains as configured and returns the summary; arguments and errors as of `Trainer` and its `run`."""
+    return Trainer(settings, out, resume=resume).run()
