@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from glr_dist import __version__
 
@@ -20,7 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 a mistake that one line on stderr explains, 130 stopped by Ctrl-C.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one run only; overrides may stand anywhere.
+    for argument in rest:
+        if argument.startswith("-"):
+            parser.error(f"unknown option {argument}")
+        options.overrides.append(argument)
     # Imported here: --help must not wait for pydantic, and the rest not for torch before the configuration is right.
     from glr_dist.config import ConfigError, dump, load
 
@@ -38,8 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="glr-dist", description="Train neural networks without backpropagation, by likelihood ratio gradients."
     )
     parser.add_argument("--version", action="version", version=f"glr-dist {__version__}")
@@ -53,9 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", metavar="CONFIG.yaml", type=Path)
         command.add_argument("overrides", metavar="key=value", nargs="*", help="override, as in noise.scale=0.5")
         if name != "config":
-            command.add_argument("--out", metavar="DIR", type=Path, help="folder of the results (default: a new one in runs/)")
+            command.add_argument(
+                "--out", metavar="DIR", type=Path, help="folder of the results (default: a new one in runs/)"
+            )
         if name == "train":
-            command.add_argument("--resume", action="store_true", help="continue the run in DIR (default: the newest one)")
+            command.add_argument(
+                "--resume", action="store_true", help="continue the run in DIR (default: the newest one)"
+            )
         if name == "diagnose":
             command.add_argument("--checkpoint", metavar="FILE", type=Path, help="instead of the initial weights")
     return parser
@@ -105,7 +122,11 @@ def _folder(given: Path | None, stem: str, *, resume: bool) -> Path:
     """The absolute folder of the results: the given one, or runs/STEM-NUMBER (the newest to resume, else a new one)."""
     if given is not None:
         return given.absolute()
-    numbers = [int(path.name.rpartition("-")[2]) for path in Path("runs").glob(f"{stem}-[0-9]*") if path.name[len(stem) + 1 :].isdigit()]
+    numbers = [
+        int(path.name.rpartition("-")[2])
+        for path in Path("runs").glob(f"{stem}-[0-9]*")
+        if path.name[len(stem) + 1 :].isdigit()
+    ]
     latest = max(numbers, default=0)
     number = latest if resume and latest else latest + 1
     return Path("runs").absolute() / f"{stem}-{number}"

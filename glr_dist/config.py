@@ -144,7 +144,7 @@ class Diagnose(Section):
     passes: tuple[Count, ...] = Field((1,), min_length=1, description="the M to try")
     draws: Annotated[int, Field(ge=2)] = Field(10, description="estimates for each K and M")
     batch: Count = Field(128, description="the first examples of the training set")
-    reference: Literal["auto", "pathwise", "conditional"] = "auto"
+    reference: Literal["auto", "pathwise", "conditional", "joint"] = "auto"
     reference_passes: Annotated[int, Field(ge=2)] = Field(4000, description="noisy passes behind the reference")
 
 
@@ -235,9 +235,7 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
             if isinstance(getattr(e, key), Mapping):
                 raise ConfigError(f"estimator.{key}: 'joint' varies all sites at once; give one number for all sites")
     if e.name != "conditional" and per_site(e.passes) != [1]:
-        raise ConfigError(
-            f"estimator.passes: {e.name!r} keeps no noise of a shared pass; 1 is allowed, raise copies instead"
-        )
+        raise ConfigError(f"estimator.passes: {e.name!r} keeps no noise of a shared pass; only 1 is allowed")
     if e.exact_head and loss == "zero_one":
         raise ConfigError("estimator.exact_head: 'zero_one' has no derivative; use 'cross_entropy' or turn it off")
 
@@ -342,7 +340,7 @@ def _one_line(section: type[BaseModel], error: ValidationError, where: str) -> s
 
 
 def _same(error: Any, place: list[str]) -> bool:
-    """Whether an error is about the same field (its first two steps; deeper ones may be names of a union's branches)."""
+    """Whether an error is about the same field: its first two steps; deeper ones may name a union's branches."""
     return [str(part) for part in error["loc"]][:2] == place[:2]
 
 

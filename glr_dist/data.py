@@ -40,7 +40,7 @@ class Split:
         return Split(self.images[index], self.labels[index], self.top)
 
     def batch(self, index: Tensor | slice, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """x [B, C, H, W] in [0, 1] and y [B]."""
+        """Inputs x [B, C, H, W] in [0, 1] and targets y [B]."""
         return self.images[index].to(dtype) / self.top, self.labels[index]
 
 
@@ -92,7 +92,7 @@ def _permutation(size: int, data: Data, part: str) -> Tensor:
 
 
 def _digits() -> Split:
-    """The 1,797 handwritten digits, 8 x 8 pixels of 17 grey levels, that scikit-learn carries (UCI, Alpaydin & Kaynak)."""
+    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries (UCI, Alpaydin & Kaynak)."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

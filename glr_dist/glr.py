@@ -47,8 +47,8 @@ class GLR(nn.Module):
     """Trains `model` without backpropagation.
 
     J(θ) = mean over examples of E[loss], with noise at the output of every site; `estimators` holds the ways to
-    estimate its gradient. Calling the object runs the model without noise. If the noise learns its scales, `prepare(x)` must come
-    before the optimizer is built, so that `parameters()` holds them.
+    estimate its gradient. Calling the object runs the model without noise. If the noise learns its scales,
+    `prepare(x)` must come before the optimizer is built, so that `parameters()` holds them.
 
     Args:
         model: any module; an `nn.Sequential`, or a module with a method `chain()` that lists its blocks in order, is
@@ -84,7 +84,7 @@ class GLR(nn.Module):
         super().__init__()
         if isinstance(estimator, str):
             estimator = config.build(config.Estimator, {"name": estimator, **options}, "estimator.")
-        law = config.Noise(law=noise.law if noise else "none", learn=noise.learn if noise else "none")  # type: ignore[arg-type]
+        law = config.Noise(law=noise.law if noise else "none", learn=noise.learn if noise else "none")
         self.options = estimator.model_copy(update={"sampler": config.resolve_sampler(estimator, law)})
         config.check_estimator(self.options, law)
         self.model = model

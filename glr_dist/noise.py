@@ -141,7 +141,8 @@ class Gaussian(Noise):
         return torch.randn(tuple(shape), generator=stream, dtype=dtype, device=stream.device)
 
     def quantile(self, u: Tensor) -> Tensor:
-        return torch.special.ndtri(u)
+        eps: Tensor = torch.special.ndtri(u)
+        return eps
 
     def score(self, eps: Tensor) -> Tensor:
         return eps
@@ -167,7 +168,8 @@ class Logistic(Noise):
     law: ClassVar[str] = "logistic"
 
     def quantile(self, u: Tensor) -> Tensor:
-        return torch.special.logit(u)
+        eps: Tensor = torch.special.logit(u)
+        return eps
 
     def score(self, eps: Tensor) -> Tensor:
         return (eps / 2).tanh()
@@ -199,7 +201,9 @@ def _frame(key: Key, rows: int, units: int, dtype: torch.dtype, device: torch.de
     """`rows` orthonormal rows [rows, D], uniform (Haar) on the Stiefel manifold."""
     normals = torch.randn(units, rows, generator=generator(key), dtype=torch.float64)
     q, r = torch.linalg.qr(normals)
-    return (q * r.diagonal().sign()).T.contiguous().to(device, dtype)  # the signs make Q Haar
+    q = q * r.diagonal().sign()  # the signs make Q Haar
+    frame: Tensor = q.T.contiguous().to(device, dtype)
+    return frame
 
 
 def orthogonal(

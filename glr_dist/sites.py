@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,15 @@ _VISIT: ContextVar[Visit | None] = ContextVar("glr_dist_visit", default=None)  #
 
 class SiteError(ValueError):
     """The network cannot be trained as it is; the message names the culprit."""
+
+
+@runtime_checkable
+class Chained(Protocol):
+    """A module that gives its chain: the blocks whose calls, one after the other, are its forward pass."""
+
+    def chain(self) -> Iterable[nn.Module]:
+        """The blocks in the order of their calls."""
+        ...
 
 
 class Block(NamedTuple):
@@ -104,7 +113,7 @@ def chain(model: nn.Module) -> list[Block]:
         links: Iterable[nn.Module]
         if type(module).forward is nn.Sequential.forward:
             links = module._modules.values()  # type: ignore[assignment]  # children() would drop a repeated link
-        elif callable(getattr(module, "chain", None)):
+        elif isinstance(module, Chained):
             links = module.chain()
         else:
             if module not in names:
@@ -156,11 +165,10 @@ class Network:
         self.model = model
         self.blocks = chain(model)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.candidates = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, tuple(types)) and any(fnmatchcase(name, pattern) for pattern in names)
-        }
+        self.candidates: dict[str, nn.Module] = {}
+        for name, module in model.named_modules():
+            if any(isinstance(module, kind) for kind in types) and any(fnmatchcase(name, pattern) for pattern in names):
+                self.candidates[name] = module
         self._top = {block.name for block in self.blocks} & self.candidates.keys()
         self._random = {module: i for i, module in enumerate(model.modules())}
         self.sites: tuple[Site, ...] = ()
@@ -378,7 +386,7 @@ def _unkeyed_randomness_is_an_error(model: nn.Module) -> Iterator[None]:
 
     def state() -> bytes:
         states = [torch.get_rng_state()]
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             states.append(torch.cuda.get_rng_state())
         return b"".join(s.numpy().tobytes() for s in states)
 

@@ -88,8 +88,9 @@ class Joint:
             if site.owned:
                 once = len(own.logits[site.name]) == n  # the part before the first site ran once for all copies
                 delta = delta.sum((0, 1)) if once else delta.view(-1, *site.shape)
-                held = {name: v.detach() for name, v in noisy.items()}
-                grads = step.parameter_gradients(site, own, delta, lambda s, z, held=held: held[s.name], uniforms)
+                grads = step.parameter_gradients(
+                    site, own, delta, lambda other, _: noisy[other.name].detach(), uniforms
+                )
                 for name, grad in grads.items():
                     result.grads[name] = result.grads[name] + grad if name in result.grads else grad
         return result

@@ -53,8 +53,8 @@ class Pathwise:
         for name, grad in zip(leaves, grads, strict=True):
             if grad is None:
                 raise ValueError(
-                    f"pathwise: autograd gives no gradient to '{name}' (a discontinuous activation lies between it and the "
-                    "loss, or it is not used); use another estimator"
+                    f"pathwise: autograd gives no gradient to '{name}' (a discontinuous activation lies between it and "
+                    "the loss, or it is not used); use another estimator"
                 )
             if name in step.network.parameters:
                 result.grads[name] = grad

@@ -49,7 +49,7 @@ def mlp(
 
 @torch.no_grad()
 def _linear(fan_in: int, fan_out: int, init: str, scale: float, generator: torch.Generator | None) -> nn.Linear:
-    linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
+    linear = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")  # torch's own draw is skipped
     for parameter in (linear.weight, linear.bias):
         if init == "paper":
             parameter.normal_(0, 2 / (fan_in + 1) ** 0.5, generator=generator)

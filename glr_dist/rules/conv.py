@@ -10,5 +10,7 @@ def conv2d(module: nn.Module, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
     """∂J/∂W is the correlation of x with δ, and ∂J/∂b = Σ δ over examples and places."""
     assert isinstance(module, nn.Conv2d)
     padding = 0 if module.padding == "valid" else module.padding
-    weight = conv2d_weight(x, module.weight.shape, delta, module.stride, padding, module.dilation, module.groups)
+    weight: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
+        x, module.weight.shape, delta, module.stride, padding, module.dilation, module.groups
+    )
     return {"weight": weight, "bias": delta.sum((0, 2, 3))}

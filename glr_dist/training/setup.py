@@ -76,7 +76,9 @@ def optimizer_of(training: config.Training, net: GLR) -> Optimizer:
     """
     kind = _known(torch.optim, training.optimizer.name, Optimizer, "training.optimizer.name")
     if training.optimizer.name == "LBFGS":
-        raise ConfigError("training.optimizer.name: 'LBFGS' evaluates the loss many times a step; use another optimizer")
+        raise ConfigError(
+            "training.optimizer.name: 'LBFGS' evaluates the loss many times a step; use another optimizer"
+        )
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     return _made(kind, (parameters,), training.optimizer, "training.optimizer")  # type: ignore[no-any-return]
 
@@ -119,7 +121,7 @@ def _known(module: Any, name: str, base: type, where: str) -> Any:
 
 
 def _made(kind: Any, first: tuple[Any, ...], named: config.Named, where: str) -> Any:
-    known = [key for key in inspect.signature(kind).parameters][1:]
+    known = list(inspect.signature(kind).parameters)[1:]
     for key in named.arguments:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)

@@ -94,7 +94,7 @@ class Trainer:
         squares: dict[str, Tensor] = {}
         evaluations = 0
         passes = 0.0
-        for index in order.split(self.settings.training.batch_size):
+        for index in torch.split(order, self.settings.training.batch_size):
             x, y = self.train.batch(index)
             self.optimizer.zero_grad()
             loss = self.net.estimate(x, y, self.loss)
@@ -194,8 +194,8 @@ class Trainer:
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER):
                 raise ConfigError(
-                    f"{key}: the run in {self.out} has {before.get(key)!r}, not {now.get(key)!r}; leave out --resume to "
-                    "begin another run"
+                    f"{key}: the run in {self.out} has {before.get(key)!r}, not {now.get(key)!r}; "
+                    "leave out --resume to begin another run"
                 )
 
     def _restore(self) -> None:
