@@ -145,7 +145,9 @@ class Diagnose(Section):
     draws: Annotated[int, Field(ge=2)] = Field(10, description="estimates for each K and M")
     batch: Count = Field(128, description="the first examples of the training set")
     reference: Literal["auto", "pathwise", "conditional", "joint"] = "auto"
-    reference_passes: Annotated[int, Field(ge=2)] = Field(4000, description="noisy passes behind the reference")
+    reference_passes: Annotated[int, Field(ge=2)] = Field(
+        4000, description="noisy passes behind the reference; for conditional, redraws of each site"
+    )
 
 
 class Config(Section):

@@ -170,9 +170,13 @@ def _reference(
     per_chunk = max(2, 2 * round(chosen.reference_passes / _CHUNKS / 2))
     steps = range(_REFERENCE_STEP, _REFERENCE_STEP + _CHUNKS)
     for name in names:
-        sizes = {"pathwise": {"passes": per_chunk}, "joint": {"copies": per_chunk}}
-        size = sizes.get(name, {"copies": 2, "passes": per_chunk})
-        options = config.build(config.Estimator, {"name": name, **size})
+        copies = settings.estimator.copies
+        sizes = {
+            "pathwise": {"passes": per_chunk},
+            "joint": {"copies": per_chunk},
+            "conditional": {"copies": copies, "passes": max(1, per_chunk // max(config.per_site(copies)))},
+        }
+        options = config.build(config.Estimator, {"name": name, **sizes[name]})
         if name == "pathwise" and settings.noise.law == "none":
             options = settings.estimator
         try:

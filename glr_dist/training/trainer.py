@@ -92,8 +92,8 @@ class Trainer:
         order = torch.randperm(len(self.train), generator=stream).to(self.device)
         losses: list[Tensor] = []
         squares: dict[str, Tensor] = {}
+        copies, passes = self.net.cost(*self.train.batch(order[:1]))  # per example of a step, and per step
         evaluations = 0
-        passes = 0.0
         for index in torch.split(order, self.settings.training.batch_size):
             x, y = self.train.batch(index)
             self.optimizer.zero_grad()
@@ -104,13 +104,11 @@ class Trainer:
                 if self.schedule is not None and self._stepwise:
                     self.schedule.step()
             losses.append(loss * len(y))
-            copies, step_passes = self.net.cost(x, y)
             evaluations += copies * len(y)
-            passes += step_passes
             bar.update()
             rate = evaluations / (time.perf_counter() - started)
             bar.set_postfix_str(self._state(loss, rate), refresh=False)
-        self.forward_passes += passes
+        self.forward_passes += passes * self.steps
         trained = time.perf_counter() - started
         with one_thread():
             train_loss = (torch.stack(losses).double().sum() / len(self.train)).item()
