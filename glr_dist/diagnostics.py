@@ -171,7 +171,7 @@ def _reference(
     steps = range(_REFERENCE_STEP, _REFERENCE_STEP + _CHUNKS)
     for name in names:
         copies = settings.estimator.copies
-        sizes = {
+        sizes: dict[str, dict[str, Any]] = {
             "pathwise": {"passes": per_chunk},
             "joint": {"copies": per_chunk},
             "conditional": {"copies": copies, "passes": max(1, per_chunk // max(config.per_site(copies)))},
