@@ -38,7 +38,8 @@ class Gradients:
         """Adds an item's parameter and scale gradients and its loss."""
         for total, part in ((self.grads, partial.grads), (self.scales, partial.scales)):
             for name, value in part.items():
-                total[name] = total[name] + value if name in total else value
+                # In place, so that memory does not grow with the passes; autograd may give two parameters one tensor.
+                total[name] = total[name].add_(value) if name in total else value.clone()
         if partial.loss is not None:
             self.loss = self.loss + partial.loss
 
