@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glr_dist import losses, nn
+    from glr_dist.errors import UserError
     from glr_dist.glr import GLR, Gradients
     from glr_dist.noise import Gaussian, Laplace, Logistic
-    from glr_dist.sites import SiteError
 
-__all__ = ["GLR", "Gaussian", "Gradients", "Laplace", "Logistic", "SiteError", "losses", "nn"]
+__all__ = ["GLR", "Gaussian", "Gradients", "Laplace", "Logistic", "UserError", "losses", "nn"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -29,7 +29,7 @@ _HOMES = {
     "Gaussian": "glr_dist.noise",
     "Laplace": "glr_dist.noise",
     "Logistic": "glr_dist.noise",
-    "SiteError": "glr_dist.sites",
+    "UserError": "glr_dist.errors",
 }
 
 

@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unknown option {argument}")
         options.overrides.append(argument)
     # Imported here: --help must not wait for pydantic, and the rest not for torch before the configuration is right.
-    from glr_dist.config import ConfigError, dump, load
+    from glr_dist.config import dump, load
+    from glr_dist.errors import UserError
 
     try:
         settings = load(options.config, options.overrides)
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "diagnose":
             return _diagnose(options, settings)
         return _train(options, settings)
-    except ConfigError as error:
+    except (UserError, FloatingPointError) as error:
         return _mistake(str(error))
     except KeyboardInterrupt:
         return 130
@@ -79,7 +80,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace, settings: Config) -> int:
-    from glr_dist.training.checkpoint import CheckpointError
     from glr_dist.training.trainer import Trainer
 
     out = _folder(options.out, options.config.stem, resume=options.resume)
@@ -87,8 +87,6 @@ def _train(options: argparse.Namespace, settings: Config) -> int:
     try:
         trainer = Trainer(settings, out, resume=options.resume)
         summary = trainer.run()
-    except (CheckpointError, FloatingPointError) as error:
-        return _mistake(str(error))
     except OSError as error:
         return _mistake(f"{error.filename or out}: cannot be written ({error.strerror})")
     except KeyboardInterrupt:
@@ -104,13 +102,10 @@ def _train(options: argparse.Namespace, settings: Config) -> int:
 
 def _diagnose(options: argparse.Namespace, settings: Config) -> int:
     from glr_dist.diagnostics import diagnose
-    from glr_dist.training.checkpoint import CheckpointError
 
     out = _folder(options.out, f"diagnose-{options.config.stem}", resume=False)
     try:
         report = diagnose(settings, out, options.checkpoint)
-    except (CheckpointError, FloatingPointError) as error:
-        return _mistake(str(error))
     except OSError as error:
         return _mistake(f"{error.filename or out}: cannot be written ({error.strerror})")
     print(report)

@@ -10,9 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-
-class ConfigError(ValueError):
-    """A user's mistake, said in one line: the field, the value, what is allowed."""
+from glr_dist.errors import ConfigError
 
 
 class Section(BaseModel):

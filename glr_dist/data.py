@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from glr_dist.config import ConfigError, Data
+from glr_dist.config import Data
+from glr_dist.errors import ConfigError
 from glr_dist.noise import Key, Role, generator
 
 if TYPE_CHECKING:

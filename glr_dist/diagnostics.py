@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from glr_dist import config, data
-from glr_dist.config import Config, ConfigError
+from glr_dist.config import Config
+from glr_dist.errors import ConfigError, NoGradientError
 from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
 from glr_dist.losses import LOSSES, Loss
@@ -77,7 +78,7 @@ class Report:
 
 
 def diagnose(settings: Config, out: Path, weights: Path | None = None) -> Report:
-    """Measures the estimates as configured and writes `diagnose.json`, `diagnose.png` and `config.yaml` to a folder.
+    """Measures the estimates as configured and writes `diagnose.json`, `diagnose.png` and `diagnose.yaml` to a folder.
 
     Args:
         settings: the configuration; its section `diagnose` says what to measure.
@@ -105,7 +106,7 @@ def diagnose(settings: Config, out: Path, weights: Path | None = None) -> Report
     for options in tried:
         config.check_estimator(options, settings.noise, settings.training.loss)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "config.yaml", config.dump(settings).encode())
+    write_atomically(out / "diagnose.yaml", config.dump(settings).encode())
     device = device_of(settings.execution)
     dataset = data.load(settings.data)
     x, y = dataset.train.to(device).batch(slice(0, chosen.batch))
@@ -181,7 +182,7 @@ def _reference(
             options = settings.estimator
         try:
             return name, _gradients(net_of(options), batch, steps)
-        except ValueError as error:
+        except NoGradientError as error:
             if name == names[-1]:
                 raise ConfigError(f"diagnose.reference: {error}") from None
     raise AssertionError

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_dist import config
+from glr_dist.errors import UserError
 from glr_dist.estimators import ESTIMATORS, Partial, Step, WorkItem
 from glr_dist.execution.base import Executor
 from glr_dist.execution.inline import Inline, one_thread
@@ -103,7 +104,9 @@ class GLR(nn.Module):
         return self.model(x)  # type: ignore[no-any-return]
 
     def prepare(self, x: Tensor) -> None:
-        """Finds the sites by running two examples of x [N, …]; `estimate` does it when it has not been done.
+        """Finds the sites by running two examples of x [N, …].
+
+        `estimate` does it when it has not been done, or not for the model's present mode (training or evaluation).
 
         Raises:
             SiteError: the network cannot be trained as it is, or a pattern matches no site.
@@ -122,9 +125,10 @@ class GLR(nn.Module):
             return
         for site, scale in zip(network.sites, by_site(self.noise.scale, names, "noise.scale").values(), strict=True):
             shape = site.shape if self.noise.learn == "unit" else torch.Size()
-            log_scale = torch.full(shape, math.log(scale), dtype=network.dtype, device=x.device)
-            learned = self.noise.learn != "none"
-            self.log_scales[_key(site.name)] = nn.Parameter(log_scale, requires_grad=learned)
+            if _key(site.name) not in self.log_scales:
+                log_scale = torch.full(shape, math.log(scale), dtype=network.dtype, device=x.device)
+                learned = self.noise.learn != "none"
+                self.log_scales[_key(site.name)] = nn.Parameter(log_scale, requires_grad=learned)
 
     def scales(self) -> dict[str, Tensor]:
         """σ by site name: a scalar, or one for each unit [*S]. Learned ones are first raised to their floor."""
@@ -147,14 +151,14 @@ class GLR(nn.Module):
 
         Raises:
             SiteError: the network cannot be trained as it is.
-            ValueError: the loss is not one value per example, the batch is empty, or an option does not fit.
+            UserError: the loss is not one value per example, the batch is empty, or an option does not fit.
             FloatingPointError: the inputs, the logits or the loss are not finite.
         """
         if len(x) == 0 or len(x) != len(y):
-            raise ValueError(f"x and y must have one length >= 1, got {len(x)} and {len(y)}")
+            raise UserError(f"x and y must have one length >= 1, got {len(x)} and {len(y)}")
         if x.is_floating_point() and not x.isfinite().all():
             raise FloatingPointError("the inputs are not finite: x holds NaN or infinity")
-        if not self.network.prepared:
+        if self.network.prepared_for != self.model.training:
             self.prepare(x)
         with one_thread(), torch.no_grad(), self.network.hooked():
             step = self._bind(x, y, loss)

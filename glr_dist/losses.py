@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from glr_dist.errors import UserError
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -22,10 +24,10 @@ def zero_one(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def per_example(values: Tensor, batch: int) -> Tensor:
-    """`values` when they are one loss for each of `batch` examples, else a ValueError that says what they are."""
+    """`values` when they are one loss for each of `batch` examples, else a UserError that says what they are."""
     if not isinstance(values, Tensor) or values.shape != (batch,):
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"loss: must return one value per example, shape ({batch},), got {found} (no reduction)")
+        raise UserError(f"loss: must return one value per example, shape ({batch},), got {found} (no reduction)")
     return values if values.is_floating_point() else values.to(torch.get_default_dtype())
 
 

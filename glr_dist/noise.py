@@ -19,6 +19,8 @@ import torch
 from scipy.stats import qmc
 from torch import Tensor
 
+from glr_dist.errors import ConfigError
+
 # ---------------------------------------------------------------- keyed streams
 
 
@@ -95,7 +97,7 @@ class Noise:
         floor: the least σ that learning may reach.
 
     Raises:
-        ValueError: a scale or the floor is not positive, or `learn` is unknown.
+        ConfigError: a scale or the floor is not positive, or `learn` is unknown.
     """
 
     scale: float | Mapping[str, float] = 1.0
@@ -110,9 +112,9 @@ class Noise:
             ("floor", self.floor),
         ]:
             if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"noise {name}: {value} is not allowed: a finite number > 0")
+                raise ConfigError(f"noise {name}: {value} is not allowed: a finite number > 0")
         if self.learn not in ("none", "site", "unit"):
-            raise ValueError(f"noise learn: {self.learn!r} is not allowed: 'none', 'site' or 'unit'")
+            raise ConfigError(f"noise learn: {self.learn!r} is not allowed: 'none', 'site' or 'unit'")
 
     def sample(self, shape: Sequence[int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
         """ε of unit scale, drawn from `stream`."""

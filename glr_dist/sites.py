@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from glr_dist.checks import check_batch_first, check_examples_apart, unkeyed_randomness_is_an_error
+from glr_dist.errors import SiteError
 from glr_dist.nn.dropout import KEYED, Uniforms
 from glr_dist.noise import Key, Role, generator
 
@@ -28,10 +30,6 @@ T = TypeVar("T")
 Visit = Callable[[str, Tensor, Tensor], Tensor]
 
 _VISIT: ContextVar[Visit | None] = ContextVar("glr_dist_visit", default=None)  # of this thread's traversal
-
-
-class SiteError(ValueError):
-    """The network cannot be trained as it is; the message names the culprit."""
 
 
 @runtime_checkable
@@ -172,6 +170,7 @@ class Network:
         self._top = {block.name for block in self.blocks} & self.candidates.keys()
         self._random = {module: i for i, module in enumerate(model.modules())}
         self.sites: tuple[Site, ...] = ()
+        self.prepared_for: bool | None = None  # the model's training mode that `prepare` saw
         self.by_name: dict[str, Site] = {}
         self._keep_inputs: frozenset[str] = frozenset()
         self._keep_starts: frozenset[int] = frozenset()
@@ -267,11 +266,6 @@ class Network:
         """The type of the network's numbers."""
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
-    @property
-    def prepared(self) -> bool:
-        """Whether `prepare` has found the sites."""
-        return bool(self.sites)
-
     def prepare(self, x: Tensor, *, estimated: bool = True, keep_inputs: Callable[[Site], bool]) -> None:
         """Finds the sites and their segments by running two examples of the batch x [N, …], and checks the network.
 
@@ -287,13 +281,8 @@ class Network:
         """
         if not self.candidates and estimated:
             raise SiteError("the network has no site: no module matches the site types and name patterns")
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-                raise SiteError(
-                    f"'{name}' is a {type(module).__name__} in training mode, which couples the examples of a batch: "
-                    "use LayerNorm or GroupNorm, or put it in evaluation mode"
-                )
-        with self.hooked(), _unkeyed_randomness_is_an_error(self.model):
+        check_examples_apart(self.model)
+        with self.hooked(), unkeyed_randomness_is_an_error(self.model):
             self._survey(x[:2], estimated, keep_inputs)
 
     def _survey(self, x: Tensor, estimated: bool, keep_inputs: Callable[[Site], bool]) -> None:
@@ -305,7 +294,7 @@ class Network:
 
         def visit(name: str, _: Tensor, z: Tensor) -> Tensor:
             calls[name] += 1
-            _check_batch_first(f"site '{name}'", z, len(x))
+            check_batch_first(f"site '{name}'", z, len(x))
             logits[name] = (block, z)
             return z.detach()
 
@@ -318,7 +307,7 @@ class Network:
                 clean.append(not h.requires_grad)
                 with FlopCounterMode(display=False) as counter:
                     h = self.run(h, visit, uniforms, block, block + 1)
-                _check_batch_first(f"block '{name}'", h, len(x))
+                check_batch_first(f"block '{name}'", h, len(x))
                 flops.append(counter.get_total_flops())
                 widths.append(h[0].numel())
         for name in self.candidates:
@@ -364,6 +353,7 @@ class Network:
                         + ("it reaches the loss around the sites" if name in after else "no site's logits depend on it")
                         + "; freeze it, or choose the sites so that its layer is one"
                     )
+        self.prepared_for = self.model.training
         self.sites = tuple(sites)
         self.by_name = {site.name: site for site in sites}
         direct = {site.name for site in sites if keep_inputs(site)}
@@ -371,42 +361,3 @@ class Network:
         self._keep_starts = frozenset(
             {site.start for site in sites if site.name not in direct} | {site.block for site in sites if not site.top}
         )
-
-
-def _check_batch_first(what: str, output: object, batch: int) -> None:
-    if not isinstance(output, Tensor):
-        raise SiteError(f"{what} returns a {type(output).__name__}, must return one tensor [N, …]")
-    if output.dim() == 0 or output.shape[0] != batch:
-        raise SiteError(f"{what} returns shape {tuple(output.shape)} for {batch} examples, must return [N, …]")
-
-
-@contextmanager
-def _unkeyed_randomness_is_an_error(model: nn.Module) -> Iterator[None]:
-    """Raises a SiteError that names the innermost module that advances a global random generator."""
-
-    def state() -> bytes:
-        states = [torch.get_rng_state()]
-        if torch.cuda.is_available():
-            states.append(torch.cuda.get_rng_state())
-        return b"".join(s.numpy().tobytes() for s in states)
-
-    before: dict[str, bytes] = {}
-    handles = []
-    for name, module in model.named_modules():
-
-        def enter(module: nn.Module, args: object, name: str = name) -> None:
-            before[name] = state()
-
-        def leave(module: nn.Module, args: object, output: object, name: str = name) -> None:
-            if state() != before[name]:
-                raise SiteError(
-                    f"'{name}' ({type(module).__name__}) draws from torch's global generator: use a keyed module, "
-                    "such as glr_dist.nn.Dropout, or put it in evaluation mode"
-                )
-
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from glr_dist.config import ConfigError, load
+from glr_dist.config import load
+from glr_dist.errors import UserError
 from glr_dist.files import write_atomically
-from glr_dist.training.checkpoint import CheckpointError
 from glr_dist.training.trainer import train
 
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("configs", metavar="CONFIG.yaml", nargs="+", help="configurations, and key=value overrides")
     parser.add_argument("--seeds", metavar="N", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     paths = [Path(given) for given in options.configs if "=" not in given]
     overrides = [given for given in options.configs if "=" in given]
     out = options.out.absolute()
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, seed, settings in runs:
             print(f"== {name}, seed {seed}", flush=True)
             table.append({"name": name, **train(settings, out / f"{name}-seed{seed}", resume=True)})
-    except (ConfigError, CheckpointError) as error:
+    except (UserError, FloatingPointError) as error:
         print(f"replicate: {error}", file=sys.stderr)
         return 2
     write_atomically(out / "table.json", (json.dumps(table, indent=2) + "\n").encode())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_dist.config import Estimator as Options
+from glr_dist.errors import NoGradientError
 from glr_dist.losses import Loss, per_example
 from glr_dist.noise import SAMPLERS, Key, Noise, Role, Rows, generator
 from glr_dist.rules import any_segment
@@ -235,13 +236,13 @@ def slope_at(v: Tensor, losses: Tensor, site: Site) -> Tensor:
     """The derivative of the losses at the last site's noisy logits v (`exact_head`), of the shape of v.
 
     Raises:
-        ValueError: the losses have no gradient, or a zero one, there.
+        NoGradientError: the losses have no gradient, or a zero one, there.
     """
     if losses.requires_grad:
         (slope,) = torch.autograd.grad(losses, v, torch.ones_like(losses), allow_unused=True)
         if slope is not None and slope.any():
             return slope
-    raise ValueError(
+    raise NoGradientError(
         f"estimator.exact_head: the loss has no gradient at the logits of '{site.name}' (a discontinuous loss, or such "
         "an activation after it); turn exact_head off"
     )

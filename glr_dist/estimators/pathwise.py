@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from glr_dist.errors import NoGradientError
 from glr_dist.estimators.base import Partial, Step, WorkItem
 from glr_dist.losses import per_example
 from glr_dist.sites import Tape
@@ -47,12 +48,12 @@ class Pathwise:
             outputs = step.network.run(step.x[rows], visit, step.uniforms(item.shared_pass, item.examples))
             loss = per_example(step.loss(outputs, step.y[rows]), n).sum() / (len(step.y) * self.passes(step))
         if not loss.requires_grad:
-            raise ValueError("pathwise: the loss has no gradient; use another estimator")
+            raise NoGradientError("pathwise: the loss has no gradient; use another estimator")
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         result = Partial(loss=loss.detach())
         for name, grad in zip(leaves, grads, strict=True):
             if grad is None:
-                raise ValueError(
+                raise NoGradientError(
                     f"pathwise: autograd gives no gradient to '{name}' (a discontinuous activation lies between it and "
                     "the loss, or it is not used); use another estimator"
                 )

@@ -9,6 +9,7 @@ import itertools
 
 from torch import Tensor
 
+from glr_dist.errors import ConfigError
 from glr_dist.noise import Rows
 
 
@@ -43,7 +44,7 @@ def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[R
         least: the fewest: 2 for leave-one-out, else 1.
 
     Raises:
-        ValueError: a frame has fewer rows than `least`.
+        ConfigError: a frame has fewer rows than `least`.
     """
     size = max(limit, least)
     if frame is None or frame <= size:  # whole frames side by side
@@ -59,7 +60,7 @@ def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[R
             edges += [first + rows * (i + 1) // count for i in range(count)]
     cut = [Rows(i, start, stop, directions) for i, (start, stop) in enumerate(itertools.pairwise(edges))]
     if any(rows.stop - rows.start < least for rows in cut):
-        raise ValueError(
+        raise ConfigError(
             f"estimator.copies: {directions} directions in frames of {frame} leave one alone, baseline 'leave_one_out' "
             "needs two together: change copies, or use baseline 'shared'"
         )

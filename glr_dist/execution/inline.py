@@ -36,6 +36,10 @@ class Inline:
         self.threads = threads or torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """A copy has threads of its own."""
+        return {"threads": self.threads, "_pool": None}
+
     def map(self, function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[B]:
         """The results in the order of the arguments, at most 2 x threads of them in memory."""
         if self.threads == 1:

@@ -15,13 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glr_dist.errors import CheckpointError
 from glr_dist.files import write_atomically
 
 _MAGIC = b"glr_dist-checkpoint 1 "
-
-
-class CheckpointError(ValueError):
-    """A checkpoint file is missing or damaged; the message names it."""
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:

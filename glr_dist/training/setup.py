@@ -12,8 +12,9 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from glr_dist import config
-from glr_dist.config import Config, ConfigError
+from glr_dist.config import Config
 from glr_dist.data import Dataset
+from glr_dist.errors import ConfigError
 from glr_dist.execution.inline import Inline
 from glr_dist.glr import GLR
 from glr_dist.nn import mlp

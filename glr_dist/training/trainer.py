@@ -20,8 +20,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from glr_dist import config, data
-from glr_dist.config import Config, ConfigError
+from glr_dist.config import Config
 from glr_dist.data import Split
+from glr_dist.errors import ConfigError
 from glr_dist.execution.inline import one_thread
 from glr_dist.files import write_atomically
 from glr_dist.losses import LOSSES
@@ -105,9 +106,10 @@ class Trainer:
                     self.schedule.step()
             losses.append(loss * len(y))
             evaluations += copies * len(y)
-            bar.update()
-            rate = evaluations / (time.perf_counter() - started)
-            bar.set_postfix_str(self._state(loss, rate), refresh=False)
+            if not bar.disable:
+                rate = evaluations / (time.perf_counter() - started)
+                bar.set_postfix_str(self._state(loss, rate), refresh=False)
+                bar.update()
         self.forward_passes += passes * self.steps
         trained = time.perf_counter() - started
         with one_thread():
