@@ -217,8 +217,7 @@ class GLR(nn.Module):
         deltas: dict[tuple[int, str], Tensor] = {}
 
         def partial_of(item: WorkItem) -> Partial:
-            with torch.no_grad():  # grad mode is a thread's own
-                return estimator.partial(step, item, tapes[item.examples])
+            return estimator.partial(step, item, tapes[item.examples])
 
         for item, partial in zip(items, run(partial_of, items), strict=True):
             total.add(partial)

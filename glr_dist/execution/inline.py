@@ -25,6 +25,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _begin_worker() -> None:
+    """Both settings are a thread's own: one intra-op thread, and no graph unless a piece of work asks for one."""
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+
+
 class Inline:
     """Items side by side on `threads` threads, each item on one: the sums do not depend on their number.
 
@@ -46,7 +52,7 @@ class Inline:
             yield from map(function, arguments)
             return
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads, "glr_dist", initializer=torch.set_num_threads, initargs=(1,))
+            self._pool = ThreadPoolExecutor(self.threads, "glr_dist", initializer=_begin_worker)
         ahead: deque[Future[B]] = deque()
         try:
             for argument in arguments:
