@@ -12,6 +12,7 @@ mean and r̄ the mean of C reference estimates:
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -236,20 +237,23 @@ def _draw(report: Report, path: Path) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    sites = list(dict.fromkeys(row.site for row in report.rows))
     passes = sorted({row.passes for row in report.rows})
-    for index, site in enumerate(sites):
-        for style, m in zip(("-", "--", ":", "-.") * len(passes), passes, strict=False):
-            rows = [row for row in report.rows if row.site == site and row.passes == m]
-            copies = [row.copies * m for row in rows]
-            label = f"site {site}" + (f", M = {m}" if len(passes) > 1 else "")
+    lines = [(m,) for m in passes] if len({row.copies for row in report.rows}) > 1 else [tuple(passes)]
+    for index, site in enumerate(dict.fromkeys(row.site for row in report.rows)):
+        for style, line in zip(itertools.cycle(("-", "--", ":", "-.")), lines, strict=False):
+            rows = [row for row in report.rows if row.site == site and row.passes in line]
+            copies = [row.copies * row.passes for row in rows]
+            label = f"site {site}" + (f", M = {line[0]}" if len(lines) > 1 else "")
             look = {"marker": "o", "linestyle": style, "color": f"C{index}", "label": label}
             left.errorbar(copies, [row.cosine for row in rows], [row.cosine_error for row in rows], capsize=3, **look)
             right.plot(copies, [row.variance for row in rows], **look)
     left.set(xlabel="copies K · M", ylabel="cosine to the true gradient", ylim=(None, 1.02))
     right.set(xlabel="copies K · M", ylabel="variance / |gradient|²", yscale="log")
+    ticks = sorted({row.copies * row.passes for row in report.rows})
     for axes in (left, right):
         axes.set_xscale("log")
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
     left.legend()
     figure.suptitle(f"{report.estimator} against {report.reference}")
