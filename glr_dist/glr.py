@@ -158,11 +158,9 @@ class GLR(nn.Module):
             raise UserError(f"x and y must have one length >= 1, got {len(x)} and {len(y)}")
         if x.is_floating_point() and not x.isfinite().all():
             raise FloatingPointError("the inputs are not finite: x holds NaN or infinity")
-        if self.network.prepared_for != self.model.training:
-            self.prepare(x)
+        step = self._bind(x, y, loss)
+        total = Gradients()
         with one_thread(), torch.no_grad(), self.network.hooked():
-            step = self._bind(x, y, loss)
-            total = Gradients()
             for shared_pass in range(self.estimator.passes(step)):
                 self._add_pass(step, shared_pass, total)
         if not total.loss.isfinite():
@@ -194,6 +192,8 @@ class GLR(nn.Module):
         return self.estimator.evaluations(step), self.estimator.forward_passes(step)
 
     def _bind(self, x: Tensor, y: Tensor, loss: Loss) -> Step:
+        if self.network.prepared_for != self.model.training:
+            self.prepare(x)
         learned = self.noise is not None and self.noise.learn != "none"
         return Step(
             network=self.network,

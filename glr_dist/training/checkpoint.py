@@ -19,6 +19,7 @@ from glr_dist.errors import CheckpointError
 from glr_dist.files import write_atomically
 
 _MAGIC = b"glr_dist-checkpoint 1 "
+_NAME = re.compile(r"epoch-(\d{5,})\.pt")
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -48,7 +49,13 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path}: is no checkpoint of glr_dist")
     if hashlib.sha256(payload).hexdigest().encode() != header.removeprefix(_MAGIC):
         raise CheckpointError(f"{path}: is truncated or altered (its digest does not match)")
-    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    except Exception as error:  # torch's own kinds differ from version to version
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise CheckpointError(
+            f"{path}: holds no plain state, or one that would run code when loaded ({reason})"
+        ) from None
     return state
 
 
@@ -59,7 +66,8 @@ def name_of(epoch: int) -> str:
 
 def listed(folder: Path) -> list[Path]:
     """The checkpoints of a folder, newest first."""
-    return sorted((p for p in folder.glob("*.pt") if re.fullmatch(r"epoch-\d{5,}\.pt", p.name)), reverse=True)
+    found = {int(match[1]): path for path in folder.glob("*.pt") if (match := _NAME.fullmatch(path.name))}
+    return [found[epoch] for epoch in sorted(found, reverse=True)]
 
 
 def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any], list[str]]:

@@ -20,6 +20,8 @@ from glr_dist.glr import GLR
 from glr_dist.nn import mlp
 from glr_dist.noise import LAWS, Key, Role, generator
 
+_UNFIT = {"LBFGS": "evaluates the loss many times a step", "SparseAdam": "takes sparse gradients alone"}
+
 
 def device_of(execution: config.Execution) -> torch.device:
     """The device of a run.
@@ -76,10 +78,8 @@ def optimizer_of(training: config.Training, net: GLR) -> Optimizer:
         ConfigError: no such optimizer or argument, or a value it refuses.
     """
     kind = _known(torch.optim, training.optimizer.name, Optimizer, "training.optimizer.name")
-    if training.optimizer.name == "LBFGS":
-        raise ConfigError(
-            "training.optimizer.name: 'LBFGS' evaluates the loss many times a step; use another optimizer"
-        )
+    if reason := _UNFIT.get(training.optimizer.name):
+        raise ConfigError(f"training.optimizer.name: {training.optimizer.name!r} {reason}; use another optimizer")
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     return _made(kind, (parameters,), training.optimizer, "training.optimizer")  # type: ignore[no-any-return]
 

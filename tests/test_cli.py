@@ -1,0 +1,347 @@
+"""The command line: fast to start, one line for a mistake, plain lines or a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from glr_dist import cli, config
+from glr_dist.training import checkpoint
+
+TIMEOUT = 300  # seconds after which a process is taken to hang
+HEAVY = ("torch", "ray", "mlflow", "pydantic", "yaml", "numpy", "sklearn", "scipy", "matplotlib")
+
+# ---------------------------------------------------------------- what starting costs
+
+HELP = """
+import sys
+from glr_dist.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    assert end.code == 0
+print("IMPORTED", *sorted(name for name in sys.modules if "." not in name))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]], ids=" ".join)
+def test_help_and_version_import_nothing_heavy(python, arguments):
+    done = python(HELP, *arguments)
+    assert done.returncode == 0, done.stderr
+    *said, imported = done.stdout.splitlines()
+    assert "glr-dist" in said[0]
+    assert not set(HEAVY) & set(imported.split())
+
+
+def test_the_installed_command_is_the_function_that_is_tested_here(start):
+    (script,) = entry_points(group="console_scripts", name="glr-dist")
+    assert script.load() is cli.main
+    process = start("--help")
+    said, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, errors) == (0, "")
+    assert all(command in said for command in ("train", "diagnose", "config"))
+
+
+def test_importing_the_package_imports_nothing_heavy(python):
+    done = python("import glr_dist, sys; print(*sys.modules)")
+    assert not set(HEAVY) & set(done.stdout.split())
+
+
+def test_the_configuration_is_printed_without_torch(python, tiny_yaml):
+    code = "import sys; from glr_dist.cli import main; main(sys.argv[1:]); print('#', *sys.modules)"
+    imported = python(code, "config", tiny_yaml).stdout.splitlines()[-1].split()
+    assert "pydantic" in imported
+    assert not {"torch", "ray", "mlflow"} & set(imported)
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def test_config_prints_yaml_that_loads_to_the_same_config(tiny_yaml, tmp_path, capsys):
+    overrides = ["noise.scale=1e-2", "estimator.copies={'*': 4}", "training.schedule={name: StepLR, step_size: 2}"]
+    assert cli.main(["config", str(tiny_yaml), *overrides]) == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert config.load(printed) == config.load(tiny_yaml, overrides)
+
+
+def test_overrides_may_stand_before_and_after_options(tiny_yaml, tmp_path, capsys):
+    seeds = []
+    for number, order in enumerate(
+        (["seed=7", "training.epochs=1", "--out", "OUT"], ["seed=7", "--out", "OUT", "training.epochs=1"])
+    ):
+        out = tmp_path / str(number)
+        arguments = [str(out) if word == "OUT" else word for word in order]
+        assert cli.main(["train", str(tiny_yaml), *arguments]) == 0
+        seeds.append(json.loads((out / "summary.json").read_text())["seed"])
+        assert (out / "config.yaml").read_text() == (tmp_path / "0" / "config.yaml").read_text()
+    assert seeds == [7, 7]
+
+
+def test_plain_lines_where_there_is_no_terminal(start, tiny_yaml, tmp_path):
+    process = start("train", tiny_yaml, "--out", tmp_path / "run")
+    said, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0
+    assert errors == ""
+    lines = said.splitlines()
+    for number, line in enumerate(lines[:3], 1):
+        assert line.startswith(f"epoch {number}/3 ")
+        assert all(word in line for word in ("train loss", "validation accuracy", "copies/s", "s left"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    printed = dict(line.split(maxsplit=1) for line in lines[3:])
+    assert printed["results"] == str(tmp_path / "run")
+    assert printed["params_sha256"] == summary["params_sha256"]
+    assert float(printed["test_accuracy"]) == summary["test_accuracy"]
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_a_progress_bar_in_a_terminal(start, tiny_yaml, tmp_path, columns):
+    pty = pytest.importorskip("pty")
+    import fcntl
+    import termios
+
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    epochs = "training.epochs=20"
+    process = start("train", tiny_yaml, "--out", tmp_path / "run", epochs, stderr=end, stdin=subprocess.DEVNULL)
+    os.close(end)
+    drawn = b""
+    while True:
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not piece:
+            break
+        drawn += piece
+    said, _ = process.communicate(timeout=TIMEOUT)
+    os.close(terminal)
+    assert process.returncode == 0
+    assert "epoch 1/20 " not in said  # no plain lines beside the bar
+    last = [line for line in drawn.decode().replace("\n", "\r").split("\r") if line.strip()][-1]
+    for word in ("100%", "epoch 20/20", "loss ", "accuracy ", "copies/s"):
+        assert word in last
+    elapsed_and_left = last.rpartition("|")[2].split(",")[0]
+    assert "<" in elapsed_and_left
+    assert all(part.strip().replace(":", "").isdigit() for part in elapsed_and_left.split("<"))
+
+
+def test_results_go_to_a_new_numbered_folder_by_default(tiny_yaml, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = ["train", str(tiny_yaml), "training.epochs=1", "estimator.copies=2"]
+    assert cli.main(short) == 0
+    assert cli.main(short) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["tiny-1", "tiny-2"]
+    assert cli.main([*short, "--resume"]) == 0  # the newest one
+    assert str(tmp_path / "runs" / "tiny-2") in capsys.readouterr().out.splitlines()[-1]
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line of a command that must fail as a user's mistake. An escaping error would be a traceback."""
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as end:  # argparse
+        code = end.code
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("glr-dist")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["COMMAND"]),
+        (["trian", "x.yaml"], ["'trian'", "train"]),
+        (["train"], ["CONFIG.yaml"]),
+        (["train", "x.yaml", "--uot", "y"], ["unknown option --uot"]),
+        (["config", "x.yaml", "--out", "y"], ["unknown option --out"]),
+        (["train", "x.yaml", "--out"], ["--out"]),
+        (["train", "missing.yaml"], ["missing.yaml", "No such file"]),
+    ],
+    ids=lambda value: " ".join(value) if value and isinstance(value, list) else "",
+)
+def test_a_wrong_command_is_one_line(capsys, arguments, words):
+    line = mistake(capsys, *arguments)
+    assert all(word in line for word in words)
+
+
+WRONG = {
+    # overrides: words that the line holds
+    "unknown key": (["modle.hidden=[3]"], ["modle", "unknown key", "'model'"]),
+    "wrong type": (["model.hidden=many"], ["model.hidden: 'many'"]),
+    "sigma of 0": (["noise.scale=0"], ["noise.scale: 0", "greater than 0"]),
+    "sigma below 0": (["noise.scale=-1"], ["noise.scale: -1", "greater than 0"]),
+    "odd copies": (["estimator.copies=7"], ["estimator.copies: 7 is odd"]),
+    "orthogonal laplace": (["noise.law=laplace", "estimator.sampler=orthogonal"], ["estimator.sampler", "gaussian"]),
+    "optimizer": (["training.optimizer.name=Adm"], ["training.optimizer.name", "'Adam'"]),
+    "argument": (["training.optimizer.lrr=1"], ["training.optimizer.lrr", "'lr'"]),
+    "value of an argument": (["training.optimizer.lr=-1"], ["training.optimizer", "-1"]),
+    "value that is no float32": (["training.optimizer={name: SGD, lr: 1e40}"], ["training.optimizer"]),
+    "optimizer of sparse gradients": (["training.optimizer={name: SparseAdam}"], ["training.optimizer"]),
+    "schedule": (["training.schedule={name: StepRL, step_size: 1}"], ["training.schedule.name", "'StepLR'"]),
+    "names that match nothing": (["noise.names=['conv*']"], ["no module matches"]),
+    "scales that match nothing": (["noise.scale={'conv*': 1, '*': 1}"], ["noise.scale", "'conv*' matches no site"]),
+    "copies for some sites": (["estimator.copies={'1': 8}"], ["estimator.copies", "the site '3'"]),
+    "sites that own too little": (["noise.names=['3']"], ["no site owns the parameter '1.weight'"]),
+    "site type": (["noise.sites=[Linaer]"], ["noise.sites", "'Linear'"]),
+    "pathwise threshold": (["estimator={name: pathwise}"], ["pathwise", "use another estimator"]),
+    "exact head, 0-1 loss": (["estimator.exact_head=true", "training.loss=zero_one"], ["estimator.exact_head"]),
+    "a direction left alone": (
+        ["estimator.baseline=leave_one_out", "model.hidden=[3]", "estimator.block_elements=1"],
+        ["estimator.copies", "leave_one_out"],
+    ),
+    "more units than Sobol has dimensions": (
+        ["model.hidden=[21202]", "estimator.sampler=sobol", "training.epochs=1"],
+        ["sobol", "21201"],
+    ),
+    "no data": (["data.name=mnist", "data.root=/nowhere", "data.download=false"], ["no mnist in /nowhere"]),
+    "no training example": (["data.validation=0.9999"], ["data.validation"]),
+    "split seed": (["data.split_seed=9223372036854775808"], ["data.split_seed"]),
+    "device": (["execution.device='cuda:99'"], ["execution.device: 'cuda:99'"]),
+    "actors": (["execution.actors=2"], ["execution.actors: 2"]),
+    "override": (["seed"], ["section.key=value"]),
+    "loss that is not finite": (
+        ["model.activation=relu", "training.optimizer={name: SGD, lr: 1e30}"],
+        ["not finite at step 1"],
+    ),
+    "noise beyond the range of floats": (["noise.scale=1e300"], ["not finite"]),
+}
+
+
+SMALL = ["diagnose.copies=[8]", "diagnose.draws=2", "diagnose.reference_passes=4", "diagnose.batch=8"]
+NOT_IN_DIAGNOSE = (
+    "training.optimizer",
+    "training.schedule",
+    "estimator.copies",
+)  # it trains nothing, with other copies
+CASES = {
+    f"{command}: {name}": (command, *case)
+    for name, case in WRONG.items()
+    for command in ("train", "diagnose")
+    if command == "train" or not any(override.startswith(NOT_IN_DIAGNOSE) for override in case[0])
+} | {"diagnose: odd copies": ("diagnose", ["diagnose.copies=[8, 7]"], ["copies", "7 is odd"])}
+
+
+@pytest.mark.parametrize(("command", "overrides", "words"), CASES.values(), ids=CASES)
+def test_a_wrong_configuration_is_one_line(capsys, tiny_yaml, tmp_path, command, overrides, words):
+    line = mistake(capsys, command, tiny_yaml, *SMALL, *overrides, "--out", tmp_path / "run")
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: [1\nb: }", ["is not YAML", "line 2"]),
+        (b"\xff\xfe\x00\x80", ["not text"]),
+        (b"- 1", ["mapping of sections"]),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_line(capsys, tmp_path, content, words):
+    path = tmp_path / "wrong.yaml"
+    path.write_bytes(content)
+    line = mistake(capsys, "train", path, "--out", tmp_path / "run")
+    assert str(path) in line
+    assert all(word in line for word in words)
+
+
+def idx(shape: tuple[int, ...], content: bytes) -> bytes:
+    return struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + content
+
+
+@pytest.mark.parametrize(
+    "content", [idx((60_000, 28, 28), bytes(1000)), bytes(range(256)), b""], ids=["cut", "junk", "0"]
+)
+def test_a_damaged_data_file_is_one_line(capsys, tiny_yaml, tmp_path, content):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, size in (("train", 60_000), ("t10k", 10_000)):
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(content)
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx((size,), bytes(size)))
+    overrides = ["data.name=mnist", f"data.root={tmp_path}", "data.download=false"]
+    line = mistake(capsys, "train", tiny_yaml, *overrides, "--out", tmp_path / "run")
+    assert "damaged" in line
+    assert str(folder) in line
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "/dev/null/x", "not empty"])
+def test_a_folder_that_cannot_take_the_results_is_one_line(capsys, tiny_yaml, tmp_path, place):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    out = {"a file": file, "below a file": file / "x", "not empty": tmp_path}.get(place, Path(place))
+    line = mistake(capsys, "train", tiny_yaml, "--out", out)
+    assert str(out) in line
+    assert ("is not empty" if place == "not empty" else "cannot be written") in line
+    assert file.read_text() == "mine"
+
+
+def test_damaged_checkpoints_and_a_changed_setting_are_one_line(capsys, tiny_yaml, tmp_path):
+    run = ["train", str(tiny_yaml), "--out", str(tmp_path / "run")]
+    assert cli.main(run) == 0
+    capsys.readouterr()
+    line = mistake(capsys, *run, "--resume", "noise.scale=0.75")
+    assert "noise.scale: " in line
+    assert "leave out --resume" in line
+    for path in checkpoint.listed(tmp_path / "run" / "checkpoints"):
+        path.write_bytes(path.read_bytes()[:-1])
+    line = mistake(capsys, *run, "--resume")
+    assert "epoch-00003.pt" in line
+    assert "epoch-00002.pt" in line
+
+
+# The disk is full from the third epoch's checkpoint on: no file may grow beyond some bytes, as in setrlimit(2).
+FULL_DISK = """
+import resource, signal, sys
+from glr_dist.cli import main
+from glr_dist.training import checkpoint
+
+save = checkpoint.save
+
+def limited(path, state):
+    if state["epoch"] == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    save(path, state)
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+checkpoint.save = limited
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints_whole(python, tiny_yaml, tmp_path):
+    pytest.importorskip("resource")
+    out = tmp_path / "run"
+    done = python(FULL_DISK, "train", tiny_yaml, "training.epochs=4", "--out", out)
+    assert done.returncode not in (0, 1)
+    (line,) = done.stderr.splitlines()
+    assert str(out) in line
+    assert "File too large" in line
+    names = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert names == ["epoch-00001.pt", "epoch-00002.pt"]
+    assert [checkpoint.load(out / "checkpoints" / name)["epoch"] for name in names] == [1, 2]
+    assert cli.main(["train", str(tiny_yaml), "training.epochs=4", "--out", str(out), "--resume"]) == 0
+    assert cli.main(["train", str(tiny_yaml), "training.epochs=4", "--out", str(tmp_path / "whole")]) == 0
+    shas = {json.loads((run / "summary.json").read_text())["params_sha256"] for run in (out, tmp_path / "whole")}
+    assert len(shas) == 1
+
+
+@pytest.mark.parametrize("overrides", [["noise.scale=-1"], ["estimator={name: pathwise}"]], ids=" ".join)
+def test_a_mistake_ends_a_process_with_code_2_and_no_traceback(start, tiny_yaml, tmp_path, overrides):
+    # What the tests above see of `main`, seen from outside: once before torch is imported, once after.
+    process = start("train", tiny_yaml, *overrides, "--out", tmp_path / "run")
+    said, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 2, errors
+    assert said == ""
+    assert len(errors.splitlines()) == 1

@@ -1,0 +1,42 @@
+"""On a CUDA device: the same streams give the same estimates, and they estimate the same gradient."""
+
+import pytest
+import torch
+
+from glr_dist import GLR, Gaussian, Laplace
+from glr_dist.nn import mlp
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def _estimate(device, noise=None, **options):
+    model = mlp(20, [16], 4, "sigmoid", generator=torch.Generator().manual_seed(0)).to(device)
+    x = torch.rand(32, 20, generator=torch.Generator().manual_seed(1)).to(device)
+    y = (torch.arange(32) % 4).to(device)
+    return GLR(model, noise or Gaussian(0.5), **options).gradients(x, y).grads
+
+
+@pytest.mark.parametrize(
+    ("noise", "options"),
+    [
+        (None, {"copies": 512}),
+        (None, {"copies": 512, "sampler": "sobol"}),
+        (Laplace(0.5), {"copies": 2048}),
+        (None, {"copies": 512, "exact_head": True}),
+        (None, {"estimator": "joint", "copies": 20000}),
+    ],
+)
+def test_estimates_repeat_and_agree_with_autograd(noise, options):
+    first, again = _estimate("cuda", noise, **options), _estimate("cuda", noise, **options)
+    reference = _estimate("cpu", noise, estimator="pathwise", passes=2000)
+    for name, grad in first.items():
+        assert torch.equal(grad, again[name])
+        assert torch.cosine_similarity(grad.cpu().flatten(), reference[name].flatten(), 0) > 0.9
+
+
+def test_noise_of_wide_seeds_differs():
+    x = torch.rand(8, 20, device="cuda")
+    y = torch.arange(8, device="cuda") % 4
+    model = mlp(20, [16], 4).cuda()
+    grads = [GLR(model, Gaussian(0.5), copies=8, seed=seed).gradients(x, y).grads for seed in (5, 5 + 2**32)]
+    assert not torch.equal(grads[0]["1.weight"], grads[1]["1.weight"])

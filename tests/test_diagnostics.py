@@ -1,0 +1,261 @@
+"""Gradient quality: what `diagnose` reports is what is there, a planted bias included."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from glr_dist import cli, config
+from glr_dist.diagnostics import Report, diagnose
+from glr_dist.errors import CheckpointError, ConfigError
+from glr_dist.glr import GLR
+from glr_dist.training import checkpoint
+from glr_dist.training.trainer import train
+
+SMALL = (
+    "model.activation=sigmoid",
+    "diagnose.batch=24",
+    "diagnose.copies=[8]",
+    "diagnose.draws=20",
+    "diagnose.reference_passes=400",
+)
+Z = 4.5  # standard errors
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """`run(*overrides)`: a small diagnosis."""
+    return lambda *overrides: diagnose(tiny(*SMALL, *overrides), tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, tmp_path_factory) -> tuple[Path, Report]:
+    out = tmp_path_factory.mktemp("diagnose") / "out"
+    return out, diagnose(tiny(*SMALL, "diagnose.copies=[2, 8, 64]", "diagnose.passes=[1, 4]"), out)
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_the_folder_holds_the_report_the_picture_and_the_config(measured, tiny):
+    out, report = measured
+    assert sorted(path.name for path in out.iterdir()) == ["diagnose.json", "diagnose.png", "diagnose.yaml"]
+    assert (out / "diagnose.png").read_bytes().startswith(b"\x89PNG")
+    written = json.loads((out / "diagnose.json").read_text())
+    assert written["estimator"] == "conditional"
+    assert written["reference"] == "pathwise"
+    assert written["reference_error"] == report.reference_error
+    assert len(written["rows"]) == len(report.rows)
+    for row in written["rows"]:
+        assert row.keys() == {
+            "site", "copies", "passes", "cosine", "cosine_error", "bias", "bias_error", "variance", "forward_passes",
+            "milliseconds",
+        }  # fmt: skip
+    overrides = ["diagnose.copies=[2, 8, 64]", "diagnose.passes=[1, 4]"]
+    assert config.load(out / "diagnose.yaml") == tiny(*SMALL, *overrides)
+
+
+def test_every_site_is_measured_at_every_k_and_m(measured):
+    rows = {(row.site, row.copies, row.passes) for row in measured[1].rows}
+    assert rows == {(site, copies, passes) for site in "13" for copies in (2, 8, 64) for passes in (1, 4)}
+    assert len(measured[1].rows) == len(rows)
+
+
+def test_the_table_has_a_line_for_each_row(measured):
+    _, report = measured
+    first, head, *lines = str(report).splitlines()
+    assert "conditional" in first
+    assert "pathwise" in first
+    assert [word in head for word in ("site", "K", "M", "cosine", "relative bias", "variance")] == [True] * 6
+    assert len(lines) == len(report.rows)
+
+
+def test_the_numbers_lie_in_their_ranges(measured):
+    for row in measured[1].rows:
+        assert -1 <= row.cosine - Z * row.cosine_error <= 1
+        assert row.cosine_error > 0
+        assert row.bias_error > 0
+        assert row.variance > 0
+        assert row.milliseconds > 0
+        assert math.isfinite(row.forward_passes)
+    for error in measured[1].reference_error.values():
+        assert 0 < error < 1
+
+
+def test_the_first_site_costs_more_than_its_copies_of_the_head_and_cost_grows_with_k_and_m(measured):
+    cost = {(row.copies, row.passes): row.forward_passes for row in measured[1].rows}
+    assert cost[2, 1] < cost[8, 1] < cost[64, 1]
+    assert cost[8, 4] == pytest.approx(4 * cost[8, 1])
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def test_more_copies_and_passes_bring_the_estimate_closer_to_the_gradient(measured):
+    for site in "13":
+        rows = {(row.copies, row.passes): row for row in measured[1].rows if row.site == site}
+        for few, many in (((2, 1), (8, 1)), ((8, 1), (64, 1)), ((8, 1), (8, 4))):
+            assert rows[many].cosine > rows[few].cosine
+            assert rows[many].variance < rows[few].variance
+        assert rows[64, 4].cosine > 0.9
+
+
+def test_an_unbiased_estimator_shows_no_bias(measured):
+    for row in measured[1].rows:
+        assert abs(row.bias) <= Z * row.bias_error
+
+
+@pytest.mark.parametrize("factor", [1.3, 0.8])
+def test_a_factor_on_every_estimate_shows_as_a_relative_bias(run, monkeypatch, factor):
+    gradients = GLR.gradients
+
+    def scaled(self: GLR, *arguments: object) -> object:
+        total = gradients(self, *arguments)
+        if self.options.name == "conditional":  # not the reference
+            total.grads = {name: factor * grad for name, grad in total.grads.items()}
+        return total
+
+    monkeypatch.setattr(GLR, "gradients", scaled)
+    for row in run("diagnose.copies=[200]", "diagnose.passes=[4]", "diagnose.reference_passes=1000").rows:
+        assert row.bias == pytest.approx(factor - 1, abs=Z * row.bias_error)
+        assert row.bias_error < abs(factor - 1) / 2 / Z  # precise enough to tell it from no bias
+
+
+def test_another_objective_shows_as_a_bias(run):
+    # `layerwise` estimates another objective than J: with much noise it shows.
+    report = run("estimator.name=layerwise", "noise.scale=3", "diagnose.copies=[400]", "diagnose.reference_passes=4000")
+    (first, _) = report.rows
+    assert first.site == "1"
+    assert abs(first.bias) > Z * first.bias_error
+
+
+def test_a_longer_reference_has_a_smaller_error(run):
+    few = run("diagnose.reference_passes=80").reference_error
+    many = run("diagnose.reference_passes=2000").reference_error
+    for site in few:
+        assert many[site] < few[site] / 2  # five times smaller, up to chance
+
+
+def test_the_same_seed_gives_the_same_numbers(run):
+    def numbers(report: Report) -> list[tuple[float, ...]]:
+        return [(row.cosine, row.bias, row.variance) for row in report.rows]
+
+    first = numbers(run())
+    assert numbers(run("execution.threads=1")) == first
+    assert numbers(run("seed=1")) != first
+
+
+# ---------------------------------------------------------------- references
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reference"),
+    [
+        ([], "pathwise"),
+        (["model.activation=threshold"], "joint"),
+        (["model.activation=threshold", "estimator.name=joint"], "conditional"),
+        (["training.loss=zero_one"], "joint"),
+        (["training.loss=zero_one", "estimator.name=layerwise"], "conditional"),
+        (["diagnose.reference=joint"], "joint"),
+        (["estimator={name: pathwise}"], "pathwise"),
+    ],
+    ids=str,
+)
+def test_the_reference_is_one_that_the_network_and_the_loss_allow(run, overrides, reference):
+    report = run(*overrides, "diagnose.draws=2", "diagnose.reference_passes=40")
+    assert report.reference == reference
+    assert {row.site for row in report.rows} == {"1", "3"}
+
+
+def test_a_threshold_network_shows_no_bias_against_the_other_estimator(run):
+    report = run("model.activation=threshold", "diagnose.copies=[64]", "diagnose.reference_passes=20000")
+    for row in report.rows:
+        assert abs(row.bias) <= Z * row.bias_error
+        assert row.bias_error < 0.5
+
+
+def test_a_reference_that_the_network_refuses_is_a_mistake(run):
+    with pytest.raises(ConfigError, match=r"diagnose\.reference: .*autograd gives no gradient") as caught:
+        run("model.activation=threshold", "diagnose.reference=pathwise")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["diagnose.copies=[3]"], "3 is odd"),
+        (["diagnose.passes=[2]", "estimator.name=joint"], "'joint'"),
+        (["diagnose.passes=[2]", "estimator.name=layerwise"], "'layerwise'"),
+    ],
+    ids=str,
+)
+def test_a_k_or_m_that_the_estimator_refuses_is_a_mistake_before_anything_is_written(run, tmp_path, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        run(*overrides)
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- at a checkpoint
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    train(tiny("model.activation=sigmoid", "noise.learn=unit", "model.dropout=0.1"), out)
+    return out / "checkpoints" / checkpoint.name_of(3)
+
+
+def test_it_measures_at_a_checkpoint_with_learned_scales_and_dropout(tiny, tmp_path, trained):
+    settings = tiny(*SMALL, "noise.learn=unit", "model.dropout=0.1")
+    initial = diagnose(settings, tmp_path / "initial")
+    later = diagnose(settings, tmp_path / "later", trained)
+    assert [row.site for row in later.rows] == [row.site for row in initial.rows]
+    assert [row.cosine for row in later.rows] != [row.cosine for row in initial.rows]
+    for row in later.rows:
+        assert abs(row.bias) <= Z * row.bias_error
+
+
+def test_a_checkpoint_of_another_network_is_a_mistake(tiny, tmp_path, trained):
+    with pytest.raises(ConfigError, match="of another network") as caught:
+        diagnose(tiny(*SMALL, "model.hidden=[9]", "noise.learn=unit"), tmp_path / "out", trained)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_named(tiny, tmp_path, trained):
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(trained.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"damaged\.pt"):
+        diagnose(tiny(*SMALL, "noise.learn=unit"), tmp_path / "out", damaged)
+
+
+@pytest.mark.parametrize("kind", ["missing", "a folder", "another file", "of another network"])
+def test_a_wrong_checkpoint_is_one_line_and_exit_code_2(capsys, tiny_yaml, tmp_path, trained, kind):
+    file = tmp_path / "file"
+    file.write_text("text")
+    path = {"a folder": tmp_path, "another file": file, "of another network": trained}.get(kind, tmp_path / "no.pt")
+    out = tmp_path / "out"
+    assert cli.main(["diagnose", str(tiny_yaml), *SMALL, "--out", str(out), "--checkpoint", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line
+
+
+def test_the_command_prints_the_table(capsys, tiny_yaml, tmp_path):
+    small = ["diagnose.draws=2", "diagnose.reference_passes=40"]
+    assert cli.main(["diagnose", str(tiny_yaml), *SMALL, *small, "--out", str(tmp_path / "out")]) == 0
+    said, errors = capsys.readouterr()
+    assert errors == ""
+    assert said.splitlines()[-1] == f"results  {tmp_path / 'out'}"
+    assert len(said.splitlines()) == 2 + 2 + 1
+
+
+def test_a_constant_estimator_draws_its_picture_without_a_warning(tiny, tmp_path, recwarn):
+    # Without noise all estimates are one: their variance is 0, which no logarithm shows.
+    report = diagnose(tiny(*SMALL, "estimator={name: pathwise}", "noise.law=none"), tmp_path / "out")
+    for row in report.rows:
+        assert row.cosine == pytest.approx(1, abs=1e-5)
+        assert row.bias == pytest.approx(0, abs=1e-5)
+        assert row.variance == pytest.approx(0, abs=1e-9)
+    assert [str(warning.message) for warning in recwarn] == []
