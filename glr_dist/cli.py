@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from glr_dist import __version__
@@ -36,9 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "config":
             print(dump(settings), end="")
             return 0
-        if options.command == "diagnose":
-            return _diagnose(options, settings)
-        return _train(options, settings)
+        with _terminated_as_interrupted():
+            return (_diagnose if options.command == "diagnose" else _train)(options, settings)
     except (UserError, FloatingPointError) as error:
         return _mistake(str(error))
     except KeyboardInterrupt:
@@ -77,6 +79,24 @@ def _parser() -> argparse.ArgumentParser:
         if name == "diagnose":
             command.add_argument("--checkpoint", metavar="FILE", type=Path, help="instead of the initial weights")
     return parser
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which a cluster sends to stop a job, ends a run as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: the process's owner handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _train(options: argparse.Namespace, settings: Config) -> int:

@@ -19,8 +19,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number, not a truth value")
+    return value
+
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -32,7 +38,7 @@ class Data(Section):
     download: bool = Field(True, description="fetch a missing data set")
     validation: Fraction = Field(0.1, description="share of the training set that choices are made on")
     test: Fraction = Field(0.2, description="share held out for the test where the data set has no test set of its own")
-    split_seed: int = Field(0, ge=0, description="names the splits; the run's seed does not change them")
+    split_seed: int = Field(0, ge=0, lt=2**63, description="names the splits; the run's seed does not change them")
 
 
 class Model(Section):
@@ -74,6 +80,8 @@ class Estimator(Section):
 
 
 def _number_if_it_is_one(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number_if_it_is_one(part) for part in value]
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -93,6 +101,12 @@ class Named(BaseModel):
         return dict(self.__pydantic_extra__)
 
 
+class Optimizer(Named):
+    """An optimizer of torch.optim."""
+
+    name: str = "Adam"
+
+
 class Schedule(Named):
     """A learning-rate schedule of torch.optim.lr_scheduler, stepped every step or every epoch."""
 
@@ -105,7 +119,7 @@ class Training(Section):
     epochs: Count = 10
     batch_size: Count = 128
     loss: Literal["cross_entropy", "zero_one"] = "cross_entropy"
-    optimizer: Named = Field(Named(name="Adam", lr=0.01), description="a class of torch.optim and its arguments")
+    optimizer: Optimizer = Field(Optimizer(lr=0.01), description="a class of torch.optim and its arguments")
     schedule: Schedule | None = None
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
 

@@ -248,7 +248,9 @@ def _draw(report: Report, path: Path) -> None:
             left.errorbar(copies, [row.cosine for row in rows], [row.cosine_error for row in rows], capsize=3, **look)
             right.plot(copies, [row.variance for row in rows], **look)
     left.set(xlabel="copies K · M", ylabel="cosine to the true gradient", ylim=(None, 1.02))
-    right.set(xlabel="copies K · M", ylabel="variance / |gradient|²", yscale="log")
+    right.set(xlabel="copies K · M", ylabel="variance / |gradient|²")
+    if any(row.variance > 0 for row in report.rows):  # backpropagation without noise has none
+        right.set_yscale("log")
     ticks = sorted({row.copies * row.passes for row in report.rows})
     for axes in (left, right):
         axes.set_xscale("log")

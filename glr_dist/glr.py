@@ -152,7 +152,7 @@ class GLR(nn.Module):
         Raises:
             SiteError: the network cannot be trained as it is.
             UserError: the loss is not one value per example, the batch is empty, or an option does not fit.
-            FloatingPointError: the inputs, the logits or the loss are not finite.
+            FloatingPointError: the inputs, the logits, the loss or the gradients are not finite.
         """
         if len(x) == 0 or len(x) != len(y):
             raise UserError(f"x and y must have one length >= 1, got {len(x)} and {len(y)}")
@@ -165,6 +165,9 @@ class GLR(nn.Module):
                 self._add_pass(step, shared_pass, total)
         if not total.loss.isfinite():
             raise FloatingPointError(f"the loss is not finite ({total.loss.item()}) at step {self.step}")
+        for name, grad in [*total.grads.items(), *((f"scale of {site}", grad) for site, grad in total.scales.items())]:
+            if not grad.isfinite().all():  # a redraw's loss may overflow where the shared pass's did not
+                raise FloatingPointError(f"the gradient of '{name}' is not finite at step {self.step}")
         return total
 
     def estimate(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Tensor:

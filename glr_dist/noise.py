@@ -241,7 +241,12 @@ def sobol(noise: Noise, key: Key, rows: Rows, n: int, units: int, dtype: torch.d
 
     The set is scrambled (random linear matrix and digital shift) once for an example block, and each example adds
     a digital shift of its own, so that every point of every example has exactly the law of the noise.
+
+    Raises:
+        ConfigError: more units than there are Sobol dimensions.
     """
+    if units > qmc.Sobol.MAXDIM:
+        raise ConfigError(f"estimator.sampler: 'sobol' reaches {qmc.Sobol.MAXDIM} units, a site has {units}; use 'iid'")
     wide = int.from_bytes(key._replace(block=0, role=Role.SCRAMBLE).digest(16), "little")
     rng = np.random.default_rng(wide)
     engine = qmc.Sobol(units, scramble=True, bits=_SOBOL_BITS, rng=rng)

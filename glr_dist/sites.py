@@ -162,7 +162,7 @@ class Network:
     ) -> None:
         self.model = model
         self.blocks = chain(model)
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters: dict[str, nn.Parameter] = {}  # the trainable ones, found by `prepare`
         self.candidates: dict[str, nn.Module] = {}
         for name, module in model.named_modules():
             if any(isinstance(module, kind) for kind in types) and any(fnmatchcase(name, pattern) for pattern in names):
@@ -279,6 +279,7 @@ class Network:
                 draws unkeyed randomness; a block whose output is not one batch-first tensor; a trainable parameter
                 that no segment owns.
         """
+        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not self.candidates and estimated:
             raise SiteError("the network has no site: no module matches the site types and name patterns")
         check_examples_apart(self.model)

@@ -223,7 +223,7 @@ MISTAKES = [
     ("training: {epochs: 0}", ["training.epochs: 0"]),
     ("training: {keep_checkpoints: 1}", ["training.keep_checkpoints: 1", "2"]),
     ("training: {optimizer: Adam}", ["training.optimizer: 'Adam'"]),
-    ("training: {optimizer: {lr: 1}}", ["training.optimizer.name: is missing"]),
+    ("training: {schedule: {per: step}}", ["training.schedule.name: is missing"]),
     ("training: {schedule: {name: StepLR, per: day}}", ["training.schedule.per: 'day'", "'step' or 'epoch'"]),
     ("data: {validation: 1}", ["data.validation: 1", "less than 1"]),
     ("data: {test: 0}", ["data.test: 0", "greater than 0"]),

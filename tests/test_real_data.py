@@ -10,7 +10,7 @@ from glr_dist.training.trainer import train
 
 @pytest.mark.slow
 def test_first_layer_cosine_jumps_once_a_frame_spans_it(glr_data, tmp_path):
-    """784-100-50-30-10, sigmoid, σ = 0.3: ≥ 0.87 at K = 100, half a frame of antithetic pairs, ≥ 0.99 at a whole one."""
+    """784-100-50-30-10, sigmoid, σ = 0.3: ≥ 0.87 at K = 100, half a frame of pairs, and ≥ 0.99 at a whole one."""
     settings = config.build(
         Config,
         {

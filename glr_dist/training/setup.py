@@ -81,7 +81,13 @@ def optimizer_of(training: config.Training, net: GLR) -> Optimizer:
     if reason := _UNFIT.get(training.optimizer.name):
         raise ConfigError(f"training.optimizer.name: {training.optimizer.name!r} {reason}; use another optimizer")
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    return _made(kind, (parameters,), training.optimizer, "training.optimizer")  # type: ignore[no-any-return]
+    optimizer: Optimizer = _made(kind, (parameters,), training.optimizer, "training.optimizer")
+    for key, value in optimizer.defaults.items():
+        if isinstance(value, float) and abs(value) > torch.finfo(net.network.dtype).max:
+            raise ConfigError(
+                f"training.optimizer.{key}: {value} is not allowed: beyond the range of {net.network.dtype}"
+            )
+    return optimizer
 
 
 def schedule_of(training: config.Training, optimizer: Optimizer, steps: int) -> LRScheduler | None:
@@ -115,9 +121,10 @@ def _known(module: Any, name: str, base: type, where: str) -> Any:
     found = getattr(module, name, None)
     if isinstance(found, type) and issubclass(found, base) and found is not base:
         return found
-    names = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)]
+    kinds = {key: value for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)}
+    names = sorted(key for key, value in kinds.items() if value is not base)
     near = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(set(names) - {base.__name__}))}"
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names)}"
     raise ConfigError(f"{where}: {name!r} is not in {module.__name__}; {hint}")
 
 

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
@@ -73,11 +68,10 @@ class Trainer:
             The summary.
 
         Raises:
-            FloatingPointError: the loss or the logits are not finite.
-            KeyboardInterrupt: Ctrl-C or SIGTERM; finished epochs are safe.
+            FloatingPointError: the loss, the gradients or the outputs are not finite.
             OSError: a file cannot be written; finished epochs up to the last checkpoint are safe.
         """
-        with _terminated_as_interrupted(), self._progress() as bar:
+        with self._progress() as bar:
             while self.epoch < self.settings.training.epochs:
                 self._run_epoch(bar)
         summary = self._summary()
@@ -107,14 +101,14 @@ class Trainer:
             losses.append(loss * len(y))
             evaluations += copies * len(y)
             if not bar.disable:
-                rate = evaluations / (time.perf_counter() - started)
-                bar.set_postfix_str(self._state(loss, rate), refresh=False)
+                bar.set_postfix_str(self._state(loss, evaluations / (time.perf_counter() - started)), refresh=False)
                 bar.update()
         self.forward_passes += passes * self.steps
         trained = time.perf_counter() - started
         with one_thread():
             train_loss = (torch.stack(losses).double().sum() / len(self.train)).item()
         correct, validation_loss = self.evaluate(self.validation)
+        rate = self.optimizer.param_groups[0]["lr"]
         if self.schedule is not None and not self._stepwise:
             if isinstance(self.schedule, ReduceLROnPlateau):
                 self.schedule.step(validation_loss)
@@ -128,7 +122,7 @@ class Trainer:
             "train_loss": train_loss,
             "validation_accuracy": correct,
             "validation_loss": validation_loss,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": rate,
             "copies_per_second": evaluations / trained,
             "forward_passes": self.forward_passes,
             "seconds": self.seconds,
@@ -156,13 +150,19 @@ class Trainer:
                 squares[site.name] = squares[site.name] + total if site.name in squares else total
 
     def evaluate(self, split: Split) -> tuple[float, float]:
-        """Accuracy and mean loss of the noise-free network on a split."""
+        """Accuracy and mean loss of the noise-free network on a split.
+
+        Raises:
+            FloatingPointError: its outputs are not finite.
+        """
         self.net.eval()
 
         def of(start: int) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 x, y = split.batch(slice(start, start + _EVALUATION_BATCH))
                 outputs = self.net(x)
+                if not outputs.isfinite().all():
+                    raise FloatingPointError(f"the network's outputs are not finite after step {self.net.step}")
                 return (outputs.argmax(-1) == y).sum(), self.loss(outputs, y).double().sum()
 
         with one_thread():
@@ -180,17 +180,16 @@ class Trainer:
                 self._check_same(kept)
                 self._restore()
                 return
-            if self.out.exists() and any(self.out.iterdir()):
+            if self.out.exists() and any(not path.name.startswith(".") for path in self.out.iterdir()):
                 advice = "it is no run to resume" if resume else "continue it with --resume, or choose another --out"
                 raise ConfigError(f"--out: {self.out} is not empty; {advice}")
-            (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_atomically(kept, config.dump(self.settings).encode())
         except OSError as error:
             raise ConfigError(f"--out: {self.out} cannot be written ({error.strerror})") from None
 
     def _check_same(self, kept: Path) -> None:
         """A run is continued with the settings that it began with, or it would not be the same run."""
-        before, now = _flat(yaml.safe_load(kept.read_text())), _flat(yaml.safe_load(config.dump(self.settings)))
+        before, now = (_flat(settings.model_dump(mode="json")) for settings in (config.load(kept), self.settings))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER):
                 raise ConfigError(
@@ -199,7 +198,6 @@ class Trainer:
                 )
 
     def _restore(self) -> None:
-        metrics = self.out / "metrics.jsonl"
         if checkpoint.listed(self.out / "checkpoints"):
             path, state, damaged = checkpoint.newest(self.out / "checkpoints", self.device)
             for line in damaged:
@@ -210,12 +208,12 @@ class Trainer:
                 self.schedule.load_state_dict(state["schedule"])
             self.net.step, self.epoch = state["step"], state["epoch"]
             self.seconds, self.forward_passes = state["seconds"], state["forward_passes"]
-        if metrics.exists():
-            self.history = [record for record in _records(metrics) if record["epoch"] <= self.epoch]
-            write_atomically(metrics, "".join(json.dumps(record) + "\n" for record in self.history).encode())
+            self.history = state["history"]
+        lines = "".join(json.dumps(record) + "\n" for record in self.history)
+        write_atomically(self.out / "metrics.jsonl", lines.encode())
 
     def _keep(self, record: dict[str, Any]) -> None:
-        """The epoch's metrics first, then its checkpoint: a resumed run drops metrics that have no checkpoint."""
+        """The epoch's metrics first, then its checkpoint: a resumed run drops metrics that no checkpoint knows."""
         self.history.append(record)
         with (self.out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -230,6 +228,7 @@ class Trainer:
             "epoch": self.epoch,
             "seconds": self.seconds,
             "forward_passes": self.forward_passes,
+            "history": self.history,
         }
         checkpoint.save(folder / checkpoint.name_of(self.epoch), state)
         checkpoint.prune(folder, self.settings.training.keep_checkpoints)
@@ -262,14 +261,13 @@ class Trainer:
             unit="step",
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
-            bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-            desc="training ",
+            bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",  # within 80 columns
         )
 
     def _state(self, loss: Tensor, rate: float) -> str:
         accuracy = f", accuracy {self.history[-1]['validation_accuracy']:.4f}" if self.history else ""
         epoch = f"epoch {self.epoch + 1}/{self.settings.training.epochs}"
-        return f"{epoch}, loss {loss.item():.4f}{accuracy}, {rate:,.0f} copies/s"
+        return f"{epoch}, loss {loss.item():.4f}{accuracy}, {tqdm.format_sizeof(rate)} copies/s"
 
     def _tell(self, bar: tqdm[Any], record: dict[str, Any]) -> None:
         """One plain line per epoch where there is no terminal to draw a bar on."""
@@ -281,32 +279,6 @@ class Trainer:
                 f"{record['copies_per_second']:,.0f} copies/s  {left:.0f} s left",
                 flush=True,
             )
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, which a cluster sends to stop a job, ends a run as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: the process's owner handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _records(metrics: Path) -> Iterator[dict[str, Any]]:
-    for line in metrics.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:  # cut off by a crash
-            return
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
