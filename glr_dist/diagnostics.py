@@ -8,12 +8,14 @@ mean and r̄ the mean of C reference estimates:
     variance       Σ |ĝ - ḡ|² / (R - 1) / |g|²
 
 |g|² is |r̄|² less the variance of r̄, so that the reference's own error does not lower the cosine; it is reported.
+Figures are NaN (null in the file) where the reference is nothing but noise: raise `diagnose.reference_passes`.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -131,7 +133,7 @@ def diagnose(settings: Config, out: Path, weights: Path | None = None) -> Report
         rows = [row for options in tried for row in _qualities(net_of(options), batch, chosen.draws, reference)]
     errors = {site: (_variance_of_mean(g) / _norm_squared(g)) ** 0.5 for site, g in reference.items()}
     report = Report(settings.estimator.name, name, errors, tuple(sorted(rows, key=lambda row: row.site)))
-    content = json.dumps(asdict(report), indent=2) + "\n"
+    content = json.dumps(_without_nan(asdict(report)), indent=2, allow_nan=False) + "\n"
     write_atomically(out / "diagnose.json", content.encode())
     _draw(report, out / "diagnose.png")
     return report
@@ -190,9 +192,18 @@ def _reference(
 
 
 def _norm_squared(reference: Tensor) -> float:
-    """|g|² without what the reference's own variance adds to it."""
+    """|g|² without what the reference's own variance adds to it; NaN where the reference is nothing but noise."""
     corrected = (reference.mean(0).square().sum() - _variance_of_mean(reference)).item()
-    return max(corrected, 1e-300)
+    return corrected if corrected > 0 else math.nan
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with null for NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _variance_of_mean(reference: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,7 +63,13 @@ def start() -> Callable[..., subprocess.Popen[str]]:
     """`start("train", …, **options of Popen)`: the command line in another process, its output in pipes."""
 
     def popen(*arguments: object, **options: object) -> subprocess.Popen[str]:
-        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        piped = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            # A shell starts background jobs with SIGINT ignored, which children inherit: a person's Ctrl-C is not.
+            "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        }
         return subprocess.Popen([*COMMAND, *map(str, arguments)], **{**piped, **options})
 
     return popen
