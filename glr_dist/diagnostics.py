@@ -119,8 +119,12 @@ def diagnose(settings: Config, out: Path, weights: Path | None = None) -> Report
     def net_of(options: config.Estimator) -> GLR:
         net = network_of(settings.model_copy(update={"estimator": options}), dataset, device)
         if state is not None:
+            loaded = state
+            if settings.noise.learn == "none":  # the scales are the configuration's, not the checkpoint's
+                own = {key: value for key, value in net.state_dict().items() if key.startswith("log_scales.")}
+                loaded = {key: value for key, value in state.items() if not key.startswith("log_scales.")} | own
             try:
-                net.load_state_dict(state)
+                net.load_state_dict(loaded)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 raise ConfigError(f"--checkpoint: {weights} is of another network ({reason})") from None

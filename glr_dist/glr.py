@@ -86,6 +86,8 @@ class GLR(nn.Module):
         super().__init__()
         if isinstance(estimator, str):
             estimator = config.build(config.Estimator, {"name": estimator, **options}, "estimator.")
+        elif options:
+            raise UserError(f"{', '.join(options)}: has no meaning beside a whole config.Estimator; set it there")
         law = config.Noise(law=noise.law if noise else "none", learn=noise.learn if noise else "none")
         self.options = estimator.model_copy(update={"sampler": config.resolve_sampler(estimator, law)})
         config.check_estimator(self.options, law)
@@ -195,7 +197,7 @@ class GLR(nn.Module):
         return self.estimator.evaluations(step), self.estimator.forward_passes(step)
 
     def _bind(self, x: Tensor, y: Tensor, loss: Loss) -> Step:
-        if self.network.prepared_for != self.model.training:
+        if self.network.prepared_for != self.network.mode:
             self.prepare(x)
         learned = self.noise is not None and self.noise.learn != "none"
         return Step(

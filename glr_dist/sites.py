@@ -170,7 +170,11 @@ class Network:
         self._top = {block.name for block in self.blocks} & self.candidates.keys()
         self._random = {module: i for i, module in enumerate(model.modules())}
         self.sites: tuple[Site, ...] = ()
-        self.prepared_for: bool | None = None  # the model's training mode that `prepare` saw
+        self.prepared_for: tuple[bool, ...] | None = None  # the `mode` that `prepare` saw
+        # Sites whose input or output a hook of the user's may change.
+        self.altered = frozenset(
+            name for name, m in self.candidates.items() if m._forward_hooks or m._forward_pre_hooks
+        )
         self.by_name: dict[str, Site] = {}
         self._keep_inputs: frozenset[str] = frozenset()
         self._keep_starts: frozenset[int] = frozenset()
@@ -260,6 +264,12 @@ class Network:
         return self._random[module]
 
     # ------------------------------------------------------------ preparation
+
+    @property
+    def mode(self) -> tuple[bool, ...]:
+        """What the checks and the ownership depend on: which modules train, and which parameters are trainable."""
+        training = (module.training for module in self.model.modules())
+        return (*training, *(parameter.requires_grad for parameter in self.model.parameters()))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -354,7 +364,7 @@ class Network:
                         + ("it reaches the loss around the sites" if name in after else "no site's logits depend on it")
                         + "; freeze it, or choose the sites so that its layer is one"
                     )
-        self.prepared_for = self.model.training
+        self.prepared_for = self.mode
         self.sites = tuple(sites)
         self.by_name = {site.name: site for site in sites}
         direct = {site.name for site in sites if keep_inputs(site)}

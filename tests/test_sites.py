@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 from glr_dist import GLR, losses
@@ -477,3 +478,20 @@ def test_targets_and_inputs_keep_their_order_over_example_blocks() -> None:
     for one, other in itertools.pairwise(found):
         torch.testing.assert_close(one.loss, other.loss)
         assert all((grad.abs() < 1e-12).all() for grad in one.grads.values())
+
+
+@pytest.mark.parametrize("alter", ["hook", "prune"])
+def test_a_layer_that_a_hook_or_a_reparametrisation_altered_still_gets_its_gradient(alter):
+    """The layer's own rule would ignore a hook that triples the output, and fail on a pruned weight."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2)).double()
+    if alter == "hook":
+        model[0].register_forward_hook(lambda module, inputs, output: 3 * output)
+    else:
+        torch.nn.utils.prune.identity(model[0], "weight")
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)).double()
+    y = torch.arange(16) % 2
+    found = GLR(model, Gaussian(0.5), copies=400, passes=40, executor=Inline(1)).gradients(x, y).grads
+    true = GLR(model, Gaussian(0.5), "pathwise", passes=2000, executor=Inline(1)).gradients(x, y).grads
+    for name, grad in true.items():
+        assert (found[name] - grad).norm() < 0.3 * grad.norm()

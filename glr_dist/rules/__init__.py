@@ -29,6 +29,8 @@ def direct_rule(network: Network, site: Site) -> Callable[[Tensor, Tensor], dict
     named = {attribute: names[parameter] for attribute, parameter in own if parameter in names}
     if rule is None or set(named.values()) != set(site.owned):
         return None
+    if site.name in network.altered or not set(named) <= {"weight", "bias"}:  # no longer the layer that the rule knows
+        return None
     if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or module.padding == "same"):
         return None
 
