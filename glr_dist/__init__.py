@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glr_dist import losses, nn
     from glr_dist.errors import UserError
-    from glr_dist.glr import GLR, Gradients
+    from glr_dist.estimators import Gradients
+    from glr_dist.glr import GLR
     from glr_dist.noise import Gaussian, Laplace, Logistic
 
 __all__ = ["GLR", "Gaussian", "Gradients", "Laplace", "Logistic", "UserError", "losses", "nn"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "GLR": "glr_dist.glr",
-    "Gradients": "glr_dist.glr",
+    "Gradients": "glr_dist.estimators",
     "Gaussian": "glr_dist.noise",
     "Laplace": "glr_dist.noise",
     "Logistic": "glr_dist.noise",

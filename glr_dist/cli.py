@@ -1,8 +1,9 @@
-"""The command line: `glr-dist train | diagnose | config`. Torch is imported once a command runs."""
+"""The command line: `glr-dist train | diagnose | plan | config`. Torch is imported once a command runs."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(dump(settings), end="")
             return 0
         with _terminated_as_interrupted():
-            return (_diagnose if options.command == "diagnose" else _train)(options, settings)
+            return {"train": _train, "diagnose": _diagnose, "plan": _plan}[options.command](options, settings)
     except (UserError, FloatingPointError) as error:
         return _mistake(str(error))
     except KeyboardInterrupt:
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("train", "train a network and test it once at the end"),
         ("diagnose", "measure bias, variance and cosine of the gradient estimates against K and M"),
+        ("plan", "list the work items of a step and predict its time on 1 to 1024 actors and GPUs"),
         ("config", "print the resolved configuration with every default"),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -78,7 +80,39 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "diagnose":
             command.add_argument("--checkpoint", metavar="FILE", type=Path, help="instead of the initial weights")
+        if name == "plan":
+            powers = [2**power for power in range(11)]
+            command.add_argument(
+                "--actors",
+                metavar="N",
+                type=_count,
+                nargs="+",
+                default=powers,
+                help="numbers to predict (1 2 4 … 1024)",
+            )
+            for option, unit, default in (
+                ("--gpu-tflops", "TFLOP/s of a simulated GPU", 50.0),
+                ("--bandwidth", "GB/s of its link", 25.0),
+                ("--latency", "microseconds of a message", 20.0),
+            ):
+                command.add_argument(option, metavar="X", type=_positive, default=default, help=f"{unit} ({default:g})")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 @contextmanager
@@ -100,17 +134,17 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _train(options: argparse.Namespace, settings: Config) -> int:
-    from glr_dist.training.trainer import Trainer
+    from glr_dist.training.checkpoint import last_epoch
+    from glr_dist.training.trainer import trainer_of
 
     out = _folder(options.out, options.config.stem, resume=options.resume)
-    trainer = None
     try:
-        trainer = Trainer(settings, out, resume=options.resume)
-        summary = trainer.run()
+        summary = trainer_of(settings, out, resume=options.resume).run()
     except OSError as error:
         return _mistake(f"{error.filename or out}: cannot be written ({error.strerror})")
     except KeyboardInterrupt:
-        done = trainer.epoch if trainer else 0
+        # What the disk holds: an epoch that is not in a checkpoint yet will be run again.
+        done = last_epoch(out / "checkpoints")
         print(f"stopped after epoch {done}; continue with --resume --out {out}", file=sys.stderr)
         return 130
     width = max(map(len, summary))
@@ -126,6 +160,24 @@ def _diagnose(options: argparse.Namespace, settings: Config) -> int:
     out = _folder(options.out, f"diagnose-{options.config.stem}", resume=False)
     try:
         report = diagnose(settings, out, options.checkpoint)
+    except OSError as error:
+        return _mistake(f"{error.filename or out}: cannot be written ({error.strerror})")
+    print(report)
+    print(f"results  {out}")
+    return 0
+
+
+def _plan(options: argparse.Namespace, settings: Config) -> int:
+    from dataclasses import replace
+
+    from glr_dist.planning import GPU, plan_step
+
+    out = _folder(options.out, f"plan-{options.config.stem}", resume=False)
+    gpu = replace(
+        GPU, rate=options.gpu_tflops * 1e12, bandwidth=options.bandwidth * 1e9, latency=options.latency * 1e-6
+    )
+    try:
+        report = plan_step(settings, out, options.actors, gpu)
     except OSError as error:
         return _mistake(f"{error.filename or out}: cannot be written ({error.strerror})")
     print(report)

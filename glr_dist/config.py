@@ -77,6 +77,9 @@ class Estimator(Section):
     exact_head: bool = Field(False, description="the last site's δ is the derivative of the loss at the noisy logits")
     example_block: Count = Field(128, description="examples per work item and per stream of noise")
     block_elements: Count = Field(2**19, description="the most elements of one tensor of a work item (memory)")
+    items_per_site: Count = Field(
+        16, description="the most work items of a site for each example block and shared pass; each sends one result"
+    )
 
 
 def _number_if_it_is_one(value: Any) -> Any:
@@ -125,21 +128,36 @@ class Training(Section):
 
 
 class Execution(Section):
-    """Where the work is done. `inline` is this process; its results do not depend on the number of threads."""
+    """Where the work is done. The results do not depend on it, nor on the number of threads, actors or failures.
 
-    kind: Literal["inline"] = "inline"
+    `inline` is this process; `layers` spreads the work items of a step over Ray actors; `replicas` splits the batch
+    over Ray Train workers; `auto` is `layers` where that is predicted to be faster, else `inline`.
+    """
+
+    kind: Literal["inline", "layers", "replicas", "auto"] = "inline"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda where there is one")
     threads: Count | None = Field(None, description="threads that work on the items; torch's number by default")
-    actors: Count = 1
+    actors: Count | None = Field(None, description="Ray actors, or workers of `replicas`; as many as fit by default")
     cpus_per_actor: Positive = 1
-    gpus_per_actor: float = Field(0, ge=0)
+    gpus_per_actor: float = Field(0, ge=0, allow_inf_nan=False)
+    placement_timeout: Positive = Field(15, description="seconds to wait for the actors' place on the cluster")
+    hang_timeout: Positive = Field(60, description="seconds until an actor that does not answer is restarted")
+    max_failures: int = Field(3, ge=0, description="how often `replicas` starts again from the last checkpoint")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, values: Any) -> Any:
+        return {"kind": values} if isinstance(values, str) else values
 
     @model_validator(mode="after")
     def _inline_is_this_process(self) -> Execution:
         for key in ("actors", "cpus_per_actor", "gpus_per_actor"):
             value, default = getattr(self, key), type(self).model_fields[key].default
-            if value != default:
-                raise ConfigError(f"execution.{key}: {value} is not allowed: 'inline' is this process alone, {default}")
+            if self.kind == "inline" and value != default:
+                raise ConfigError(
+                    f"execution.{key}: {value} has no meaning: 'inline' is this process alone; "
+                    "leave it out, or set execution.kind to 'layers', 'replicas' or 'auto'"
+                )
         return self
 
 
@@ -274,6 +292,17 @@ def build(section: type[S], values: Mapping[str, Any], where: str = "") -> S:
         raise ConfigError(_one_line(section, error, where)) from None
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is a mistake: by default the last one wins silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key}' stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file with `section.key=value` overrides.
 
@@ -281,7 +310,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file is missing, no YAML, or holds a mistake.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
     except yaml.YAMLError as error:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from glr_dist import config, data
 from glr_dist.config import Config
 from glr_dist.errors import ConfigError, NoGradientError
+from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
 from glr_dist.losses import LOSSES, Loss
@@ -110,6 +111,7 @@ def diagnose(settings: Config, out: Path, weights: Path | None = None) -> Report
         config.check_estimator(options, settings.noise, settings.training.loss)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "diagnose.yaml", config.dump(settings).encode())
+    keep_freed_memory()
     device = device_of(settings.execution)
     dataset = data.load(settings.data)
     x, y = dataset.train.to(device).batch(slice(0, chosen.batch))

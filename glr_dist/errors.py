@@ -19,3 +19,7 @@ class NoGradientError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint file is missing or damaged."""
+
+
+class ClusterError(UserError):
+    """The cluster has no place for what is asked, or its actors or workers are gone."""

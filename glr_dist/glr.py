@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from glr_dist import config
+from glr_dist.checks import all_finite
 from glr_dist.errors import UserError
-from glr_dist.estimators import ESTIMATORS, Partial, Step, WorkItem
+from glr_dist.estimators import ESTIMATORS, Gradients, Step
 from glr_dist.execution.base import Executor
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.losses import Loss, cross_entropy
 from glr_dist.noise import Gaussian, Noise
 from glr_dist.rules import direct_rule
 from glr_dist.sites import Network, by_site
-
-
-@dataclass
-class Gradients:
-    """One estimate of the gradient of J.
-
-    Attributes:
-        grads: parameter name -> gradient.
-        scales: site name -> gradient of log σ, where it is learned.
-        loss: the mean loss of the step's noisy passes, a scalar.
-    """
-
-    grads: dict[str, Tensor] = field(default_factory=dict)
-    scales: dict[str, Tensor] = field(default_factory=dict)
-    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
-
-    def add(self, partial: Partial) -> None:
-        """Adds an item's parameter and scale gradients and its loss."""
-        for total, part in ((self.grads, partial.grads), (self.scales, partial.scales)):
-            for name, value in part.items():
-                # In place, so that memory does not grow with the passes; autograd may give two parameters one tensor.
-                total[name] = total[name].add_(value) if name in total else value.clone()
-        if partial.loss is not None:
-            self.loss = self.loss + partial.loss
 
 
 class GLR(nn.Module):
@@ -158,19 +134,22 @@ class GLR(nn.Module):
         """
         if len(x) == 0 or len(x) != len(y):
             raise UserError(f"x and y must have one length >= 1, got {len(x)} and {len(y)}")
-        if x.is_floating_point() and not x.isfinite().all():
-            raise FloatingPointError("the inputs are not finite: x holds NaN or infinity")
-        step = self._bind(x, y, loss)
-        total = Gradients()
-        with one_thread(), torch.no_grad(), self.network.hooked():
-            for shared_pass in range(self.estimator.passes(step)):
-                self._add_pass(step, shared_pass, total)
+        step = self.bind(x, y, loss)
+        with one_thread(), torch.no_grad():
+            if x.is_floating_point() and not all_finite(x):
+                raise FloatingPointError("the inputs are not finite: x holds NaN or infinity")
+            self.executor.begin(self.estimator, step)
+            with self.network.hooked():
+                total = self.executor.gradients(self.estimator, step)
+            self._check_finite(total)
+        return total
+
+    def _check_finite(self, total: Gradients) -> None:
         if not total.loss.isfinite():
             raise FloatingPointError(f"the loss is not finite ({total.loss.item()}) at step {self.step}")
         for name, grad in [*total.grads.items(), *((f"scale of {site}", grad) for site, grad in total.scales.items())]:
-            if not grad.isfinite().all():  # a redraw's loss may overflow where the shared pass's did not
+            if not all_finite(grad):  # a redraw's loss may overflow where the shared pass's did not
                 raise FloatingPointError(f"the gradient of '{name}' is not finite at step {self.step}")
-        return total
 
     def estimate(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Tensor:
         """Adds an estimate of ∂J to `.grad` of every parameter, as `backward` does, and advances the step.
@@ -181,10 +160,11 @@ class GLR(nn.Module):
             The mean loss of the noisy passes, a scalar.
         """
         total = self.gradients(x, y, loss)
-        for name, grad in total.grads.items():
-            _accumulate(self.network.parameters[name], grad)
-        for name, grad in total.scales.items():
-            _accumulate(self.log_scales[_key(name)], grad)
+        with one_thread():
+            for name, grad in total.grads.items():
+                _accumulate(self.network.parameters[name], grad)
+            for name, grad in total.scales.items():
+                _accumulate(self.log_scales[_key(name)], grad)
         self.step += 1
         return total.loss
 
@@ -193,10 +173,11 @@ class GLR(nn.Module):
 
         The redraw of a site counts as the share of the network's FLOPs that its suffix is.
         """
-        step = self._bind(x, y, cross_entropy)
+        step = self.bind(x, y, cross_entropy)
         return self.estimator.evaluations(step), self.estimator.forward_passes(step)
 
-    def _bind(self, x: Tensor, y: Tensor, loss: Loss) -> Step:
+    def bind(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Step:
+        """Everything that the estimate on a batch depends on; arguments as of `gradients`."""
         if self.network.prepared_for != self.network.mode:
             self.prepare(x)
         learned = self.noise is not None and self.noise.learn != "none"
@@ -208,42 +189,17 @@ class GLR(nn.Module):
             log_scales={s.name: self.log_scales[_key(s.name)] for s in self.network.sites} if learned else {},
             seed=self.seed,
             number=self.step,
-            x=x,
+            x=x.detach(),
             y=y,
             loss=loss,
             **self._site_options,
         )
 
-    def _add_pass(self, step: Step, shared_pass: int, total: Gradients) -> None:
-        """One shared pass: its tape, all items that use it, and the sums in item order."""
-        estimator, run = self.estimator, self.executor.map
-        tapes = list(run(lambda examples: estimator.tape(step, shared_pass, examples), step.blocks))
-        items = list(estimator.items(step, shared_pass))
-        deltas: dict[tuple[int, str], Tensor] = {}
-
-        def partial_of(item: WorkItem) -> Partial:
-            return estimator.partial(step, item, tapes[item.examples])
-
-        for item, partial in zip(items, run(partial_of, items), strict=True):
-            total.add(partial)
-            for site, delta in partial.delta.items():
-                place = (item.examples, site)
-                deltas[place] = deltas[place].add_(delta) if place in deltas else delta
-
-        def gradients_of(place: tuple[int, str]) -> Partial:
-            examples, site = place
-            return estimator.finish(step, shared_pass, examples, site, deltas[place], tapes[examples])
-
-        for partial in run(gradients_of, deltas):
-            total.add(partial)
-        if not estimator.counts_loss:
-            for tape in tapes:
-                total.loss = total.loss + tape.losses.sum() / (len(step.y) * estimator.passes(step))
-
 
 def _key(site: str) -> str:
-    """A site's name where a dot may not stand."""
-    return site.replace(".", "/") or "model"
+    """A site's name where a dot, or the name of a method of `ParameterDict`, may not stand."""
+    key = site.replace(".", "/") or "model"
+    return f"{key}/" if hasattr(nn.ParameterDict, key) else key
 
 
 def _accumulate(parameter: Tensor, grad: Tensor) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -88,7 +89,7 @@ def uniforms(shape: Sequence[int], stream: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(ABC):
     """Noise that a network's sites add to their logits: v = z + scale · ε.
 
     Args:
@@ -120,17 +121,13 @@ class Noise:
         """ε of unit scale, drawn from `stream`."""
         return self.quantile(uniforms(shape, stream)).to(dtype)
 
+    @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
         """The inverse CDF of the law at u in (0, 1)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, eps: Tensor) -> Tensor:
         """s(ε) = -d/dε log p(ε), elementwise."""
-        raise NotImplementedError
-
-    def scale_score(self, eps: Tensor) -> Tensor:
-        """ε s(ε) - 1, the score of log σ, elementwise."""
-        return eps * self.score(eps) - 1
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,8 @@ class Network:
         self._random = {module: i for i, module in enumerate(model.modules())}
         self.sites: tuple[Site, ...] = ()
         self.prepared_for: tuple[bool, ...] | None = None  # the `mode` that `prepare` saw
+        self.flops = 0.0  # of one example's forward pass: products and convolutions
+        self.block_flops: tuple[float, ...] = ()  # the same block by block
         # Sites whose input or output a hook of the user's may change.
         self.altered = frozenset(
             name for name, m in self.candidates.items() if m._forward_hooks or m._forward_pre_hooks
@@ -186,14 +188,14 @@ class Network:
         """While it is open, nested sites see the traversal of the thread that runs them."""
 
         def hook_of(name: str) -> Callable[..., Tensor | None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
                 visit = _VISIT.get()
-                return None if visit is None else visit(name, args[0], output)
+                return None if visit is None else visit(name, (*args, *kwargs.values())[0], output)
 
             return hook
 
         handles = [
-            module.register_forward_hook(hook_of(name))
+            module.register_forward_hook(hook_of(name), with_kwargs=True)
             for name, module in self.candidates.items()
             if name not in self._top
         ]
@@ -294,7 +296,7 @@ class Network:
             raise SiteError("the network has no site: no module matches the site types and name patterns")
         check_examples_apart(self.model)
         with self.hooked(), unkeyed_randomness_is_an_error(self.model):
-            self._survey(x[:2], estimated, keep_inputs)
+            self._survey(x[:2].detach(), estimated, keep_inputs)
 
     def _survey(self, x: Tensor, estimated: bool, keep_inputs: Callable[[Site], bool]) -> None:
         calls: Counter[str] = Counter()
@@ -365,6 +367,8 @@ class Network:
                         + "; freeze it, or choose the sites so that its layer is one"
                     )
         self.prepared_for = self.mode
+        self.block_flops = tuple(count / len(x) for count in flops)
+        self.flops = sum(self.block_flops)
         self.sites = tuple(sites)
         self.by_name = {site.name: site for site in sites}
         direct = {site.name for site in sites if keep_inputs(site)}

@@ -31,15 +31,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = [given for given in options.configs if "=" in given]
     out = options.out.absolute()
     try:
-        runs = [(path.stem, seed, load(path, [*overrides, f"seed={seed}"])) for path in paths for seed in options.seeds]
+        stems = [path.stem for path in paths]  # two files of one name in two folders take the folder's name too
+        names = [f"{p.parent.name}-{p.stem}" if stems.count(p.stem) > 1 else p.stem for p in paths]
+        runs = [
+            (name, seed, load(path, [*overrides, f"seed={seed}"]))
+            for name, path in zip(names, paths, strict=True)
+            for seed in options.seeds
+        ]
         table = []
         for name, seed, settings in runs:
             print(f"== {name}, seed {seed}", flush=True)
             table.append({"name": name, **train(settings, out / f"{name}-seed{seed}", resume=True)})
+            write_atomically(out / "table.json", (json.dumps(table, indent=2) + "\n").encode())
     except (UserError, FloatingPointError) as error:
         print(f"replicate: {error}", file=sys.stderr)
         return 2
-    write_atomically(out / "table.json", (json.dumps(table, indent=2) + "\n").encode())
     print(f"{'configuration':<16}{'seed':>5}{'test':>9}{'validation':>12}{'loss':>9}{'seconds':>9}")
     for row in table:
         print(

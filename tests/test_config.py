@@ -355,4 +355,21 @@ def test_the_neighbours_of_what_is_refused_are_allowed(estimator, noise, loss):
 
 
 def test_the_defaults_of_inline_are_allowed_when_written_out():
-    assert Execution(actors=1, cpus_per_actor=1, gpus_per_actor=0) == Execution()
+    assert Execution(actors=None, cpus_per_actor=1, gpus_per_actor=0) == Execution()
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path):
+    (tmp_path / "twice.yaml").write_text("noise:\n  scale: 1\n  law: laplace\n  scale: 2\n")
+    with pytest.raises(ConfigError, match="the key 'scale' stands twice"):
+        config.load(tmp_path / "twice.yaml")
+
+
+def test_the_kind_of_execution_may_stand_alone():
+    assert config.build(Config, {"execution": "auto"}).execution == Execution(kind="auto")
+
+
+@pytest.mark.parametrize(("key", "value"), [("actors", 2), ("cpus_per_actor", 2), ("gpus_per_actor", 1)])
+def test_what_is_for_actors_alone_is_refused_inline(key, value):
+    with pytest.raises(ConfigError, match=rf"execution\.{key}: {value}.*'inline' is this process alone"):
+        config.build(Config, {"execution": {key: value}})
+    assert getattr(config.build(Config, {"execution": {"kind": "layers", key: value}}).execution, key) == value

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import glr_dist
+from glr_dist.checks import all_finite
 from glr_dist.errors import ConfigError, SiteError
 from glr_dist.execution.inline import Inline
 from glr_dist.losses import cross_entropy, zero_one
@@ -561,3 +562,40 @@ def test_a_copy_of_the_net_gives_the_same_gradients(batch):
     with torch.no_grad():
         twin.model[1].weight.zero_()
     assert net.model[1].weight.any()
+
+
+class Named(nn.Module):
+    """Sites with names that a dictionary has methods for; one is nested and called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = nn.Linear(4, 5)
+        self.values = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.values(input=self.keys(input=x).tanh())
+
+
+@pytest.mark.parametrize("learn", ["none", "unit"])
+def test_a_site_may_have_any_name_and_be_called_by_keyword(batch, learn):
+    net = glr_dist.GLR(Named(), glr_dist.Gaussian(0.5, learn=learn), copies=8)
+    net.estimate(*batch)
+    assert net.scales().keys() == {"keys", "values"}
+    assert all(parameter.grad is not None for parameter in net.model.parameters())
+
+
+def test_an_input_that_requires_a_gradient_makes_no_difference(batch):
+    x, y = batch
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3))  # the segment runs again from x
+    found = [glr_dist.GLR(model, copies=8).gradients(x.requires_grad_(flag), y).grads for flag in (False, True)]
+    assert same(*found)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_numbers_that_are_not_finite_are_found(dtype, value):
+    numbers = torch.full((7, 3), torch.finfo(dtype).max, dtype=dtype)
+    assert all_finite(numbers)
+    assert all_finite(numbers[:0])
+    numbers[3, 1] = value
+    assert not all_finite(numbers)

@@ -1,9 +1,13 @@
 """Jobs are thin entry points over the library."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 JOBS = Path(__file__).parents[1] / "jobs"
 TINY = "model: {hidden: [8]}\nestimator: {copies: 8}\ntraining: {epochs: 1, batch_size: 512}\n"
@@ -38,3 +42,69 @@ def test_replicate_says_a_mistake_in_one_line(tmp_path):
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
     assert "noise.scale" in run.stderr
+
+
+def _train(*arguments, in_ray_job=False, folder=None):
+    command = [sys.executable, str(JOBS / "train.py"), *map(str, arguments)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment["RAY_ADDRESS"] = "127.0.0.1:1"  # a person's shell may hold one: it makes no Ray job
+    if in_ray_job:
+        environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = "{}"
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
+
+
+def test_train_does_what_the_command_line_does(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    run = _train("tiny.yaml", "--out", "here", "seed=7", folder=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "epoch 1/1" in run.stdout
+    assert json.loads((tmp_path / "here" / "summary.json").read_text())["seed"] == 7
+    again = _train("tiny.yaml", "--out", "here", "seed=7", folder=tmp_path)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    assert _train("tiny.yaml", "--resume", "--out", "here", "seed=7", folder=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "CONFIG.yaml"),
+        (["missing.yaml"], "missing.yaml"),
+        (["tiny.yaml", "noise.scale=-1"], "noise.scale"),
+        (["tiny.yaml", "--outt", "x"], "--outt"),
+        (["tiny.yaml", "--out"], "--out"),
+    ],
+    ids=str,
+)
+def test_train_says_a_mistake_in_one_line(tmp_path, arguments, said):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    run = _train(*arguments, folder=tmp_path)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    assert said in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "runs/x"], ["--out=runs/x"], ["--ou", "x"], ["--out"]], ids=str)
+def test_train_in_a_ray_job_refuses_results_that_would_be_lost(tmp_path, out):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    run = _train("tiny.yaml", *out, in_ray_job=True, folder=tmp_path)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    assert "--out" in run.stderr
+    assert "absolute" in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize("form", ["--out {}", "--out={}", "--ou {}"])
+def test_train_in_a_ray_job_takes_an_absolute_folder(tmp_path, form):
+    run = _train("missing.yaml", *form.format(tmp_path / "out").split(), in_ray_job=True, folder=tmp_path)
+    assert run.returncode == 2
+    assert "missing.yaml" in run.stderr  # the library's word: the folder was accepted
+
+
+@pytest.mark.parametrize("in_ray_job", [False, True])
+def test_train_helps_at_once(in_ray_job):
+    started = time.perf_counter()
+    run = _train("--help", in_ray_job=in_ray_job)
+    assert run.returncode == 0
+    assert "--resume" in run.stdout
+    assert time.perf_counter() - started < 2

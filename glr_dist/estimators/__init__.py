@@ -1,12 +1,12 @@
 """Gradient estimators: from one shared forward pass to the gradient of every layer."""
 
-from glr_dist.estimators.base import Estimator, Partial, Step, WorkItem
+from glr_dist.estimators.base import Estimator, Gradients, Partial, Step, WorkItem, accumulate
 from glr_dist.estimators.conditional import Conditional
 from glr_dist.estimators.joint import Joint
 from glr_dist.estimators.layerwise import Layerwise
 from glr_dist.estimators.pathwise import Pathwise
 
-__all__ = ["ESTIMATORS", "Estimator", "Partial", "Step", "WorkItem"]
+__all__ = ["ESTIMATORS", "Estimator", "Gradients", "Partial", "Step", "WorkItem", "accumulate"]
 
 ESTIMATORS: dict[str, Estimator] = {
     "conditional": Conditional(),

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from glr_dist.checks import all_finite
 from glr_dist.config import Estimator as Options
 from glr_dist.errors import NoGradientError
 from glr_dist.losses import Loss, per_example
@@ -20,34 +21,59 @@ from glr_dist.noise import SAMPLERS, Key, Noise, Role, Rows, generator
 from glr_dist.rules import any_segment
 from glr_dist.sites import Network, Site, Tape
 
+K = TypeVar("K")
+
 
 class WorkItem(NamedTuple):
     """One piece of work: it can be computed anywhere, in any order, and always in the same shapes.
 
-    `site` is None when the item serves all sites at once. `rows` is None where nothing is redrawn.
+    `site` is None when the item serves all sites at once. `rows` are the blocks of directions that it redraws, one
+    after the other (memory holds one); it is empty where nothing is redrawn.
     """
 
     shared_pass: int
     examples: int
     site: str | None = None
-    rows: Rows | None = None
+    rows: tuple[Rows, ...] = ()
 
 
 @dataclass
-class Partial:
-    """What an item adds to the estimate: logit gradients or parameter gradients, and scale gradients.
+class Gradients:
+    """An estimate of the gradient of J, or a share of one.
+
+    Attributes:
+        grads: parameter name -> gradient.
+        scales: site name -> gradient of log σ, where it is learned.
+        loss: the mean loss of the step's noisy passes, a scalar.
+    """
+
+    grads: dict[str, Tensor] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, share: Gradients) -> None:
+        """Adds another share."""
+        for name, value in share.grads.items():
+            accumulate(self.grads, name, value)
+        for name, value in share.scales.items():
+            accumulate(self.scales, name, value)
+        self.loss = self.loss + share.loss
+
+
+@dataclass
+class Partial(Gradients):
+    """What an item adds to the estimate: logit gradients or parameter gradients, scale gradients, and losses.
 
     Attributes:
         delta: site -> its share of δ / N [n, *S], where δ is smaller than the parameter gradients.
-        grads: parameter -> its share of the gradient.
-        scales: site -> its share of the gradient of log σ.
-        loss: the sum of the losses of all noisy passes of the item, / the number of all such losses in the step.
     """
 
     delta: dict[str, Tensor] = field(default_factory=dict)
-    grads: dict[str, Tensor] = field(default_factory=dict)
-    scales: dict[str, Tensor] = field(default_factory=dict)
-    loss: Tensor | None = None
+
+
+def accumulate(totals: dict[K, Tensor], key: K, value: Tensor) -> None:
+    """Adds in place, so that memory does not grow with the shares; autograd may give two parameters one tensor."""
+    totals[key] = totals[key].add_(value) if key in totals else value.clone()
 
 
 @dataclass(frozen=True)
@@ -64,6 +90,7 @@ class Step:
         log_scales: site -> log σ where it is learned.
         seed, number: the run's seed and the step's number, which key all noise.
         x, y, loss: inputs [N, …], targets [N, …], the per-example loss.
+        replica: (rank, number): this estimate is one of a number, each of its own example blocks; they add up to one.
     """
 
     network: Network
@@ -79,6 +106,7 @@ class Step:
     x: Tensor
     y: Tensor
     loss: Loss
+    replica: tuple[int, int] = (0, 1)
 
     # ------------------------------------------------------------ sizes
 
@@ -89,8 +117,9 @@ class Step:
 
     @property
     def blocks(self) -> range:
-        """The example blocks of the batch."""
-        return range(-(-len(self.x) // self.options.example_block))
+        """The example blocks of the batch (of this replica)."""
+        rank, number = self.replica
+        return range(rank, -(-len(self.x) // self.options.example_block), number)
 
     def rows(self, examples: int) -> slice:
         """The examples of a block."""
@@ -107,13 +136,12 @@ class Step:
         """The key of a stream, to be completed by its block and role."""
         return Key(self.seed, self.number, shared_pass, site, 0, examples)
 
-    def draw(self, site: Site, item: WorkItem, n: int) -> Tensor:
-        """ε [R, n, *S] of the item's rows at a site."""
+    def draw(self, site: Site, item: WorkItem, rows: Rows, n: int) -> Tensor:
+        """ε [R, n, *S] of a block of the item's directions at a site."""
         assert self.noise is not None
-        assert item.rows is not None
         sampler = SAMPLERS[self.options.sampler]
         key = self.key(item.shared_pass, site.index, item.examples)
-        eps = sampler(self.noise, key, item.rows, n, site.units, self.network.dtype, self.x.device)
+        eps = sampler(self.noise, key, rows, n, site.units, self.network.dtype, self.x.device)
         return eps.view(*eps.shape[:2], *site.shape)
 
     def shared_eps(self, site: Site, shared_pass: int, examples: int, n: int) -> Tensor:
@@ -158,7 +186,7 @@ class Step:
         add = self.shared_noise(shared_pass, examples) if noisy else unchanged
         outputs, tape = self.network.record(self.x[rows], add, self.uniforms(shared_pass, examples))
         for name, z in tape.logits.items():
-            if not z.isfinite().all():
+            if not all_finite(z):
                 raise FloatingPointError(f"the logits of the site '{name}' are not finite at step {self.number}")
         tape.losses = per_example(self.loss(outputs, self.y[rows]), len(outputs))
         return tape

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from glr_dist.estimators.base import Partial, Step, WorkItem, slope_at
-from glr_dist.estimators.variance import blocks, centred
+from glr_dist.estimators.base import Partial, Step, WorkItem, accumulate, slope_at
+from glr_dist.estimators.variance import blocks, centred, grouped
 from glr_dist.losses import per_example
+from glr_dist.noise import Rows
 from glr_dist.sites import Site, Tape
 
 
@@ -38,21 +39,29 @@ class Joint:
         least = 2 if step.options.baseline == "leave_one_out" else 1
         limit = step.options.block_elements // (step.signs * step.options.example_block * width)
         cut = blocks(step.copies[sites[0].name] // step.signs, None, limit, least)
+        parts = grouped(cut, step.options.items_per_site)
         for examples in step.blocks:
-            for rows in cut:
+            for rows in parts:
                 yield WorkItem(shared_pass, examples, None, rows)
 
     def partial(self, step: Step, item: WorkItem, tape: Tape) -> Partial:
-        assert item.rows is not None and step.noise is not None
+        result = Partial()
+        for rows in item.rows:
+            result.add(self._passes(step, item, rows, tape))
+        return result
+
+    def _passes(self, step: Step, item: WorkItem, rows: Rows, tape: Tape) -> Partial:
+        """The share of one block of whole passes."""
+        assert step.noise is not None
         noise, x = step.noise, step.x[step.rows(item.examples)]
-        n, directions = len(x), item.rows.stop - item.rows.start
+        n, directions = len(x), rows.stop - rows.start
         copies = step.signs * directions
         first = step.network.sites[0]
         eps: dict[str, Tensor] = {}
         noisy: dict[str, Tensor] = {}
 
         def visit(site: Site, z: Tensor) -> Tensor:
-            drawn = step.draw(site, item, n)
+            drawn = step.draw(site, item, rows, n)
             eps[site.name] = torch.stack([drawn, -drawn]) if step.options.antithetic else drawn[None]
             added = (eps[site.name] * step.scales[site.name]).view(copies, n, *site.shape)
             v = (z.view(-1, n, *site.shape) + added).view(-1, *site.shape)
@@ -64,7 +73,7 @@ class Joint:
 
         last = step.network.sites[-1]
         exact = step.options.exact_head
-        uniforms = step.uniforms(item.shared_pass, item.examples, block=1 + item.rows.block)
+        uniforms = step.uniforms(item.shared_pass, item.examples, block=1 + rows.block)
         # What precedes the first site is the same for all copies: it runs once, unless that site is nested.
         start = x if first.top else x.repeat(copies, *[1] * (x.dim() - 1))
         with torch.no_grad():
@@ -92,7 +101,7 @@ class Joint:
                     site, own, delta, lambda other, _: noisy[other.name].detach(), uniforms
                 )
                 for name, grad in grads.items():
-                    result.grads[name] = result.grads[name] + grad if name in result.grads else grad
+                    accumulate(result.grads, name, grad)
         return result
 
     def finish(self, step: Step, shared_pass: int, examples: int, site: str, delta: Tensor, tape: Tape) -> Partial:

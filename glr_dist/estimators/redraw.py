@@ -13,9 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from glr_dist.estimators.base import Partial, Step, WorkItem, slope_at, unchanged
-from glr_dist.estimators.variance import blocks, centred
+from glr_dist.estimators.base import Partial, Step, WorkItem, accumulate, slope_at, unchanged
+from glr_dist.estimators.variance import blocks, centred, grouped
 from glr_dist.losses import per_example
+from glr_dist.noise import Rows
 from glr_dist.sites import Site, Tape
 
 
@@ -41,16 +42,36 @@ class Redraw:
                 continue
             limit = options.block_elements // (step.signs * options.example_block * site.width)
             cut = blocks(step.copies[site.name] // step.signs, site.units if frames else None, limit, least)
+            parts = grouped(cut, options.items_per_site)
             for examples in step.blocks:
-                for rows in cut:
+                for rows in parts:
                     yield WorkItem(shared_pass, examples, site.name, rows)
 
     def partial(self, step: Step, item: WorkItem, tape: Tape) -> Partial:
-        assert item.site is not None and item.rows is not None and step.noise is not None
-        site, scale = step.network.by_name[item.site], step.scales[item.site]
-        z = tape.logits[site.name]
+        assert item.site is not None
+        site = step.network.by_name[item.site]
+        result = Partial()
+        deltas: dict[str, Tensor] = {}
+        for rows in item.rows:
+            delta, scales = self._redrawn(step, item, rows, site, tape)
+            accumulate(deltas, site.name, delta)
+            if scales is not None:
+                accumulate(result.scales, site.name, scales)
+        if not site.owned:
+            return result
+        if step.keeps_delta(site):
+            result.delta = deltas
+        else:
+            delta = deltas[site.name]
+            result.grads = self.finish(step, item.shared_pass, item.examples, site.name, delta, tape).grads
+        return result
+
+    def _redrawn(self, step: Step, item: WorkItem, rows: Rows, site: Site, tape: Tape) -> tuple[Tensor, Tensor | None]:
+        """From a block of redraws: shares of δ / N [n, *S] and, where σ is learned, of the gradient of log σ."""
+        assert step.noise is not None
+        scale, z = step.scales[site.name], tape.logits[site.name]
         n = len(z)
-        eps = step.draw(site, item, n)
+        eps = step.draw(site, item, rows, n)
         directions = len(eps)
         shift = scale * eps
         v = torch.empty(step.signs, *eps.shape, dtype=z.dtype, device=z.device)
@@ -59,7 +80,7 @@ class Redraw:
             torch.sub(z, shift, out=v[1])
         v = v.view(-1, *site.shape)
         share = 1 / (len(step.y) * step.passes[site.name] * step.copies[site.name])  # of one loss in the mean that J is
-        result = Partial()
+        units = None
         if step.options.exact_head and site.index == len(step.network.sites) - 1:
             with torch.enable_grad():
                 losses = self._losses(step, item, site, tape, v.requires_grad_())
@@ -77,15 +98,10 @@ class Redraw:
             if site.name in step.log_scales:
                 even = weights.sum(0).view(spread)
                 units = (even * (eps * score - 1)).sum((0, 1)) * share
-        if site.name in step.log_scales:
-            result.scales[site.name] = units if scale.dim() else units.sum()
-        if not site.owned:
-            return result
-        if step.keeps_delta(site):
-            result.delta[site.name] = delta
-        else:
-            result.grads = self.finish(step, item.shared_pass, item.examples, site.name, delta, tape).grads
-        return result
+        if site.name not in step.log_scales:
+            return delta, None
+        assert units is not None
+        return delta, units if scale.dim() else units.sum()
 
     def finish(self, step: Step, shared_pass: int, examples: int, site: str, delta: Tensor, tape: Tape) -> Partial:
         noisy, uniforms = self._others(step, shared_pass, examples), step.uniforms(shared_pass, examples)

@@ -65,3 +65,10 @@ def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[R
             "needs two together: change copies, or use baseline 'shared'"
         )
     return cut
+
+
+def grouped(cut: list[Rows], most: int) -> list[tuple[Rows, ...]]:
+    """Consecutive blocks put together, so that there are at most `most` groups of nearly equal length."""
+    count = min(most, len(cut))
+    edges = [len(cut) * i // count for i in range(count + 1)]
+    return [tuple(cut[start:stop]) for start, stop in itertools.pairwise(edges)]

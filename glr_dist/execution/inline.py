@@ -6,9 +6,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from typing import TypeVar
 
 import torch
+
+from glr_dist.estimators import Estimator, Partial, Step
+from glr_dist.execution.base import Executor, Piece
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -31,7 +35,7 @@ def _begin_worker() -> None:
     torch.set_grad_enabled(False)
 
 
-class Inline:
+class Inline(Executor):
     """Items side by side on `threads` threads, each item on one: the sums do not depend on their number.
 
     Args:
@@ -45,6 +49,13 @@ class Inline:
     def __getstate__(self) -> dict[str, object]:
         """A copy has threads of its own."""
         return {"threads": self.threads, "_pool": None}
+
+    def partials(
+        self, estimator: Estimator, step: Step, passes: Iterable[list[Piece]]
+    ) -> Iterator[tuple[Piece, Partial]]:
+        """What each piece gives, in the order of the pieces, at most 2 x threads of them in memory."""
+        pieces = chain.from_iterable(passes)
+        return self.map(lambda piece: (piece, estimator.partial(step, piece.item, piece.tape)), pieces)
 
     def map(self, function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[B]:
         """The results in the order of the arguments, at most 2 x threads of them in memory."""

@@ -66,8 +66,17 @@ def name_of(epoch: int) -> str:
 
 def listed(folder: Path) -> list[Path]:
     """The checkpoints of a folder, newest first."""
-    found = {int(match[1]): path for path in folder.glob("*.pt") if (match := _NAME.fullmatch(path.name))}
+    found = _by_epoch(folder)
     return [found[epoch] for epoch in sorted(found, reverse=True)]
+
+
+def last_epoch(folder: Path) -> int:
+    """The epoch of the newest checkpoint of a folder, 0 if it has none."""
+    return max(_by_epoch(folder), default=0)
+
+
+def _by_epoch(folder: Path) -> dict[int, Path]:
+    return {int(match[1]): path for path in folder.glob("*.pt") if (match := _NAME.fullmatch(path.name))}
 
 
 def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any], list[str]]:

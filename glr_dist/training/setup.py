@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from glr_dist import config
 from glr_dist.config import Config
 from glr_dist.data import Dataset
 from glr_dist.errors import ConfigError
+from glr_dist.estimators import Step
+from glr_dist.execution.base import Executor
 from glr_dist.execution.inline import Inline
 from glr_dist.glr import GLR
 from glr_dist.nn import mlp
@@ -31,6 +34,8 @@ def device_of(execution: config.Execution) -> torch.device:
     """
     count = torch.cuda.device_count()
     if execution.device == "auto":
+        if execution.kind in ("layers", "replicas") and not execution.gpus_per_actor:
+            return torch.device("cpu")
         return torch.device("cuda" if count else "cpu")
     device = torch.device(execution.device)
     if device.type == "cuda" and (device.index or 0) >= count:
@@ -71,6 +76,59 @@ def network_of(settings: Config, dataset: Dataset, device: torch.device) -> GLR:
     return net
 
 
+def executor_of(execution: config.Execution, net: GLR, step: Step) -> Executor:
+    """Where the work items of a run are computed.
+
+    Args:
+        execution: the configuration.
+        net: comes with the inline executor.
+        step: what `auto` judges by.
+
+    Raises:
+        ClusterError: the cluster has no place for the actors.
+    """
+    kind = _chosen(execution, net, step) if execution.kind == "auto" else execution.kind
+    if kind == "layers":
+        from glr_dist.execution.layers import Layers  # Ray takes a second to import
+
+        return Layers(
+            execution.actors,
+            cpus_per_actor=execution.cpus_per_actor,
+            gpus_per_actor=execution.gpus_per_actor,
+            threads=execution.threads,
+            placement_timeout=execution.placement_timeout,
+            hang_timeout=execution.hang_timeout,
+        )
+    if kind == "replicas":
+        from glr_dist.execution.all_reduce import Replica
+
+        assert isinstance(net.executor, Inline)
+        return Replica(net.executor.threads)
+    return net.executor
+
+
+def _chosen(execution: config.Execution, net: GLR, step: Step) -> str:
+    """`layers` where actors are predicted to pay, else `inline`; a line on stderr says why."""
+    assert isinstance(net.executor, Inline)
+    if step.x.is_cuda and not execution.gpus_per_actor:
+        return "inline"
+    from glr_dist.execution import cluster, predict
+    from glr_dist.execution.auto import measured_load
+
+    threads, actors = (
+        net.executor.threads,
+        execution.actors or cluster.available(execution.cpus_per_actor, execution.gpus_per_actor),
+    )
+    load, machine = measured_load(net.estimator, step), predict.Machine()
+    kind = "layers" if predict.choose(load, machine, threads, actors) else "inline"
+    print(
+        f"execution auto: {kind}; a step is predicted to take {1000 * load.inline(threads):.3g} ms inline on {threads} "
+        f"threads, {1000 * predict.layers(load, machine, actors).seconds:.3g} ms on {actors} actors",
+        file=sys.stderr,
+    )
+    return kind
+
+
 def optimizer_of(training: config.Training, net: GLR) -> Optimizer:
     """The optimizer by name, over all trainable parameters of the network and its noise.
 
@@ -80,8 +138,12 @@ def optimizer_of(training: config.Training, net: GLR) -> Optimizer:
     kind = _known(torch.optim, training.optimizer.name, Optimizer, "training.optimizer.name")
     if reason := _UNFIT.get(training.optimizer.name):
         raise ConfigError(f"training.optimizer.name: {training.optimizer.name!r} {reason}; use another optimizer")
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    optimizer: Optimizer = _made(kind, (parameters,), training.optimizer, "training.optimizer")
+    groups: list[dict[str, Any]] = [{"params": [p for p in net.model.parameters() if p.requires_grad]}]
+    if learned := [p for p in net.log_scales.parameters() if p.requires_grad]:
+        groups.append({"params": learned})
+        if "weight_decay" in inspect.signature(kind).parameters:
+            groups[1]["weight_decay"] = 0.0  # it would pull the scales to 1
+    optimizer: Optimizer = _made(kind, (groups,), training.optimizer, "training.optimizer")
     for key, value in optimizer.defaults.items():
         if isinstance(value, float) and abs(value) > torch.finfo(net.network.dtype).max:
             raise ConfigError(

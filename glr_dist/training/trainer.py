@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -15,16 +16,18 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from glr_dist import config, data
+from glr_dist.checks import all_finite
 from glr_dist.config import Config
 from glr_dist.data import Split
 from glr_dist.errors import ConfigError
 from glr_dist.execution.inline import one_thread
+from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.files import write_atomically
 from glr_dist.losses import LOSSES
 from glr_dist.noise import Key, Role, generator
 from glr_dist.training import checkpoint
 from glr_dist.training.curve import draw_learning_curve
-from glr_dist.training.setup import device_of, network_of, optimizer_of, schedule_of
+from glr_dist.training.setup import device_of, executor_of, network_of, optimizer_of, schedule_of
 
 _EVALUATION_BATCH = 1000  # examples of one piece of work
 _MAY_DIFFER = ("execution", "tracking", "diagnose", "data.root", "data.download", "training.keep_checkpoints")
@@ -37,15 +40,19 @@ class Trainer:
         settings: the configuration.
         out: the run's folder; it must be new or empty, unless `resume`.
         resume: continue from the newest whole checkpoint of the folder, if there is one.
+        device: where to compute, where it is not for the configuration to say.
 
     Raises:
         ConfigError: a user's mistake in the configuration or the folder.
         CheckpointError: every checkpoint of the folder is damaged.
     """
 
-    def __init__(self, settings: Config, out: Path, *, resume: bool = False) -> None:
+    def __init__(
+        self, settings: Config, out: Path, *, resume: bool = False, device: torch.device | None = None
+    ) -> None:
+        keep_freed_memory()
         self.settings, self.out = settings, out
-        self.device = device_of(settings.execution)
+        self.device = device or device_of(settings.execution)
         dataset = data.load(settings.data)
         self.train, self.validation, self.test = (
             split.to(self.device) for split in (dataset.train, dataset.validation, dataset.test)
@@ -71,12 +78,16 @@ class Trainer:
             FloatingPointError: the loss, the gradients or the outputs are not finite.
             OSError: a file cannot be written; finished epochs up to the last checkpoint are safe.
         """
-        with self._progress() as bar:
-            while self.epoch < self.settings.training.epochs:
-                self._run_epoch(bar)
-        summary = self._summary()
-        write_atomically(self.out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-        return summary
+        inline = self.net.executor
+        try:
+            self.net.train()
+            step = self.net.bind(*self.train.batch(slice(0, self.settings.training.batch_size)), self.loss)
+            with executor_of(self.settings.execution, self.net, step) as self.net.executor, self._progress() as bar:
+                while self.epoch < self.settings.training.epochs:
+                    self._run_epoch(bar)
+        finally:
+            self.net.executor = inline
+        return self._finish()
 
     # ------------------------------------------------------------ an epoch
 
@@ -127,6 +138,7 @@ class Trainer:
             "forward_passes": self.forward_passes,
             "seconds": self.seconds,
             "time": time.time(),
+            **self.net.executor.progress(),
             **{f"gradient_norm/{site}": (total / self.steps).sqrt().item() for site, total in squares.items()},
         }
         if self.net.noise is not None:
@@ -161,7 +173,7 @@ class Trainer:
             with torch.no_grad():
                 x, y = split.batch(slice(start, start + _EVALUATION_BATCH))
                 outputs = self.net(x)
-                if not outputs.isfinite().all():
+                if not all_finite(outputs):
                     raise FloatingPointError(f"the network's outputs are not finite after step {self.net.step}")
                 return (outputs.argmax(-1) == y).sum(), self.loss(outputs, y).double().sum()
 
@@ -209,6 +221,9 @@ class Trainer:
             self.net.step, self.epoch = state["step"], state["epoch"]
             self.seconds, self.forward_passes = state["seconds"], state["forward_passes"]
             self.history = state["history"]
+        self._keep_metrics()
+
+    def _keep_metrics(self) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
         write_atomically(self.out / "metrics.jsonl", lines.encode())
 
@@ -233,6 +248,11 @@ class Trainer:
         checkpoint.save(folder / checkpoint.name_of(self.epoch), state)
         checkpoint.prune(folder, self.settings.training.keep_checkpoints)
 
+    def _finish(self) -> dict[str, Any]:
+        summary = self._summary()
+        write_atomically(self.out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        return summary
+
     def _summary(self) -> dict[str, Any]:
         draw_learning_curve(self.history, self.out / "learning_curve.png")
         accuracy, loss = self.evaluate(self.test)
@@ -246,10 +266,25 @@ class Trainer:
             "steps": self.net.step,
             "seconds": round(self.seconds, 3),
             "forward_passes": self.forward_passes,
+            **self._executor_summary(),
             "estimator": self.settings.estimator.name,
             "data": self.settings.data.name,
             "seed": self.settings.seed,
             "params_sha256": checkpoint.digest(self.net.state_dict()),
+        }
+
+    def _executor_summary(self) -> dict[str, Any]:
+        """The whole run's share of time in which the actors were busy, items per second, and restarts."""
+        told = [record for record in self.history if "actor_busy_share" in record]
+        if not told:
+            return {}
+        return {
+            "items_per_second": round(statistics.fmean(record["items_per_second"] for record in told), 1),
+            "actor_busy_share": [
+                round(statistics.fmean(shares), 4)
+                for shares in zip(*(record["actor_busy_share"] for record in told), strict=False)
+            ],
+            "actor_restarts": told[-1]["actor_restarts"],
         }
 
     # ------------------------------------------------------------ what a person sees
@@ -288,6 +323,15 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def trainer_of(settings: Config, out: Path, *, resume: bool = False) -> Trainer:
+    """The trainer that the configuration asks for; arguments and errors as of `Trainer`."""
+    if settings.execution.kind == "replicas":
+        from glr_dist.training.replicas import Replicas  # a subclass
+
+        return Replicas(settings, out, resume=resume)
+    return Trainer(settings, out, resume=resume)
+
+
 def train(settings: Config, out: Path, *, resume: bool = False) -> dict[str, Any]:
     """Trains as configured and returns the summary; arguments and errors as of `Trainer` and its `run`."""
-    return Trainer(settings, out, resume=resume).run()
+    return trainer_of(settings, out, resume=resume).run()

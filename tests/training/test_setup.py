@@ -105,7 +105,7 @@ def test_the_optimizer_is_the_configured_one(tiny, net):
 def test_the_optimizer_steers_learned_scales_and_only_those(tiny, digits, learn, count):
     settings = tiny(f"noise.learn={learn}")
     optimizer = optimizer_of(settings.training, network_of(settings, digits, CPU))
-    assert len(optimizer.param_groups[0]["params"]) == count
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == count
 
 
 @pytest.mark.parametrize(
@@ -229,3 +229,15 @@ def test_a_wrong_schedule_is_one_line(tiny, net, schedule, words):
     message = mistake(schedule_of, training, optimizer_of(training, net), 3)
     for word in words:
         assert word in message
+
+
+def test_weight_decay_leaves_the_scales_alone(tiny, digits):
+    settings = tiny("noise.learn=site", "training.optimizer={name: AdamW, lr: 0.1, weight_decay: 0.5}")
+    net = network_of(settings, digits, CPU)
+    optimizer = optimizer_of(settings.training, net)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    weight, scales = net.model[1].weight.detach().clone(), net.scales()
+    optimizer.step()
+    assert torch.equal(net.model[1].weight, weight * (1 - 0.1 * 0.5))
+    assert all(torch.equal(net.scales()[name], scale) for name, scale in scales.items())

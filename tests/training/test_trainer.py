@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from glr_dist import config
+from glr_dist import cli, config
 from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.training import checkpoint
 from glr_dist.training.trainer import Trainer, train
@@ -521,3 +521,17 @@ def test_a_stopped_run_says_how_to_resume_and_is_resumed(start, tiny, tiny_yaml,
 def test_digits_with_threshold_units_reach_their_accuracy(tmp_path):
     summary = train(config.load(CONFIGS / "digits.yaml", ["execution.device=cpu"]), tmp_path / "run")
     assert summary["test_accuracy"] >= 0.96
+
+
+def test_a_run_stopped_before_an_epoch_is_on_disk_names_the_last_that_is(tiny_yaml, tmp_path, monkeypatch, capsys):
+    out, save = tmp_path / "run", checkpoint.save
+
+    def interrupted(path, state):
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+        save(path, state)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    assert cli.main(["train", str(tiny_yaml), "--out", str(out)]) == 130
+    assert f"stopped after epoch 1; continue with --resume --out {out}" in capsys.readouterr().err
+    assert [path.name for path in checkpoint.listed(out / "checkpoints")] == [checkpoint.name_of(1)]

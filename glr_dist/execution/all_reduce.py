@@ -1,0 +1,119 @@
+"""`replicas`, in each worker: its own example blocks of the batch, and one all-reduce of the gradients.
+
+A share is already divided by the size of the whole batch, and noise is keyed by the example block: what the workers
+sum is what `inline` computes, but for the order of the additions. Every worker makes the same optimizer step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+from glr_dist.errors import UserError
+from glr_dist.estimators import Estimator, Gradients, Step
+from glr_dist.execution.inline import Inline
+
+A = TypeVar("A")
+
+
+class LostReplicaError(RuntimeError):
+    """The sum over the replicas cannot be had: one of them has ended, or its network connection has."""
+
+
+class OtherReplicaError(UserError):
+    """Another replica met a mistake, and tells of it."""
+
+
+class Replica(Inline):
+    """Estimates on its own share of the example blocks, then sums over all processes of `torch.distributed`.
+
+    All processes hold equal parameters, call `gradients` with the same batch, and get the same bits. One whose batch
+    has no block left for it adds zeros.
+
+    Args:
+        threads: how many work at a time in this process.
+    """
+
+    def gradients(self, estimator: Estimator, step: Step) -> Gradients:
+        """The estimate of the whole batch.
+
+        Raises:
+            OtherReplicaError: another process met what a person must mend; it raises that itself.
+            LostReplicaError: another process has ended.
+        """
+        replica = distributed.get_rank(), distributed.get_world_size()
+        share, mistake = Gradients(), None
+        try:
+            share = super().gradients(estimator, replace(step, replica=replica))
+        except (UserError, FloatingPointError) as error:
+            mistake = error  # the others would wait for this process for ever
+        total, mistakes = summed(share, step, mistakes=1 if mistake else 0)
+        if mistakes:
+            raise mistake or OtherReplicaError("another replica met a mistake")
+        return total
+
+
+def summed(share: Gradients, step: Step, mistakes: int = 0) -> tuple[Gradients, int]:
+    """The sums of the shares, and of the mistakes, of all processes: one all-reduce of one flat vector for each dtype.
+
+    Its layout comes from the network alone, so that it is the same where nothing was computed.
+
+    Args:
+        share: what this process computed; a gradient that it does not hold counts as zero.
+        step: names the parameters and the learned scales.
+        mistakes: how many this process met.
+    """
+    scalar = torch.zeros((), dtype=step.network.dtype, device=step.x.device)
+    given = Gradients({**share.grads, "": share.loss}, {**share.scales, "": scalar + mistakes})
+    likes = {("grads", ""): scalar, ("scales", ""): scalar}
+    likes |= {("grads", name): parameter for name, parameter in step.network.parameters.items()}
+    likes |= {("scales", name): parameter for name, parameter in step.log_scales.items()}
+    total = Gradients()
+    for dtype in dict.fromkeys(like.dtype for like in likes.values()):
+        slots = {key: like for key, like in likes.items() if like.dtype == dtype}
+        flat = torch.zeros(sum(like.numel() for like in slots.values()), dtype=dtype, device=step.x.device)
+        pieces = torch.split(flat, [like.numel() for like in slots.values()])
+        for (kind, name), piece in zip(slots, pieces, strict=True):
+            if (value := getattr(given, kind).get(name)) is not None:
+                piece.copy_(value.reshape(-1))
+        try:
+            distributed.all_reduce(flat)
+        except RuntimeError as error:  # gloo has no kind of its own
+            reason = str(error).strip().splitlines()[-1]
+            raise LostReplicaError(f"the sum over the replicas failed ({reason})") from error
+        for ((kind, name), like), piece in zip(slots.items(), pieces, strict=True):
+            getattr(total, kind)[name] = piece.view_as(like)
+    total.loss = total.grads.pop("")
+    return total, int(total.scales.pop("").item())
+
+
+def begun_alike(begin: Callable[[], A], state: Callable[[A], object]) -> A:
+    """What every process begins with, held to be the same state everywhere.
+
+    Args:
+        begin: makes it.
+        state: a plain value that tells whether two of them are alike.
+
+    Raises:
+        UserError, FloatingPointError: what `begin` raised, or OtherReplicaError where it did so in another process.
+        RuntimeError: the states differ.
+    """
+    begun, mistake = None, None
+    try:
+        begun = begin()
+    except (UserError, FloatingPointError) as error:
+        mistake = error
+    states: list[object] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(states, None if begun is None else state(begun))
+    if mistake:
+        raise mistake
+    if None in states:
+        raise OtherReplicaError("another replica met a mistake")
+    if any(other != states[0] for other in states):
+        raise RuntimeError(f"the replicas begin differently: {states}")
+    assert begun is not None
+    return begun

@@ -1,0 +1,128 @@
+"""The Ray cluster: joining or starting one, and finding a place on it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from glr_dist.errors import ClusterError
+
+
+def connect(cpus: float = 0) -> bool:
+    """Joins the cluster that RAY_ADDRESS names, or else starts a Ray of this process's own.
+
+    Args:
+        cpus: a Ray that is started has at least so many logical CPUs, whatever the number of cores.
+
+    Returns:
+        Whether a Ray was started, for `ray.shutdown` to end.
+
+    Raises:
+        ClusterError: no cluster answers at RAY_ADDRESS.
+    """
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS", "local")
+    options: dict[str, object] = {}
+    if own := address == "local":
+        options = {"num_cpus": max(_cores(), math.ceil(cpus)), "include_dashboard": False}
+    connected: Future[None] = Future()
+
+    def init() -> None:
+        try:
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **options)  # type: ignore[arg-type]
+            connected.set_result(None)
+        except BaseException as error:
+            connected.set_exception(error)
+        threading.Event().wait()  # the system may end what a thread has started when the thread ends
+
+    # In the main thread, Ctrl-C in the middle of it would leave half-started processes behind.
+    terminate = signal.getsignal(signal.SIGTERM)  # Ray sets one of its own
+    threading.Thread(target=init, name="ray", daemon=True).start()
+    try:
+        connected.result()
+    except ConnectionError as error:
+        raise ClusterError(f"RAY_ADDRESS: no Ray cluster answers at {address} ({one_line(error)})") from None
+    finally:
+        wait([connected])
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)
+    if own:
+        shared = f" on {_cores()} cores, which they share" if math.ceil(cpus) > _cores() else ""
+        print(f"started a local Ray with {options['num_cpus']} CPUs{shared}", file=sys.stderr)
+    return own
+
+
+def available(cpus: float, gpus: float) -> int:
+    """How many actors would have a place: on the cluster that RAY_ADDRESS names, or else on this machine's CPUs."""
+    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
+        connect()
+        return fitting(bundle_of(cpus, gpus))
+    return math.floor(_cores() / cpus)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bundle_of(cpus: float, gpus: float) -> dict[str, float]:
+    """The resources of one actor, by Ray's names."""
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+
+
+def fitting(bundle: Mapping[str, float], there: Mapping[str, float] | None = None) -> int:
+    """How many such bundles the resources `there`, by default the whole cluster's, are."""
+    found: Mapping[str, float] = ray.cluster_resources() if there is None else there
+    return math.floor(min(found.get(name, 0) / amount + 1e-9 for name, amount in bundle.items()))
+
+
+def reserve(number: int, bundle: Mapping[str, float], timeout: float, *, own: bool) -> PlacementGroup:
+    """A placement group for so many bundles.
+
+    Args:
+        number: how many.
+        bundle: the resources of each.
+        timeout: seconds to wait for it, as Ray itself would wait for ever.
+        own: the cluster is a Ray that this process started, which does not grow: what is not there never will be.
+
+    Raises:
+        ClusterError: there is no place; it says what was asked and what the cluster has.
+    """
+    never = own and fitting(bundle) < number
+    if not never:
+        group: PlacementGroup = placement_group([dict(bundle)] * number)
+        if group.wait(timeout):
+            return group
+        remove_placement_group(group)
+    raise ClusterError(
+        f"{asked(number, bundle)}: no place for them, the cluster has {resources()}; "
+        "lower execution.actors, execution.cpus_per_actor or execution.gpus_per_actor"
+        + ("" if never else f", or raise execution.placement_timeout ({timeout:g} s)")
+    )
+
+
+def asked(number: int, bundle: Mapping[str, float]) -> str:
+    """What was asked for, in words."""
+    each = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+    return f"execution.actors: {number} of {each} each"
+
+
+def resources() -> str:
+    """What the cluster has, in words."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return " and ".join(f"{total.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in ("CPU", "GPU"))
+
+
+def one_line(error: object) -> str:
+    """The end of a message, where the cause stands, in one line without colours."""
+    return " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())[-300:]

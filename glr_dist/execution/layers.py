@@ -1,0 +1,176 @@
+"""`layers`: the work items of a step in parallel Ray actors, from one shared forward pass.
+
+A step's numbers go into the object store once, as one flat vector per type, and each shared pass's tape once. Actors
+return one partial sum per item; they are added in the order of the items, so the result is that of `inline`, bit by
+bit, whatever the number of actors and whatever befalls them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from ray import cloudpickle
+
+from glr_dist.errors import ClusterError, UserError
+from glr_dist.estimators import Estimator, Partial, Step
+from glr_dist.execution.base import Executor, Piece
+from glr_dist.execution.inline import Inline
+from glr_dist.execution.plan import Costs, batches
+from glr_dist.execution.pool import Call, Pool, Shared
+from glr_dist.execution.wire import unpacked
+from glr_dist.execution.worker import Worker, program_of, state_of, tapes_for_items
+from glr_dist.sites import Tape
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+_LEAST_CALL = 0.005  # seconds of work: a call itself takes about one millisecond
+
+
+class Layers(Executor):
+    """Work items on Ray actors; the shared pass, the sums and everything else in this process.
+
+    Args:
+        actors: how many; by default as many as the cluster has room for.
+        cpus_per_actor: an actor computes so many items side by side (at least one).
+        gpus_per_actor: above 0, the actors compute on CUDA; else on the CPU.
+        threads: of this process, for the shared pass and evaluation; torch's number by default.
+        placement_timeout, hang_timeout: as of `Pool`.
+
+    Raises:
+        ClusterError: the cluster has no place for the actors.
+    """
+
+    def __init__(
+        self,
+        actors: int | None = None,
+        *,
+        cpus_per_actor: float = 1,
+        gpus_per_actor: float = 0,
+        threads: int | None = None,
+        placement_timeout: float = 15,
+        hang_timeout: float = 60,
+    ) -> None:
+        self.device = torch.device("cuda" if gpus_per_actor else "cpu")
+        self.bytes = 0  # sent and received
+        self.inline = Inline(threads)
+        self._items, self._asked_at = 0, time.perf_counter()
+        self._costs = Costs()
+        self._program_of: object = None
+        self._program: Shared | None = None
+        self._state: Shared | None = None
+        self._pass_seconds = 0.0
+        self.pool = Pool(
+            Worker,
+            (self.device, 1 if gpus_per_actor else max(1, int(cpus_per_actor))),
+            actors,
+            cpus=cpus_per_actor,
+            gpus=gpus_per_actor,
+            placement_timeout=placement_timeout,
+            hang_timeout=hang_timeout,
+        )
+
+    def begin(self, estimator: Estimator, step: Step) -> None:
+        """Sends the state of the step, and before it, when it is another one than before, the program."""
+        if step.x.device.type != self.device.type:
+            raise ClusterError(
+                f"execution.gpus_per_actor: the actors compute on {self.device.type}, this process on "
+                f"{step.x.device.type}; both must be of one kind, as their noise must be"
+            )
+        network = step.network
+        parts = (
+            network,
+            network.prepared_for,
+            estimator,
+            step.options,
+            step.noise,
+            step.loss,
+            step.copies,
+            step.passes,
+        )
+        if self._program_of != parts:
+            self._program = self.pool.share("program", _pickled(program_of(estimator, step)))
+            self._program_of = parts
+        state = state_of(step)
+        self.bytes += state.size
+        self._state = self.pool.share("state", state)
+
+    def tapes(self, estimator: Estimator, step: Step, shared_pass: int) -> list[Tape]:
+        """A shared pass: in this process, or spread over the actors by example blocks where that is faster."""
+        if not self._spread(step):
+            started = time.perf_counter()
+            tapes = list(self.inline.map(lambda examples: estimator.tape(step, shared_pass, examples), step.blocks))
+            self._pass_seconds = time.perf_counter() - started
+            return tapes
+        sent = dict(self.pool.run(Call("tape", (self._program, self._state, shared_pass, e)) for e in step.blocks))
+        self.bytes += sum(tape.size for tape in sent.values())
+        return [Tape(**unpacked(sent[place], self.device)) for place in sorted(sent)]
+
+    def partials(
+        self, estimator: Estimator, step: Step, passes: Iterable[list[Piece]]
+    ) -> Iterator[tuple[Piece, Partial]]:
+        """What each piece gives, in the order of the pieces; of two shared passes at a time."""
+        sent: list[list[tuple[int, Piece]]] = []
+
+        def calls() -> Iterator[Call]:
+            first = 0
+            for pieces in passes:
+                tapes = tapes_for_items(step, {piece.item.examples: piece.tape for piece in pieces})
+                self.bytes += tapes.size
+                shared = self.pool.share("tapes", tapes)
+                seconds = [self._costs.seconds(step, piece.item) for piece in pieces]
+                for actor, numbers in batches(seconds, len(self.pool), _LEAST_CALL):
+                    sent.append([(first + number, pieces[number]) for number in numbers])
+                    items = [pieces[number].item for number in numbers]
+                    yield Call("partials", (self._program, self._state, shared, items), actor)
+                first += len(pieces)
+
+        arrived: dict[int, tuple[Piece, Partial]] = {}
+        following = 0
+        for call, (partials, seconds) in self.pool.run(calls()):
+            self.bytes += partials.size
+            for (place, piece), took, partial in zip(
+                sent[call], seconds, unpacked(partials, step.x.device), strict=True
+            ):
+                self._costs.observe(step, piece.item, took)
+                arrived[place] = piece, Partial(**partial)
+            sent[call].clear()
+            while following in arrived:
+                yield arrived.pop(following)
+                following += 1
+        self._items += following
+
+    def map(self, function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[B]:
+        """In this process: results in the order of the arguments."""
+        return self.inline.map(function, arguments)
+
+    def progress(self) -> dict[str, Any]:
+        """Since this was last asked: items per second, and each actor's share of busy time; restarts in all."""
+        now = time.perf_counter()
+        rate, self._items, self._asked_at = self._items / (now - self._asked_at), 0, now
+        return {"items_per_second": rate, **self.pool.progress()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Layers:
+        """A copy of a network shares its actors."""
+        return self
+
+    def close(self) -> None:
+        """Ends the actors, and the Ray that was started for them."""
+        self.pool.close()
+
+    def _spread(self, step: Step) -> bool:
+        """Whether the actors would be through a shared pass sooner than this process, by the time that it took here."""
+        blocks = len(step.blocks)
+        here, there = min(self.inline.threads, blocks), min(len(self.pool), blocks)
+        return self._pass_seconds * (1 - here / there) > _LEAST_CALL
+
+
+def _pickled(program: object) -> bytes:
+    try:
+        return cloudpickle.dumps(program)  # type: ignore[no-any-return]
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the network, the loss and the noise cannot be sent to the actors ({reason})") from None

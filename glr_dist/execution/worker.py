@@ -1,0 +1,110 @@
+"""What an actor of `layers` computes: a plain class that needs no Ray, and is given all it needs with each call."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from glr_dist.estimators import Estimator, Partial, Step, WorkItem
+from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.memory import keep_freed_memory
+from glr_dist.execution.wire import Packed, packed, unpacked
+from glr_dist.sites import Tape
+
+
+def program_of(estimator: Estimator, step: Step) -> tuple[Estimator, Step]:
+    """What stays the same from step to step, to be pickled once: the estimator, and the step without its data.
+
+    The tensors inside only say where the state goes.
+    """
+    empty = torch.empty(0, device=step.x.device)
+    return estimator, replace(step, number=0, x=empty, y=empty)
+
+
+def state_of(step: Step) -> Packed:
+    """What changes from step to step: its number, all numbers of the network and its noise, and the batch."""
+    return packed({"number": step.number, "numbers": _numbers(step), "x": step.x, "y": step.y})
+
+
+def tapes_for_items(step: Step, tapes: Mapping[int, Tape]) -> Packed:
+    """What the items need of the tapes: the inputs only of sites whose items form parameter gradients themselves."""
+    needed = {site.name for site in step.learned() if site.owned and not step.keeps_delta(site)}
+    return packed(
+        {
+            examples: {**vars(tape), "inputs": {name: x for name, x in tape.inputs.items() if name in needed}}
+            for examples, tape in tapes.items()
+        }
+    )
+
+
+def _numbers(step: Step) -> list[Tensor]:
+    model = step.network.model
+    return [*model.parameters(), *model.buffers(), *step.scales.values(), *step.log_scales.values()]
+
+
+class Worker:
+    """Computes work items and tapes. It keeps what it was given last, so that the same is not unpacked again.
+
+    Args:
+        device: where it computes.
+        threads: how many items side by side.
+    """
+
+    def __init__(self, device: torch.device, threads: int = 1) -> None:
+        keep_freed_memory()
+        self.device = device
+        self._inline = Inline(threads)
+        self._program: bytes | None = None
+        self._state: Packed | None = None
+        self._sent: Packed | None = None
+        self._tapes: dict[int, Tape] = {}
+
+    def partials(
+        self, program: bytes, state: Packed, tapes: Packed, items: Sequence[WorkItem]
+    ) -> tuple[Packed, list[float]]:
+        """What each item gives, and the seconds that it took.
+
+        Args:
+            program: `program_of`, pickled.
+            state: `state_of` the step.
+            tapes: `tapes_for_items` of the items' shared pass.
+            items: work items of one shared pass.
+        """
+        if tapes is not self._sent:
+            found = unpacked(tapes, self.device)
+            self._sent, self._tapes = tapes, {examples: Tape(**tape) for examples, tape in found.items()}
+
+        def timed(item: WorkItem) -> tuple[Partial, float]:
+            started = time.perf_counter()
+            return self.estimator.partial(self.step, item, self._tapes[item.examples]), time.perf_counter() - started
+
+        with self._loaded(program, state):
+            partials, seconds = zip(*self._inline.map(timed, items), strict=True)
+            return packed([vars(partial) for partial in partials]), list(seconds)
+
+    def tape(self, program: bytes, state: Packed, shared_pass: int, examples: int) -> Packed:
+        """The shared pass of one example block, whole."""
+        with self._loaded(program, state):
+            return packed(vars(self.estimator.tape(self.step, shared_pass, examples)))
+
+    @contextmanager
+    def _loaded(self, program: bytes, state: Packed) -> Iterator[None]:
+        """The step that `program` and `state` are, ready to be computed."""
+        with one_thread(), torch.no_grad():
+            if program is not self._program:
+                self.estimator, self.step = pickle.loads(program)
+                self._program, self._state = program, None
+            if state is not self._state:
+                found = unpacked(state, self.device)
+                for tensor, number in zip(_numbers(self.step), found["numbers"], strict=True):
+                    tensor.copy_(number)
+                self.step = replace(self.step, number=found["number"], x=found["x"], y=found["y"])
+                self._state = state
+            with self.step.network.hooked():
+                yield

@@ -1,0 +1,130 @@
+"""The parts of a step, measured on this machine with one thread each."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from glr_dist.config import Config
+from glr_dist.estimators import Step, WorkItem
+from glr_dist.execution import plan, predict
+from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.predict import Machine
+from glr_dist.glr import GLR
+from glr_dist.losses import LOSSES, Loss
+from glr_dist.planning.report import Driver, Kind
+from glr_dist.sites import Tape
+from glr_dist.training.setup import optimizer_of
+
+_REPEATS, _ENOUGH = 5, 0.3  # a part is measured so often, unless so many seconds are spent on it
+_TOO_LONG = 5.0  # predicted seconds from which on an item is not measured
+_SHOWN = 3.0  # predicted seconds from which on a person sees a progress bar
+
+
+class Bench:
+    """Measures a step of a network; of its example blocks the first one, and the last where it is shorter.
+
+    Args:
+        settings: the configuration.
+        net: the prepared network.
+        x, y: the batch.
+    """
+
+    def __init__(self, settings: Config, net: GLR, x: Tensor, y: Tensor) -> None:
+        self.settings, self.net, self.x, self.y = settings, net, x, y
+        self.loss: Loss = LOSSES[settings.training.loss]
+        self.step: Step = net.bind(x, y, self.loss)
+        self.costs = plan.Costs()
+        self._tapes: dict[int, Tape] = {}
+        self._share = len(y) / len(y[self.step.rows(0)])  # the batch in units of the first example block
+
+    @property
+    def tape_bytes(self) -> int:
+        """Bytes of the tape of one shared pass of the whole batch."""
+        with self._prepared():
+            return round(plan.tape_bytes(self.step, self._tape(0)) * self._share)
+
+    def kinds(self) -> list[Kind]:
+        """Each kind of item; `costs` knows them from then on."""
+        estimator, step, machine = self.net.estimator, self.step, Machine()
+        kinds: dict[tuple[str | None, int, int], list[WorkItem]] = {}
+        for item in predict.all_items(estimator, step):
+            kinds.setdefault(plan.kind(step, item), []).append(item)
+        seconds = [machine.item_seconds(step, items[0]) for items in kinds.values()]
+        long = sum(_REPEATS * each for each in seconds if each < _TOO_LONG) > _SHOWN
+        bar = tqdm(total=len(kinds), desc="plan", unit="kind", disable=not long or not sys.stderr.isatty())
+        found = []
+        with self._prepared(), bar:
+            for ((site, directions, examples), items), predicted in zip(kinds.items(), seconds, strict=True):
+                measured = None
+                if predicted < _TOO_LONG:
+                    measured = self._item(items[0]._replace(shared_pass=0))
+                    self.costs.observe(step, items[0], measured)
+                back = plan.partial_bytes(step, items[0])
+                found.append(Kind(site, len(items), directions, examples, predicted, measured, back))
+                bar.update()
+        return found
+
+    def driver(self) -> Driver:
+        """What the driver does alone in a step."""
+        estimator, step = self.net.estimator, self.step
+        formed = 0.0
+        with self._prepared():
+            shared = self._median(lambda: estimator.tape(step, 0, 0))
+            if any(item.site is not None for item in estimator.items(step, 0)):
+                for site in step.learned():
+                    if site.owned and step.keeps_delta(site):
+                        formed += step.passes[site.name] * self._formed(site.name)
+            optimizer = optimizer_of(self.settings.training, self.net)
+            for parameter in (*step.network.parameters.values(), *step.log_scales.values()):
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()  # the first one makes its state
+            stepped = self._median(lambda: optimizer.step())
+        return Driver(estimator.passes(step) * shared * self._share, formed * self._share, stepped)
+
+    def whole(self) -> float:
+        """Seconds of a whole estimate inline."""
+        self.net.executor = Inline(1)
+        with one_thread():
+            return self._median(lambda: self.net.estimate(self.x, self.y, self.loss))
+
+    def _item(self, item: WorkItem) -> float:
+        """Seconds of an item; its frames are drawn before."""
+        tape = self._tape(item.examples)
+        self.net.estimator.partial(self.step, item, tape)
+        return self._median(lambda: self.net.estimator.partial(self.step, item, tape))
+
+    def _formed(self, site: str) -> float:
+        """Seconds of the parameter gradients of a site from the δ of one example block."""
+        tape = self._tape(0)
+        delta = torch.zeros_like(tape.logits[site])
+        return self._median(lambda: self.net.estimator.finish(self.step, 0, 0, site, delta, tape))
+
+    def _tape(self, block: int) -> Tape:
+        if block not in self._tapes:
+            self._tapes[block] = self.net.estimator.tape(self.step, 0, block)
+        return self._tapes[block]
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        with one_thread(), torch.no_grad(), self.net.network.hooked():
+            yield
+
+    def _median(self, work: Callable[[], Any]) -> float:
+        """Median seconds of some runs of a part."""
+        seconds: list[float] = []
+        while len(seconds) < _REPEATS and sum(seconds) < _ENOUGH:
+            started = time.perf_counter()
+            work()
+            if self.x.is_cuda:
+                torch.cuda.synchronize(self.x.device)
+            seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds)

@@ -1,0 +1,197 @@
+"""Benchmarks: all candidates take turns on one machine in one run, and the figures are medians of ratios.
+
+    python jobs/benchmark.py scaling [CONFIG.yaml] [key=value ...] [--actors 1 2] [--out DIR]
+
+`scaling` compares training steps on Ray actors with those in one process on one thread, and with what the cores can
+give at best: independent processes that run the same work items with nothing to send and nothing to wait for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from glr_dist import config, data
+from glr_dist.config import Config
+from glr_dist.errors import UserError
+from glr_dist.execution.base import Executor
+from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.memory import keep_freed_memory
+from glr_dist.files import write_atomically
+from glr_dist.glr import GLR
+from glr_dist.losses import LOSSES
+from glr_dist.training.setup import device_of, network_of, optimizer_of
+
+SCALING = Path(__file__).resolve().parents[1] / "configs" / "benchmark" / "scaling.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a benchmark; returns the exit code, 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(description="Benchmarks of glr_dist.")
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    command = commands.add_parser("scaling", help="training steps on 1, 2, ... Ray actors", description=scaling.__doc__)
+    command.add_argument("config", nargs="*", metavar="CONFIG.yaml key=value", help=f"default: {SCALING.name}")
+    command.add_argument("--actors", type=int, nargs="+", default=[1, 2], metavar="N")
+    command.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of each candidate")
+    command.add_argument("--steps", type=int, default=2, metavar="N", help="steps in a turn")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for scaling.json")
+    options = parser.parse_args(arguments)
+    paths = [given for given in options.config if "=" not in given] or [SCALING]
+    try:
+        settings = config.load(paths[0], [given for given in options.config if "=" in given])
+        report = scaling(settings, options.actors, options.rounds, options.steps)
+    except UserError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 2
+    if options.out is not None:
+        write_atomically(options.out.absolute() / "scaling.json", (json.dumps(report, indent=2) + "\n").encode())
+    return 0
+
+
+def scaling(settings: Config, actors: Sequence[int], rounds: int, steps: int) -> dict[str, Any]:
+    """Steps on Ray actors against steps in one process on one thread, and against independent processes."""
+    from glr_dist.execution.cluster import connect
+    from glr_dist.execution.layers import Layers
+
+    with ExitStack() as opened:
+        net, step = _trained(settings)
+        connect(sum(actors))
+        executors: dict[str, Executor] = {"inline": Inline(1)}
+        for number in actors:
+            executors[f"layers {number}"] = opened.enter_context(Layers(number, threads=1))
+        processes = opened.enter_context(Independent(settings, max(actors)))
+
+        def steps_on(executor: Executor) -> None:
+            net.executor = executor
+            for _ in range(steps):
+                step()
+
+        candidates: dict[str, Callable[[], object]] = {
+            **{name: lambda executor=executor: steps_on(executor) for name, executor in executors.items()},  # type: ignore[misc]
+            **{f"processes {n}": lambda n=n: processes.run(n, steps) for n in {1, *actors}},  # type: ignore[misc]
+        }
+        for run in candidates.values():
+            run()
+        seconds: dict[str, list[float]] = {name: [] for name in candidates}
+        for _ in tqdm(range(rounds), unit="round", disable=not sys.stderr.isatty()):
+            for name, run in candidates.items():
+                started = time.perf_counter()
+                run()
+                seconds[name].append((time.perf_counter() - started) / steps)
+
+    def ratio(above: str, below: str) -> list[float]:
+        return [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
+
+    print(f"one process, one thread: {statistics.median(seconds['inline']) * 1000:.0f} ms a step, {rounds} rounds")
+    print(f"{'actors':>6}{'ms a step':>11}{'speed-up':>10}{'of processes':>14}{'share of it':>13}")
+    rows = []
+    for number in actors:
+        layers, processes_ = f"layers {number}", f"processes {number}"
+        speedups, best = ratio("inline", layers), ratio("processes 1", processes_)
+        shares = [a / b for a, b in zip(speedups, best, strict=True)]
+        row = {
+            "actors": number,
+            "seconds": statistics.median(seconds[layers]),
+            "speedup": statistics.median(speedups),
+            "speedup_of_processes": statistics.median(best),
+            "share": statistics.median(shares),
+        }
+        rows.append(row)
+        print(
+            f"{number:>6}{row['seconds'] * 1000:>11.0f}{row['speedup']:>10.3f}"
+            f"{row['speedup_of_processes']:>14.3f}{row['share']:>13.3f}"
+        )
+    return {
+        "config": settings.model_dump(mode="json"),
+        "rounds": rounds,
+        "steps": steps,
+        "seconds": seconds,
+        "rows": rows,
+    }
+
+
+def _batch(settings: Config) -> tuple[GLR, torch.Tensor, torch.Tensor]:
+    """The network of a configuration, and the first batch of its training set."""
+    keep_freed_memory()
+    device = device_of(settings.execution)
+    dataset = data.load(settings.data)
+    net = network_of(settings, dataset, device)
+    net.train()
+    return net, *dataset.train.to(device).batch(slice(0, settings.training.batch_size))
+
+
+def _trained(settings: Config) -> tuple[GLR, Callable[[], None]]:
+    """The network, and a function that makes one training step."""
+    net, x, y = _batch(settings)
+    optimizer, loss = optimizer_of(settings.training, net), LOSSES[settings.training.loss]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        net.estimate(x, y, loss)
+        with one_thread():
+            optimizer.step()
+
+    return net, step
+
+
+class Independent:
+    """Processes that each hold the step's shared passes and run some of its work items, one thread each."""
+
+    def __init__(self, settings: Config, number: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.pipes: list[Connection] = []
+        self.processes = []
+        for _ in range(number):
+            here, there = spawn.Pipe()
+            process = spawn.Process(target=_serve, args=(settings, there), daemon=True)
+            process.start()
+            self.pipes.append(here)
+            self.processes.append(process)
+
+    def run(self, number: int, steps: int) -> None:
+        """All items of `steps` steps by `number` of the processes."""
+        for rank, pipe in enumerate(self.pipes[:number]):
+            pipe.send((rank, number, steps))
+        for pipe in self.pipes[:number]:
+            pipe.recv()
+
+    def __enter__(self) -> Independent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(None)
+            process.join()
+
+
+def _serve(settings: Config, pipe: Connection) -> None:
+    """One of the processes: answers (rank, number, steps) when its share of the items is done."""
+    net, x, y = _batch(settings)
+    estimator, step = net.estimator, net.bind(x, y, LOSSES[settings.training.loss])
+    with one_thread(), torch.no_grad(), net.network.hooked():
+        work = []
+        for shared_pass in range(estimator.passes(step)):
+            tapes = {examples: estimator.tape(step, shared_pass, examples) for examples in step.blocks}
+            work += [(item, tapes[item.examples]) for item in estimator.items(step, shared_pass)]
+        while (order := pipe.recv()) is not None:
+            rank, number, steps = order
+            for _ in range(steps):
+                for item, tape in work[rank::number]:
+                    estimator.partial(step, item, tape)
+            pipe.send(None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

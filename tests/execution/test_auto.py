@@ -1,0 +1,58 @@
+"""`auto`: what is measured of a step, and what is chosen by it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from execution.variants import VARIANTS, batch, made
+from glr_dist.config import Execution
+from glr_dist.execution import plan, predict
+from glr_dist.execution.auto import measured_load
+from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.predict import Frames, Load
+from glr_dist.training import setup
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_step_is_measured_with_all_its_items_and_bytes(name):
+    net, (x, y), loss = made(name, Inline(2)), batch(name), VARIANTS[name][1]
+    net.prepare(x)
+    step, estimator = net.bind(x, y, loss), net.estimator
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    load = measured_load(estimator, step)
+    items = predict.all_items(estimator, step)
+    assert len(load.items) == len(items) > 2
+    assert min(load.items) > 0
+    assert load.serial > 0
+    with one_thread(), torch.no_grad(), net.network.hooked():
+        tapes = [estimator.tape(step, shared, e) for shared in range(estimator.passes(step)) for e in step.blocks]
+    assert load.out == plan.state_bytes(step) + sum(plan.tape_bytes(step, tape) for tape in tapes)
+    assert load.back == sum(plan.partial_bytes(step, item) for item in items)
+    # Measuring is no step.
+    assert net.step == 0
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "actors", "kind"),
+    [(0.1, 8, "layers"), (0.1, 2, "inline"), (1e-5, 8, "inline")],
+    ids=["much work for many", "no more actors than threads", "little work"],
+)
+def test_actors_are_taken_when_they_pay(monkeypatch, capsys, seconds, actors, kind):
+    load = Load((seconds,) * 64, (Frames((0, None), 0.0),) * 64, serial=0.001, back=10**6, out=10**6)
+    monkeypatch.setattr("glr_dist.execution.auto.measured_load", lambda estimator, step: load)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    net, (x, y) = made("conditional", Inline(2)), batch("conditional")
+    net.prepare(x)
+    assert setup._chosen(Execution(kind="auto", actors=actors), net, net.bind(x, y)) == kind
+    assert capsys.readouterr().err.startswith(f"execution auto: {kind}; a step is predicted to take ")
+
+
+def test_a_small_network_trains_inline_and_says_so(start, tiny_yaml, tmp_path):
+    run = start("train", tiny_yaml, "execution=auto", "--out", tmp_path / "run")
+    _, error = run.communicate(timeout=120)
+    assert run.returncode == 0, error
+    (line,) = error.splitlines()
+    assert line.startswith("execution auto: inline; ")

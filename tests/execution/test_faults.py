@@ -1,0 +1,200 @@
+"""Runs in which things go wrong end with the parameters of a quiet run, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from execution.variants import batch, made, same
+from glr_dist.execution.inline import Inline
+from glr_dist.training import checkpoint
+
+pytestmark = pytest.mark.ray
+
+STEPS = 60
+
+
+def trained(executor: object, before_step: Callable[[int], None] = lambda step: None) -> dict[str, torch.Tensor]:
+    """The parameters after STEPS steps of threshold units and 0-1 loss."""
+    net, (x, y) = made("conditional, three passes", executor), batch("conditional")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for step in range(STEPS):
+        before_step(step)
+        optimizer.zero_grad()
+        net.estimate(x, y)
+        optimizer.step()
+    return net.state_dict()
+
+
+@pytest.mark.slow
+def test_twelve_deaths_and_freezes_in_one_run_change_no_bit(local_ray):
+    from glr_dist.execution.layers import Layers
+
+    rng = random.Random(0)
+    blows = {step: rng.choice([signal.SIGKILL, signal.SIGSTOP]) for step in rng.sample(range(2, STEPS), 12)}
+    struck = []
+
+    with Layers(2, hang_timeout=1.5) as executor:
+
+        def strike(step: int) -> None:
+            """Kills or freezes an actor while the step is under way."""
+            if step in blows:
+                while not (pids := executor.pool.pids):  # none is known to be alive yet
+                    list(executor.pool.run([]))
+                    executor.pool._wait()
+                victim = rng.choice(pids)
+                struck.append(victim)
+                threading.Timer(rng.random() * 0.02, os.kill, (victim, blows[step])).start()
+
+        found = trained(executor, strike)
+        restarts = executor.progress()["actor_restarts"]
+    assert len(struck) == 12
+    assert set(blows.values()) == {signal.SIGKILL, signal.SIGSTOP}
+    # A blow that falls on an actor already struck is not another loss.
+    assert 10 <= restarts <= 12
+    assert same(found, trained(Inline()))
+
+
+NODES = """
+import sys
+import ray
+from ray.cluster_utils import Cluster
+sys.path.insert(0, sys.argv[1])
+from execution.test_faults import trained
+from execution.variants import same
+from glr_dist.execution.inline import Inline
+from glr_dist.execution.layers import Layers
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+second = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, logging_level="ERROR")
+seen = []
+
+def wait(executor, actors):
+    while len(executor.pool.pids) < actors:
+        list(executor.pool.run([]))
+        executor.pool._wait()
+    seen.append(set(executor.pool.pids))
+
+with Layers(2, hang_timeout=5) as executor:
+    def change(step):
+        if step == 5:
+            wait(executor, 2)
+            cluster.remove_node(second)
+        elif step == 20:
+            seen.append(set(executor.pool.pids))
+            cluster.add_node(num_cpus=1)
+        elif step == 30:
+            wait(executor, 2)
+    found = trained(executor, change)
+    restarts = executor.progress()["actor_restarts"]
+groups = [group["state"] for group in ray.util.placement_group_table().values()]
+ray.shutdown()
+cluster.shutdown()
+both, one, again = seen
+assert len(both) == 2 and len(one) == 1 and one < both, seen
+assert len(again) == 2 and one < again and again != both, seen
+assert restarts == 1, restarts
+assert set(groups) == {"REMOVED"}, groups
+assert same(found, trained(Inline()))
+print("the same bits")
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_and_one_that_joins_change_no_bit(python):
+    done = python(NODES, Path(__file__).parents[1])
+    assert done.stdout.endswith("the same bits\n"), done.stderr[-2000:]
+
+
+# ---------------------------------------------------------------- the command line
+
+LONG = ("execution.kind=layers", "execution.actors=2", "training.epochs=400")
+
+
+def after_epochs(process: subprocess.Popen[str], epochs: int) -> list[psutil.Process]:
+    """The processes that a run has started, once so many epochs are done."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"epoch {epochs}/"):
+            return psutil.Process(process.pid).children(recursive=True)
+    raise AssertionError(process.communicate()[1])
+
+
+def gone(processes: Iterable[psutil.Process], seconds: float) -> bool:
+    """Whether processes end in time."""
+    return not psutil.wait_procs(list(processes), timeout=seconds)[1]
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM], ids=lambda blow: blow.name)
+def test_a_run_that_is_stopped_keeps_its_epochs_and_leaves_no_process(start, tiny_yaml, tmp_path, blow):
+    out = tmp_path / "run"
+    process = start("train", tiny_yaml, *LONG, "--out", out)
+    children = after_epochs(process, 2)
+    assert len(children) > 4  # Ray's own and the actors
+    process.send_signal(blow)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped after epoch" in error
+    assert "Traceback" not in error
+    assert gone(children, 30)
+    _, state, damaged = checkpoint.newest(out / "checkpoints")
+    assert state["epoch"] >= 2
+    assert not damaged
+
+
+@pytest.mark.slow
+def test_a_run_whose_driver_is_killed_resumes_to_the_same_parameters(start, tiny_yaml, tmp_path):
+    overrides = ("execution.kind=layers", "execution.actors=2", "training.epochs=60")
+    killed = start("train", tiny_yaml, *overrides, "--out", tmp_path / "killed")
+    children = after_epochs(killed, 5)
+    killed.kill()
+    killed.communicate()
+    resumed = start("train", tiny_yaml, *overrides, "--out", tmp_path / "killed", "--resume")
+    inline = start("train", tiny_yaml, "training.epochs=60", "--out", tmp_path / "inline")
+    for process in (resumed, inline):
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("killed", "inline")]
+    assert summaries[0]["params_sha256"] == summaries[1]["params_sha256"]
+    assert gone(children, 120)  # Ray's agents notice the death of the rest after a minute
+
+
+def test_a_finished_run_leaves_no_process_and_tells_of_its_actors(start, tiny_yaml, tmp_path):
+    process = start("train", tiny_yaml, *LONG[:2], "training.epochs=30", "--out", tmp_path / "run")
+    children = after_epochs(process, 1)
+    output, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert gone(children, 30)
+    assert "actor_busy_share" in output
+    assert "actor_restarts" in output
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        assert record["items_per_second"] > 0
+        assert len(record["actor_busy_share"]) == 2
+        assert record["actor_restarts"] == 0
+
+
+def test_a_request_that_has_no_place_ends_in_one_line_within_half_a_minute(start, tiny_yaml, tmp_path):
+    if torch.cuda.device_count() >= 3:
+        pytest.skip("three GPUs have a place here")
+    started = time.monotonic()
+    overrides = ("execution.kind=layers", "execution.actors=1", "execution.gpus_per_actor=3")
+    process = start("train", tiny_yaml, *overrides, "--out", tmp_path / "run")
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - started < 30
+    assert process.returncode == 2
+    mistake = error.splitlines()[-1]
+    assert mistake.startswith("glr-dist: execution.actors: 1 of 1 CPU and 3 GPU each")
+    assert "Traceback" not in error

@@ -1,0 +1,241 @@
+"""`layers`: the bits of `inline`, whatever the number of actors."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import glr_dist
+from execution.variants import VARIANTS, batch, made, same, trained
+from glr_dist import config, data
+from glr_dist.errors import ClusterError, UserError
+from glr_dist.execution import plan, predict
+from glr_dist.execution.inline import Inline
+from glr_dist.execution.layers import Layers
+from glr_dist.losses import LOSSES
+from glr_dist.training import checkpoint
+from glr_dist.training.setup import network_of, optimizer_of
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def layers(local_ray: None) -> Iterator[dict[int, Layers]]:
+    """Executors of 1, 2 and 3 actors."""
+    executors = {number: Layers(number, cpus_per_actor=0.5, threads=1) for number in (1, 2, 3)}
+    yield executors
+    for executor in executors.values():
+        executor.close()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_parameters_are_those_of_inline_bit_by_bit(layers, name):
+    expected = trained(name, Inline())  # at its default threads
+    assert expected["loss"] != 0
+    for number in layers:
+        assert same(trained(name, layers[number]), expected), f"{number} actors"
+
+
+@pytest.mark.parametrize("name", ["conditional, three passes", "layerwise", "mixed network", "learned scales"])
+def test_a_shared_pass_that_is_spread_over_the_actors_gives_the_same_bits(layers, name, monkeypatch):
+    calls = []
+    run = layers[3].pool.run
+
+    def spied(given):  # what each call asks for
+        return run(calls.append(call.method) or call for call in given)
+
+    monkeypatch.setattr(layers[3].pool, "run", spied)
+    monkeypatch.setattr(layers[3], "_spread", lambda step: True)
+    assert same(trained(name, layers[3]), trained(name, Inline()))
+    assert calls.count("tape") == 3 * 3 * VARIANTS[name][2].get("passes", 1)  # steps, blocks of examples, passes
+
+
+def test_a_shared_pass_is_spread_when_the_actors_are_more_and_it_takes_long(layers):
+    net, (x, y) = made("conditional", layers[3]), batch("conditional")
+    net.prepare(x)
+    step = net.bind(x, y)  # three blocks of examples
+    for seconds, number, spread in ((1.0, 3, True), (1.0, 1, False), (0.001, 3, False)):
+        executor = layers[number]
+        executor._pass_seconds = seconds
+        assert executor._spread(step) == spread
+        executor._pass_seconds = 0.0
+
+
+def digests(settings: config.Config, executors: list[object], steps: int) -> set[str]:
+    """The digests of the parameters after so many steps from the training set's first example on."""
+    dataset, found = data.load(settings.data), set()
+    for executor in executors:
+        net = network_of(settings, dataset, torch.device("cpu"))
+        net.executor = executor
+        optimizer = optimizer_of(settings.training, net)
+        for number in range(steps):
+            x, y = dataset.train.batch(slice(128 * number, 128 * (number + 1)))
+            optimizer.zero_grad()
+            net.estimate(x, y, LOSSES[settings.training.loss])
+            optimizer.step()
+        found.add(checkpoint.digest(net.state_dict()))
+    return found
+
+
+ESTIMATORS = {
+    "conditional": (),
+    "layerwise": ("estimator.name=layerwise",),
+    "joint": ("estimator.name=joint",),
+    "pathwise": (
+        "estimator={name: pathwise}",
+        "model.activation=sigmoid",
+        "training.loss=cross_entropy",
+    ),
+}
+DATA = """
+model: {hidden: [50], activation: threshold}
+noise: {scale: 0.5}
+estimator: {copies: 100}
+training: {loss: zero_one}
+"""
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("which", ["digits", "mnist"])
+def test_one_digest_on_real_data_for_inline_and_any_number_of_actors(layers, which, name, tmp_path, request):
+    (tmp_path / "run.yaml").write_text(DATA)
+    overrides = [f"data.name={which}", *ESTIMATORS[name]]
+    if which == "mnist":
+        overrides.append(f"data.root={request.getfixturevalue('glr_data')}")
+    settings = config.load(tmp_path / "run.yaml", overrides)
+    if name in ("conditional", "joint"):
+        assert settings.estimator.sampler == "orthogonal"
+    assert len(digests(settings, [Inline(), Inline(1), *layers.values()], steps=6)) == 1
+
+
+# ---------------------------------------------------------------- what changes under way
+
+
+def test_a_network_that_changes_is_sent_again(layers):
+    """Freezing a layer, another mode, another loss, another network on the same actors."""
+    x, y = batch("mixed network")
+    nets = [made("mixed network", executor) for executor in (Inline(), layers[2])]
+    other = made("conditional", layers[2])
+
+    def compared(loss) -> None:
+        found = [net.gradients(x, y, loss).grads for net in nets]
+        assert found[0].keys() == found[1].keys()
+        assert same(found[1], found[0])
+
+    compared(glr_dist.losses.cross_entropy)
+    for net in nets:
+        net.eval()  # no dropout
+    compared(glr_dist.losses.cross_entropy)
+    other.gradients(x, y)
+    for net in nets:
+        net.model[0][0].weight.requires_grad_(False)
+    compared(glr_dist.losses.cross_entropy)
+    compared(lambda outputs, targets: (outputs.argmax(1) - targets).abs().float())
+
+
+def test_a_copy_of_a_network_shares_its_actors(layers):
+    net, (x, y) = made("conditional", layers[2]), batch("conditional")
+    net.estimate(x, y)
+    twin = copy.deepcopy(net)
+    assert twin.executor is net.executor
+    assert same(twin.gradients(x, y).grads, net.gradients(x, y).grads)
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_an_error_in_an_actor_is_the_error_of_inline_and_the_actors_work_on(layers):
+    x, y = batch("conditional")
+
+    def message(executor) -> str:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 3))
+
+        def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+            return outputs.sum(1) if len(outputs) == 20 else outputs.sum()  # right in the shared pass alone
+
+        net = glr_dist.GLR(model, copies=4, executor=executor)
+        with pytest.raises(UserError) as caught:
+            net.gradients(x, y, loss)
+        return str(caught.value)
+
+    assert message(layers[2]) == message(Inline())
+    assert same(trained("conditional", layers[2]), trained("conditional", Inline()))
+
+
+def test_an_error_in_this_process_leaves_the_actors_usable(layers):
+    net, (x, y) = made("conditional, three passes", layers[2]), batch("conditional")
+    with pytest.raises(FloatingPointError, match="the inputs"):
+        net.gradients(x * torch.nan, y)
+    with torch.no_grad():
+        net.model[3].weight.fill_(torch.inf)
+    with pytest.raises(FloatingPointError, match="site '3'"):
+        net.gradients(x, y)
+    assert same(trained("conditional", layers[2]), trained("conditional", Inline()))
+
+
+def test_what_cannot_be_sent_is_named_in_one_line(layers):
+    net, (x, y) = made("conditional", layers[2]), batch("conditional")
+    lock = threading.Lock()
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        with lock:
+            return outputs.sum(1)
+
+    with pytest.raises(UserError, match="cannot be sent to the actors") as caught:
+        net.gradients(x, y, loss)
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_of_another_kind_of_device_are_refused(layers):
+    net, (x, y) = made("conditional", layers[2]), batch("conditional")
+    net.prepare(x)
+    with pytest.raises(
+        ClusterError, match=r"execution\.gpus_per_actor: the actors compute on cpu, this process on meta"
+    ):
+        layers[2].begin(net.estimator, replace(net.bind(x, y), x=x.to("meta")))
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def test_the_progress_tells_of_the_work_since_it_was_last_asked(layers):
+    executor = layers[2]
+    executor.progress()
+    net, (x, y) = made("conditional", executor), batch("conditional")
+    for _ in range(5):
+        net.estimate(x, y)
+    told = executor.progress()
+    assert told["items_per_second"] > 0
+    assert len(told["actor_busy_share"]) == 2
+    assert all(0 <= share < 1 for share in told["actor_busy_share"])
+    assert any(told["actor_busy_share"])
+    assert told["actor_restarts"] == 0
+    assert executor.progress()["items_per_second"] == 0
+
+
+@pytest.mark.parametrize("name", ["conditional", "joint", "pathwise"])
+def test_the_bytes_that_travel_are_those_of_the_plan(layers, name, tmp_path):
+    """What was put into the object store and what came back, within 5 %: arrays begin at multiples of 64 bytes."""
+    (tmp_path / "run.yaml").write_text(DATA)
+    settings = config.load(tmp_path / "run.yaml", ["model.hidden=[100, 50]", *ESTIMATORS[name]])
+    dataset = data.load(settings.data)
+    net = network_of(settings, dataset, torch.device("cpu"))
+    x, y = dataset.train.batch(slice(0, 300))
+    net.executor = executor = layers[2]
+    loss = LOSSES[settings.training.loss]
+    step, estimator = net.bind(x, y, loss), net.estimator
+    with torch.no_grad(), net.network.hooked():
+        tapes = [estimator.tape(step, shared, e) for shared in range(estimator.passes(step)) for e in step.blocks]
+    planned = plan.state_bytes(step) + sum(plan.tape_bytes(step, tape) for tape in tapes)
+    planned += sum(plan.partial_bytes(step, item) for item in predict.all_items(estimator, step))
+    before = executor.bytes
+    net.estimate(x, y, loss)
+    assert executor.bytes - before == pytest.approx(planned, rel=0.05)
+    assert planned > 10**5

@@ -1,0 +1,333 @@
+"""The pool: every call answered once, whatever happens to the actors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+import ray
+from ray import cloudpickle
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from glr_dist.errors import ClusterError
+from glr_dist.execution import pool as pool_module
+from glr_dist.execution.cluster import connect
+from glr_dist.execution.pool import Call, Pool
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors' processes cannot import a test
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+class Server:
+    """What the actors of these tests hold."""
+
+    def __init__(self, base: int = 0) -> None:
+        self.base = base
+        self.seen: list[int] = []
+
+    def square(self, number: int) -> int:
+        return self.base + number * number
+
+    def slow_square(self, number: int, seconds: float) -> int:
+        time.sleep(seconds)
+        return number * number
+
+    def fail(self, number: int) -> int:
+        raise KeyError(f"number {number}")
+
+    def where(self, seconds: float) -> int:
+        time.sleep(seconds)
+        return os.getpid()
+
+    def die(self) -> None:
+        os._exit(1)
+
+    def total(self, values: list[int]) -> tuple[int, int]:
+        self.seen.append(id(values))
+        return sum(values), len(set(self.seen))
+
+
+class Stillborn:
+    def __init__(self) -> None:
+        raise RuntimeError("no libcuda")
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Pool]]:
+    """Pools of `Server`, closed after the test."""
+    made = []
+
+    def pool(actors: int | None = 2, kind: type = Server, arguments: tuple = (), **options: object) -> Pool:
+        made.append(Pool(kind, arguments, actors, **{"cpus": 1, **options}))
+        return made[-1]
+
+    yield pool
+    for each in made:
+        each.close()
+
+
+def squares(numbers: range) -> list[Call]:
+    return [Call("square", (number,)) for number in numbers]
+
+
+def groups_in_use() -> list[str]:
+    return [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"]
+
+
+def alive_in(pool: Pool) -> list[int]:
+    """The processes of a pool once all its actors are alive."""
+    assert until(lambda: bool(list(pool.run(squares(range(2))))) and len(pool.pids) == len(pool))
+    return pool.pids
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    """Whether something comes true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+# ---------------------------------------------------------------- calls
+
+
+def test_every_call_is_answered_once_at_its_place(make):
+    pool = make(2, arguments=(1000,))
+    for _ in range(2):
+        answers = list(pool.run(squares(range(50))))
+        assert sorted(answers) == [(n, 1000 + n * n) for n in range(50)]
+    assert list(pool.run([])) == []
+
+
+def test_answers_come_when_they_are_ready(make):
+    pool = make(2)
+    alive_in(pool)
+    calls = [Call("slow_square", (0, 3.0)), *squares(range(1, 4))]
+    assert [place for place, _ in pool.run(calls)] == [1, 2, 3, 0]  # the other actor makes all that is left
+
+
+def test_calls_are_taken_only_when_an_actor_will_soon_be_free(make):
+    taken = 0
+
+    def calls() -> Iterator[Call]:
+        nonlocal taken
+        for number in range(100):
+            taken += 1
+            yield Call("square", (number,))
+
+    pool = make(2)
+    alive_in(pool)
+    for answered, _ in enumerate(pool.run(calls())):
+        assert taken - answered <= 3 * 2 + 1
+
+
+def test_calls_may_depend_on_other_calls_that_run_meanwhile(make):
+    pool = make(2)
+
+    def calls() -> Iterator[Call]:
+        for number in range(6):
+            ((_, squared),) = pool.run([Call("square", (number,))])
+            yield Call("square", (squared,))
+
+    assert sorted(pool.run(calls())) == [(n, n**4) for n in range(6)]
+
+
+def test_an_error_reaches_the_caller_as_it_is_and_the_pool_works_on(make):
+    pool = make(2)
+    for _ in range(3):
+        with pytest.raises(KeyError, match="number 7"):
+            list(pool.run([*squares(range(5)), Call("fail", (7,)), *squares(range(5))]))
+    started = time.monotonic()
+    assert len(list(pool.run(squares(range(10))))) == 10
+    assert time.monotonic() - started < 30  # no actor had to be given up
+    assert pool.restarts == 0
+
+
+def test_answers_that_nobody_waits_for_any_more_do_no_harm(make):
+    pool = make(1)
+    answers = pool.run([Call("slow_square", (number, 0.2)) for number in range(20)])
+    assert next(answers) == (0, 0)
+    answers.close()
+    assert sorted(pool.run(squares(range(3)))) == [(0, 0), (1, 1), (2, 4)]
+
+
+def test_calls_go_to_the_actor_that_they_name_unless_another_has_nothing_to_do(make):
+    pool = make(2)
+    alive_in(pool)
+    calls = [Call("where", (0.05,), number % 2) for number in range(12)]
+    found = dict(pool.run(calls))
+    assert all(found[place] == found[place % 2] for place in range(12))
+    assert found[0] != found[1]
+    to_one = [pid for _, pid in pool.run([Call("where", (0.2,), 0)] * 12)]
+    assert {*to_one} == {found[0], found[1]}
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+def test_a_restarted_actor_gets_the_shared_values_again(make, actors):
+    pool = make(actors, hang_timeout=5)
+    values = pool.share("values", [1, 2, 3])
+    alive_in(pool)
+    for answered, (_, (total, _)) in enumerate(pool.run([Call("total", (values,))] * 40)):
+        assert total == 6
+        if answered in (10, 20):
+            with suppress(ProcessLookupError):  # still on its way back
+                os.kill(pool.pids[0], signal.SIGKILL)
+    assert 1 <= pool.restarts <= 2
+
+
+def test_a_shared_value_reaches_each_actor_once_and_the_newest_counts(make):
+    pool = make(1)
+    first, other = pool.share("values", [1, 2, 3]), pool.share("others", [10])
+    answers = [answer for _, answer in pool.run([Call("total", (first,))] * 3)]
+    assert answers == [(6, 1)] * 3  # the same object each time
+    ((_, (total, objects)),) = pool.run([Call("total", (other,))])
+    assert (total, objects) == (10, 2)
+    newer = pool.share("values", [4])
+    assert [total for _, (total, _) in pool.run([Call("total", (newer,)), Call("total", (first,))])] == [4, 6]
+
+
+# ---------------------------------------------------------------- actors that die, freeze, never live
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=lambda blow: blow.name)
+def test_lost_calls_are_made_again(make, blow):
+    pool = make(2, hang_timeout=2)
+    struck, _ = alive_in(pool)
+    answers = []
+    for answer in pool.run([Call("slow_square", (number, 0.1)) for number in range(30)]):
+        if len(answers) == 5:
+            os.kill(struck, blow)
+        answers.append(answer)
+    assert sorted(answers) == [(n, n * n) for n in range(30)]
+    assert pool.restarts == 1
+    assert struck not in alive_in(pool)  # another took its place
+
+
+def test_when_all_actors_die_the_calls_wait_until_one_is_back(make):
+    pool = make(2)
+    pids = alive_in(pool)
+    answers = pool.run([Call("slow_square", (number, 0.2)) for number in range(8)])
+    found = [next(answers)]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert sorted([*found, *answers]) == [(n, n * n) for n in range(8)]
+    assert pool.restarts == 2
+
+
+def test_a_call_that_takes_longer_than_the_timeout_gets_more_time_when_it_is_made_again(make):
+    pool = make(1, hang_timeout=0.5)
+    list(pool.run(squares(range(1))))
+    assert list(pool.run([Call("slow_square", (3, 1.5))])) == [(0, 9)]
+    assert pool.restarts == 2  # after 0.5 s and 1 s
+
+
+def test_a_call_that_kills_every_actor_is_given_up(make, monkeypatch):
+    monkeypatch.setattr(pool_module, "_LOSSES", 3)
+    pool = make(2)
+    with pytest.raises(ClusterError, match="one call lost 3 actors") as caught:
+        list(pool.run([Call("die", ())]))
+    assert "\n" not in str(caught.value)
+    assert sorted(pool.run(squares(range(3)))) == [(0, 0), (1, 1), (2, 4)]
+
+
+def test_actors_that_cannot_start_are_given_up_with_their_reason(make):
+    pool = make(1, kind=Stillborn)
+    with pytest.raises(ClusterError, match=r"died 3 times as it started.*no libcuda") as caught:
+        list(pool.run(squares(range(3))))
+    assert "\n" not in str(caught.value)
+
+
+def test_without_any_actor_for_long_the_pool_says_so(make, monkeypatch):
+    pool = make(1)
+    list(pool.run(squares(range(1))))
+    monkeypatch.setattr(pool_module, "_PATIENCE", 0.0)
+    with pytest.raises(ClusterError, match="no actor has answered for 0 s; the cluster has 4 CPU"):
+        for _, pid in zip(range(20), [pool.pids[0]] * 20, strict=True):
+            if pid in pool.pids:
+                os.kill(pid, signal.SIGKILL)
+            list(pool.run([Call("slow_square", (1, 0.2))] * 5))
+
+
+# ---------------------------------------------------------------- their place
+
+
+@pytest.mark.parametrize(("cpus", "actors"), [(1, 4), (2, 2), (1.5, 2), (3, 1)])
+def test_by_default_there_are_as_many_actors_as_fit(make, cpus, actors):
+    assert len(make(None, cpus=cpus)) == actors
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"gpus": 3}, ["2 of 1 CPU and 3 GPU each: no place", "4 CPU (4 free) and 0 GPU (0 free)"]),
+        ({"cpus": 5}, ["2 of 5 CPU each"]),
+    ],
+)
+def test_a_request_that_has_no_place_says_what_was_asked_and_what_there_is(make, request_, words):
+    assert until(lambda: not groups_in_use())
+    started = time.monotonic()
+    with pytest.raises(ClusterError) as caught:
+        make(2, placement_timeout=1, **request_)
+    assert time.monotonic() - started < 30
+    for word in [*words, "execution.actors", "execution.placement_timeout (1 s)"]:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert until(lambda: not groups_in_use())
+
+
+def test_a_closed_pool_leaves_nothing(make):
+    pool = make(2)
+    pids = alive_in(pool)
+    assert len(groups_in_use()) == 1
+    pool.close()
+    pool.close()  # twice does no harm
+    assert until(lambda: not groups_in_use())
+    assert until(lambda: not any(alive(pid) for pid in pids))
+    assert ray.is_initialized()  # it was here before
+    assert not connect()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_inside_a_trial_its_own_placement_group_holds_the_actors():
+    group = placement_group([{"CPU": 1}, {"CPU": 1}, {"CPU": 1}])
+    assert group.wait(30)
+
+    @ray.remote(num_cpus=1)
+    def trial(actors: int | None) -> object:
+        try:
+            pool = Pool(Server, (), actors)
+        except ClusterError as error:
+            return str(error)
+        answers = sorted(pool.run(squares(range(4))))
+        found = len(pool), answers, len(placement_group_table())
+        pool.close()
+        return found
+
+    place = PlacementGroupSchedulingStrategy(
+        group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
+    )
+    before = len(placement_group_table())
+    try:
+        size, answers, groups = ray.get(trial.options(scheduling_strategy=place).remote(2), timeout=60)
+        assert (size, groups) == (2, before)  # no group of its own
+        assert answers == [(n, n * n) for n in range(4)]
+        mistake = ray.get(trial.options(scheduling_strategy=place).remote(9), timeout=60)
+        assert "execution.actors: 9 of 1 CPU each" in mistake
+        assert "placement group has" in mistake
+    finally:
+        remove_placement_group(group)

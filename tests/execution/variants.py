@@ -1,0 +1,102 @@
+"""Networks and options that between them use every kind of work item, tape and result."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from ray import cloudpickle
+from torch import Tensor, nn
+
+import glr_dist
+from glr_dist.execution.base import Executor
+from glr_dist.glr import GLR
+from glr_dist.nn import Dropout, Heaviside
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors' processes cannot import a test
+ZERO_ONE, CROSS_ENTROPY = glr_dist.losses.zero_one, glr_dist.losses.cross_entropy
+
+
+class Residual(nn.Module):
+    """A block with a site inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x).tanh()
+
+
+def perceptron(unit: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), unit, nn.Linear(24, 12), unit, nn.Linear(12, 3))
+
+
+def mixed() -> nn.Module:
+    """Convolutions, a LayerNorm that the next site's segment owns, a nested site, keyed dropout, a buffer."""
+    body = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.LayerNorm(256), nn.Linear(256, 16), nn.Sigmoid()
+    )
+    net = nn.Sequential(body, Dropout(0.25), Residual(16), nn.Linear(16, 3))
+    net.register_buffer("unused", torch.ones(2, dtype=torch.int64))
+    return net
+
+
+# name -> (network, loss, options)
+VARIANTS = {
+    "conditional": (lambda: perceptron(Heaviside()), ZERO_ONE, {"copies": 60}),
+    "conditional, three passes": (lambda: perceptron(Heaviside()), CROSS_ENTROPY, {"copies": 48, "passes": 3}),
+    "layerwise": (lambda: perceptron(Heaviside()), ZERO_ONE, {"estimator": "layerwise", "copies": 60}),
+    "joint": (lambda: perceptron(Heaviside()), ZERO_ONE, {"estimator": "joint", "copies": 40}),
+    "joint, clean baseline off": (
+        lambda: perceptron(Heaviside()),
+        CROSS_ENTROPY,
+        {"estimator": "joint", "copies": 40, "baseline": "leave_one_out", "sampler": "iid"},
+    ),
+    "pathwise": (lambda: perceptron(nn.Sigmoid()), CROSS_ENTROPY, {"estimator": "pathwise", "passes": 3}),
+    "learned scales": (
+        lambda: perceptron(nn.Sigmoid()),
+        CROSS_ENTROPY,
+        {"copies": 48, "noise": glr_dist.Gaussian(0.4, learn="unit"), "exact_head": True},
+    ),
+    "learned scales, pathwise": (
+        lambda: perceptron(nn.Sigmoid()),
+        CROSS_ENTROPY,
+        {"estimator": "pathwise", "noise": glr_dist.Laplace(0.4, learn="site")},
+    ),
+    "sobol": (lambda: perceptron(Heaviside()), ZERO_ONE, {"copies": 32, "sampler": "sobol"}),
+    "mixed network": (mixed, CROSS_ENTROPY, {"copies": 24, "passes": 2}),
+    "mixed network, joint": (mixed, CROSS_ENTROPY, {"estimator": "joint", "copies": 24}),
+    "mixed network, float64": (lambda: mixed().double(), CROSS_ENTROPY, {"copies": 24}),
+}
+
+
+def made(name: str, executor: Executor) -> GLR:
+    """The network of a variant; several example blocks and several work items of each site."""
+    network, _, options = VARIANTS[name]
+    torch.manual_seed(0)
+    return GLR(network(), executor=executor, **{"example_block": 8, "block_elements": 2**12, **options})
+
+
+def batch(name: str) -> tuple[Tensor, Tensor]:
+    """Twenty examples: two whole example blocks and half a one."""
+    stream = torch.Generator().manual_seed(1)
+    x = torch.rand(20, 1, 8, 8, generator=stream)
+    return x.double() if "float64" in name else x, torch.randint(0, 3, (20,), generator=stream)
+
+
+def trained(name: str, executor: Executor, steps: int = 3) -> dict[str, Tensor]:
+    """Parameters, buffers and scales after a few steps; the last loss under "loss"."""
+    net, (x, y), loss = made(name, executor), batch(name), VARIANTS[name][1]
+    net.prepare(x)
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        mean_loss = net.estimate(x, y, loss)
+        optimizer.step()
+    return {**net.state_dict(), "loss": mean_loss}
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    """Whether all numbers are equal bit by bit."""
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
