@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, wait
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from glr_dist.errors import ClusterError
@@ -28,7 +29,7 @@ def connect(cpus: float = 0) -> bool:
         Whether a Ray was started, for `ray.shutdown` to end.
 
     Raises:
-        ClusterError: no cluster answers at RAY_ADDRESS.
+        ClusterError: the cluster at RAY_ADDRESS cannot be joined.
     """
     if ray.is_initialized():
         return False
@@ -51,8 +52,10 @@ def connect(cpus: float = 0) -> bool:
     threading.Thread(target=init, name="ray", daemon=True).start()
     try:
         connected.result()
-    except ConnectionError as error:
-        raise ClusterError(f"RAY_ADDRESS: no Ray cluster answers at {address} ({one_line(error)})") from None
+    except (ConnectionError, RuntimeError, RayError) as error:  # nobody there, other versions, no right to
+        if own:
+            raise
+        raise ClusterError(f"RAY_ADDRESS: the cluster at {address} cannot be joined ({one_line(error)})") from None
     finally:
         wait([connected])
         if threading.current_thread() is threading.main_thread():
@@ -67,8 +70,8 @@ def available(cpus: float, gpus: float) -> int:
     """How many actors would have a place: on the cluster that RAY_ADDRESS names, or else on this machine's CPUs."""
     if "RAY_ADDRESS" in os.environ or ray.is_initialized():
         connect()
-        return fitting(bundle_of(cpus, gpus))
-    return math.floor(_cores() / cpus)
+        return room(bundle_of(cpus, gpus))
+    return 0 if gpus else math.floor(_cores() / cpus)
 
 
 def _cores() -> int:
@@ -86,6 +89,12 @@ def fitting(bundle: Mapping[str, float], there: Mapping[str, float] | None = Non
     return math.floor(min(found.get(name, 0) / amount + 1e-9 for name, amount in bundle.items()))
 
 
+def room(bundle: Mapping[str, float]) -> int:
+    """How many such bundles have a place on the cluster now; each of them must lie on one node."""
+    whole = sum(fitting(bundle, node["Resources"]) for node in ray.nodes() if node["Alive"])
+    return min(whole, fitting(bundle, ray.available_resources()))
+
+
 def reserve(number: int, bundle: Mapping[str, float], timeout: float, *, own: bool) -> PlacementGroup:
     """A placement group for so many bundles.
 
@@ -101,9 +110,14 @@ def reserve(number: int, bundle: Mapping[str, float], timeout: float, *, own: bo
     never = own and fitting(bundle) < number
     if not never:
         group: PlacementGroup = placement_group([dict(bundle)] * number)
-        if group.wait(timeout):
+        placed = False
+        try:
+            placed = group.wait(timeout)
+        finally:
+            if not placed:
+                remove_placement_group(group)
+        if placed:
             return group
-        remove_placement_group(group)
     raise ClusterError(
         f"{asked(number, bundle)}: no place for them, the cluster has {resources()}; "
         "lower execution.actors, execution.cpus_per_actor or execution.gpus_per_actor"

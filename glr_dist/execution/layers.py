@@ -8,6 +8,7 @@ bit, whatever the number of actors and whatever befalls them.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -62,7 +63,7 @@ class Layers(Executor):
         self._program_of: object = None
         self._program: Shared | None = None
         self._state: Shared | None = None
-        self._pass_seconds = 0.0
+        self._pass_seconds: deque[float] = deque(maxlen=3)  # of the last shared passes here; the first one is slow
         self.pool = Pool(
             Worker,
             (self.device, 1 if gpus_per_actor else max(1, int(cpus_per_actor))),
@@ -84,9 +85,11 @@ class Layers(Executor):
         parts = (
             network,
             network.prepared_for,
+            network.sites,
             estimator,
             step.options,
             step.noise,
+            step.seed,
             step.loss,
             step.copies,
             step.passes,
@@ -103,7 +106,7 @@ class Layers(Executor):
         if not self._spread(step):
             started = time.perf_counter()
             tapes = list(self.inline.map(lambda examples: estimator.tape(step, shared_pass, examples), step.blocks))
-            self._pass_seconds = time.perf_counter() - started
+            self._pass_seconds.append(time.perf_counter() - started)
             return tapes
         sent = dict(self.pool.run(Call("tape", (self._program, self._state, shared_pass, e)) for e in step.blocks))
         self.bytes += sum(tape.size for tape in sent.values())
@@ -148,7 +151,7 @@ class Layers(Executor):
         return self.inline.map(function, arguments)
 
     def progress(self) -> dict[str, Any]:
-        """Since this was last asked: items per second, and each actor's share of busy time; restarts in all."""
+        """Since this was last asked: items per second, each actor's share of busy time, and restarts."""
         now = time.perf_counter()
         rate, self._items, self._asked_at = self._items / (now - self._asked_at), 0, now
         return {"items_per_second": rate, **self.pool.progress()}
@@ -165,7 +168,8 @@ class Layers(Executor):
         """Whether the actors would be through a shared pass sooner than this process, by the time that it took here."""
         blocks = len(step.blocks)
         here, there = min(self.inline.threads, blocks), min(len(self.pool), blocks)
-        return self._pass_seconds * (1 - here / there) > _LEAST_CALL
+        seen = self._pass_seconds
+        return len(seen) == seen.maxlen and min(seen) * (1 - here / there) > _LEAST_CALL
 
 
 def _pickled(program: object) -> bytes:

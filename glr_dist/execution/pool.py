@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError, UnserializableException
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from glr_dist.errors import ClusterError
-from glr_dist.execution.cluster import asked, bundle_of, connect, fitting, one_line, reserve, resources
+from glr_dist.execution.cluster import asked, bundle_of, connect, fitting, one_line, reserve, resources, room
 
 _IN_FLIGHT = 2  # calls per actor: one is computed, the next one waits there
 _LOSSES = 10  # of one call: then it is not the actors' fault
@@ -135,7 +135,7 @@ class Pool:
         placement_timeout: float = 15,
         hang_timeout: float = 60,
     ) -> None:
-        self.restarts = 0
+        self.restarts = self._told = 0
         self._hang_timeout = hang_timeout
         self._queue: deque[_Task] = deque()
         self._slots: list[_Slot] = []
@@ -205,13 +205,14 @@ class Pool:
                 task.wanted = False
 
     def progress(self) -> dict[str, Any]:
-        """Since this was last asked: the share of the time that each actor was busy; and the restarts of the run."""
+        """Since this was last asked: the share of the time that each actor was busy, and the restarts."""
         now = time.monotonic()
         elapsed, self._asked_at = now - self._asked_at, now
         shares = [round(slot.busy / elapsed, 4) for slot in self._slots]
         for slot in self._slots:
             slot.busy = 0.0
-        return {"actor_busy_share": shares, "actor_restarts": self.restarts}
+        restarts, self._told = self.restarts - self._told, self.restarts
+        return {"actor_busy_share": shares, "actor_restarts": restarts}
 
     def close(self) -> None:
         """Ends the actors and gives their place back; ends Ray if it was started here."""
@@ -271,18 +272,21 @@ class Pool:
         elif now - self._alive_at > _PATIENCE:
             raise ClusterError(f"no actor has answered for {_PATIENCE:.0f} s; the cluster has {resources()}")
         for slot in self._slots:
-            head = slot.calls[0][1] if slot.calls else None
-            if head is not None and now - slot.since > self._hang_timeout * 2**head.losses:
+            if slot.calls and self._hangs(slot, now):
                 with suppress(RayError):
                     ray.kill(slot.actor, no_restart=False)  # frozen: Ray itself would never know
                 self._lose(slot, f"no answer for {now - slot.since:.0f} s")
             elif slot.ping is not None and now - slot.since > max(self._hang_timeout, _PATIENCE):
                 self._replace(slot)
 
+    def _hangs(self, slot: _Slot, now: float) -> bool:
+        """Whether an actor's oldest call takes too long; its answer may lie here, when this process was busy itself."""
+        ref, task = slot.calls[0]
+        late = now - slot.since > self._hang_timeout * 2**task.losses
+        return late and not ray.wait([ref], timeout=0, fetch_local=False)[0]
+
     def _take_result(self, slot: _Slot, ref: Any) -> None:
-        place = next((i for i, (waiting, _) in enumerate(slot.calls) if waiting is ref), None)
-        if place is None:  # lost a moment ago, with its actor
-            return
+        place = next(i for i, (waiting, _) in enumerate(slot.calls) if waiting is ref)
         task = slot.calls[place][1]
         mistake: BaseException | None = None
         try:
@@ -290,8 +294,10 @@ class Pool:
         except RayTaskError as error:
             mistake, seconds = error.cause, 0.0
         except RayError as error:
-            mistake = error
-        if isinstance(mistake, RayError):  # the actor, the result, or a shared value is lost
+            mistake, seconds = error, 0.0
+        # What the call raised, and Ray could not carry over, comes as an error of Ray's own too.
+        untold = type(mistake) is RayError or isinstance(mistake, UnserializableException)
+        if isinstance(mistake, RayError) and not untold:  # the actor, the result, or a shared value is lost
             self._lose(slot, str(mistake))
             return
         del slot.calls[place]
@@ -355,11 +361,14 @@ class Pool:
         bundle = bundle_of(cpus, gpus)
         group = ray.util.get_current_placement_group()
         if group is None:
-            actors = actors or max(1, fitting(bundle))
+            actors = actors or max(1, fitting(bundle) if self._own_ray else room(bundle))
             self._own_group = reserve(actors, bundle, timeout, own=self._own_ray)
             return actors, self._own_group
-        room = sum(fitting(bundle, there) for there in group.bundle_specs)
-        if room < (actors or 1):
-            has = f"the trial's placement group has {group.bundle_specs}"
+        taken = ray.get_runtime_context().get_assigned_resources()  # by the trial itself, from its first bundle
+        first, *others = group.bundle_specs
+        free = [{name: amount - taken.get(name, 0) for name, amount in first.items()}, *others]
+        places = sum(fitting(bundle, there) for there in free)
+        if places < (actors or 1):
+            has = f"the trial's placement group has {free} beside the trial itself"
             raise ClusterError(f"{asked(actors or 1, bundle)}: no place for them, {has}")
-        return actors or room, group
+        return actors or places, group

@@ -23,7 +23,7 @@ from glr_dist import errors
 from glr_dist.config import Execution
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.execution.all_reduce import LostReplicaError, OtherReplicaError
-from glr_dist.execution.cluster import bundle_of, connect, fitting, one_line, reserve
+from glr_dist.execution.cluster import bundle_of, connect, fitting, one_line, reserve, room
 from glr_dist.files import write_atomically
 
 A = TypeVar("A")
@@ -86,7 +86,7 @@ def run_replicas(
     try:
         with _ray(execution.cpus_per_actor * (execution.actors or 1)) as local:
             bundle = bundle_of(execution.cpus_per_actor, execution.gpus_per_actor)
-            workers = execution.actors or max(1, min(most, fitting(bundle)))
+            workers = execution.actors or max(1, min(most, fitting(bundle) if local else room(bundle)))
             # Ray Train would wait for ever for its own.
             remove_placement_group(reserve(workers, bundle, execution.placement_timeout, own=local))
             reason = _fitted(partial(_fit, function, execution, workers, folder), execution, folder, watch, local=local)

@@ -91,11 +91,12 @@ def executor_of(execution: config.Execution, net: GLR, step: Step) -> Executor:
     if kind == "layers":
         from glr_dist.execution.layers import Layers  # Ray takes a second to import
 
+        assert isinstance(net.executor, Inline)
         return Layers(
             execution.actors,
             cpus_per_actor=execution.cpus_per_actor,
             gpus_per_actor=execution.gpus_per_actor,
-            threads=execution.threads,
+            threads=net.executor.threads,
             placement_timeout=execution.placement_timeout,
             hang_timeout=execution.hang_timeout,
         )
@@ -115,10 +116,11 @@ def _chosen(execution: config.Execution, net: GLR, step: Step) -> str:
     from glr_dist.execution import cluster, predict
     from glr_dist.execution.auto import measured_load
 
-    threads, actors = (
-        net.executor.threads,
-        execution.actors or cluster.available(execution.cpus_per_actor, execution.gpus_per_actor),
-    )
+    threads, actors = net.executor.threads, cluster.available(execution.cpus_per_actor, execution.gpus_per_actor)
+    actors = min(execution.actors or actors, actors)  # more of them would share cores
+    if not actors:
+        print("execution auto: inline; the cluster has no place for an actor", file=sys.stderr)
+        return "inline"
     load, machine = measured_load(net.estimator, step), predict.Machine()
     kind = "layers" if predict.choose(load, machine, threads, actors) else "inline"
     print(

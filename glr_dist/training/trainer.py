@@ -78,6 +78,8 @@ class Trainer:
             FloatingPointError: the loss, the gradients or the outputs are not finite.
             OSError: a file cannot be written; finished epochs up to the last checkpoint are safe.
         """
+        if self.epoch == self.settings.training.epochs:
+            return self._finish()
         inline = self.net.executor
         try:
             self.net.train()
@@ -284,7 +286,7 @@ class Trainer:
                 round(statistics.fmean(shares), 4)
                 for shares in zip(*(record["actor_busy_share"] for record in told), strict=False)
             ],
-            "actor_restarts": told[-1]["actor_restarts"],
+            "actor_restarts": sum(record["actor_restarts"] for record in told),
         }
 
     # ------------------------------------------------------------ what a person sees

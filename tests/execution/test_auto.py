@@ -43,11 +43,21 @@ def test_a_step_is_measured_with_all_its_items_and_bytes(name):
 def test_actors_are_taken_when_they_pay(monkeypatch, capsys, seconds, actors, kind):
     load = Load((seconds,) * 64, (Frames((0, None), 0.0),) * 64, serial=0.001, back=10**6, out=10**6)
     monkeypatch.setattr("glr_dist.execution.auto.measured_load", lambda estimator, step: load)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("glr_dist.execution.cluster.available", lambda cpus, gpus: 8)
     net, (x, y) = made("conditional", Inline(2)), batch("conditional")
     net.prepare(x)
     assert setup._chosen(Execution(kind="auto", actors=actors), net, net.bind(x, y)) == kind
     assert capsys.readouterr().err.startswith(f"execution auto: {kind}; a step is predicted to take ")
+
+
+@pytest.mark.parametrize(("fit", "kind"), [(0, "inline"), (2, "inline"), (8, "layers")])
+def test_actors_that_would_share_cores_are_not_counted(monkeypatch, fit, kind):
+    load = Load((0.1,) * 64, (Frames((0, None), 0.0),) * 64, serial=0.001, back=10**6, out=10**6)
+    monkeypatch.setattr("glr_dist.execution.auto.measured_load", lambda estimator, step: load)
+    monkeypatch.setattr("glr_dist.execution.cluster.available", lambda cpus, gpus: fit)
+    net, (x, y) = made("conditional", Inline(2)), batch("conditional")
+    net.prepare(x)
+    assert setup._chosen(Execution(kind="auto", actors=8), net, net.bind(x, y)) == kind
 
 
 def test_a_small_network_trains_inline_and_says_so(start, tiny_yaml, tmp_path):

@@ -62,9 +62,11 @@ def test_a_shared_pass_is_spread_when_the_actors_are_more_and_it_takes_long(laye
     step = net.bind(x, y)  # three blocks of examples
     for seconds, number, spread in ((1.0, 3, True), (1.0, 1, False), (0.001, 3, False)):
         executor = layers[number]
-        executor._pass_seconds = seconds
+        executor._pass_seconds.extend([9.0, seconds])
+        assert not executor._spread(step)  # too little seen
+        executor._pass_seconds.append(9.0)
         assert executor._spread(step) == spread
-        executor._pass_seconds = 0.0
+        executor._pass_seconds.clear()
 
 
 def digests(settings: config.Config, executors: list[object], steps: int) -> set[str]:
@@ -137,6 +139,9 @@ def test_a_network_that_changes_is_sent_again(layers):
         net.model[0][0].weight.requires_grad_(False)
     compared(glr_dist.losses.cross_entropy)
     compared(lambda outputs, targets: (outputs.argmax(1) - targets).abs().float())
+    for net in nets:
+        net.seed += 1
+    compared(glr_dist.losses.cross_entropy)
 
 
 def test_a_copy_of_a_network_shares_its_actors(layers):

@@ -45,12 +45,27 @@ class Server:
         time.sleep(seconds)
         return os.getpid()
 
+    def fail_untold(self, unpicklable: bool) -> int:
+        raise Unpicklable() if unpicklable else Unbuilt(1, "cannot be built again")
+
     def die(self) -> None:
         os._exit(1)
 
     def total(self, values: list[int]) -> tuple[int, int]:
         self.seen.append(id(values))
         return sum(values), len(set(self.seen))
+
+
+class Unpicklable(Exception):
+    def __reduce__(self) -> tuple:
+        raise TypeError("no")
+
+
+class Unbuilt(Exception):
+    """An exception that is pickled, but not unpickled."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
 
 
 class Stillborn:
@@ -84,6 +99,11 @@ def alive_in(pool: Pool) -> list[int]:
     """The processes of a pool once all its actors are alive."""
     assert until(lambda: bool(list(pool.run(squares(range(2))))) and len(pool.pids) == len(pool))
     return pool.pids
+
+
+def free_again() -> None:
+    """Waits until Ray knows that the actors of other tests are gone."""
+    assert until(lambda: ray.available_resources().get("CPU") == 4)
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> bool:
@@ -149,6 +169,36 @@ def test_an_error_reaches_the_caller_as_it_is_and_the_pool_works_on(make):
     assert len(list(pool.run(squares(range(10))))) == 10
     assert time.monotonic() - started < 30  # no actor had to be given up
     assert pool.restarts == 0
+
+
+@pytest.mark.parametrize("unpicklable", [True, False])
+def test_an_error_that_cannot_travel_is_no_lost_actor(make, unpicklable):
+    pool = make(1)
+    with pytest.raises(Exception) as caught:
+        list(pool.run([Call("fail_untold", (unpicklable,))]))
+    assert not isinstance(caught.value, ClusterError)
+    assert pool.restarts == 0
+    assert sorted(pool.run(squares(range(3)))) == [(0, 0), (1, 1), (2, 4)]
+
+
+def test_actors_that_have_answered_while_this_process_was_busy_are_left_alone(make):
+    pool = make(3, hang_timeout=1)
+    alive_in(pool)
+    answers = pool.run([Call("slow_square", (number, 0.1)) for number in range(12)])
+    found = [next(answers)]
+    time.sleep(2.5)
+    assert sorted([*found, *answers]) == [(n, n * n) for n in range(12)]
+    assert pool.restarts == 0
+
+
+def test_restarts_are_told_once(make):
+    pool = make(1)
+    (pid,) = alive_in(pool)
+    answers = pool.run([Call("slow_square", (number, 0.2)) for number in range(4)])
+    next(answers)
+    os.kill(pid, signal.SIGKILL)
+    assert len(list(answers)) == 3
+    assert [pool.progress()["actor_restarts"] for _ in range(2)] == [1, 0]
 
 
 def test_answers_that_nobody_waits_for_any_more_do_no_harm(make):
@@ -261,7 +311,15 @@ def test_without_any_actor_for_long_the_pool_says_so(make, monkeypatch):
 
 @pytest.mark.parametrize(("cpus", "actors"), [(1, 4), (2, 2), (1.5, 2), (3, 1)])
 def test_by_default_there_are_as_many_actors_as_fit(make, cpus, actors):
+    free_again()
     assert len(make(None, cpus=cpus)) == actors
+
+
+def test_what_others_hold_is_not_counted(make):
+    free_again()
+    make(3)
+    assert until(lambda: ray.available_resources()["CPU"] == 1)
+    assert len(make(None)) == 1
 
 
 @pytest.mark.parametrize(
@@ -326,8 +384,11 @@ def test_inside_a_trial_its_own_placement_group_holds_the_actors():
         size, answers, groups = ray.get(trial.options(scheduling_strategy=place).remote(2), timeout=60)
         assert (size, groups) == (2, before)  # no group of its own
         assert answers == [(n, n * n) for n in range(4)]
-        mistake = ray.get(trial.options(scheduling_strategy=place).remote(9), timeout=60)
-        assert "execution.actors: 9 of 1 CPU each" in mistake
+        size, _, _ = ray.get(trial.options(scheduling_strategy=place).remote(None), timeout=60)
+        assert size == 2  # the trial itself takes one of the three
+        for number in (3, 9):
+            mistake = ray.get(trial.options(scheduling_strategy=place).remote(number), timeout=60)
+            assert f"execution.actors: {number} of 1 CPU each" in mistake
         assert "placement group has" in mistake
     finally:
         remove_placement_group(group)
