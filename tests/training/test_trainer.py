@@ -312,6 +312,8 @@ def test_a_finished_run_is_resumed_to_the_same_summary(tiny, tmp_path):
     out = tmp_path / "run"
     first = train(tiny(), out)
     assert train(tiny(), out, resume=True) == first
+    unplaceable = tiny("execution.kind=layers", "execution.cpus_per_actor=1000")
+    assert train(unplaceable, out, resume=True) == first  # nothing is left for actors to do
     assert [record["epoch"] for record in metrics(out)] == [1, 2, 3]
 
 
