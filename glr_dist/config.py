@@ -128,7 +128,7 @@ class Training(Section):
 
 
 class Execution(Section):
-    """Where the work is done. The results do not depend on it, nor on the number of threads, actors or failures.
+    """Where the work is done. On one kind of device no result depends on it, but for the rounding of `replicas`.
 
     `inline` is this process; `layers` spreads the work items of a step over Ray actors; `replicas` splits the batch
     over Ray Train workers; `auto` is `layers` where that is predicted to be faster, else `inline`.

@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--steps", type=int, default=2, metavar="N", help="steps in a turn")
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for scaling.json")
     options = parser.parse_args(arguments)
+    if min(*options.actors, options.rounds, options.steps) < 1:
+        parser.error("--actors, --rounds and --steps: at least 1")
     paths = [given for given in options.config if "=" not in given] or [SCALING]
     try:
         settings = config.load(paths[0], [given for given in options.config if "=" in given])

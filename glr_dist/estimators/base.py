@@ -203,6 +203,10 @@ class Step:
         owned = sum(self.network.parameters[name].numel() for name in site.owned)
         return self.options.example_block * site.units <= owned
 
+    def formed_by_items(self) -> set[str]:
+        """The sites whose items return parameter gradients, not δ."""
+        return {site.name for site in self.learned() if site.owned and not self.keeps_delta(site)}
+
     def parameter_gradients(
         self,
         site: Site,

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, wait
 
 import ray
+import torch
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
@@ -67,11 +68,11 @@ def connect(cpus: float = 0) -> bool:
 
 
 def available(cpus: float, gpus: float) -> int:
-    """How many actors would have a place: on the cluster that RAY_ADDRESS names, or else on this machine's CPUs."""
+    """How many actors would have a place: on the cluster that RAY_ADDRESS names, or else on this machine."""
     if "RAY_ADDRESS" in os.environ or ray.is_initialized():
         connect()
         return room(bundle_of(cpus, gpus))
-    return 0 if gpus else math.floor(_cores() / cpus)
+    return fitting(bundle_of(cpus, gpus), {"CPU": _cores(), "GPU": torch.cuda.device_count()})
 
 
 def _cores() -> int:

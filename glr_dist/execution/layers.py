@@ -1,6 +1,6 @@
 """`layers`: the work items of a step in parallel Ray actors, from one shared forward pass.
 
-A step's numbers go into the object store once, as one flat vector per type, and each shared pass's tape once. Actors
+A step's numbers go into the object store once, as one array of bytes, and each shared pass's tape once. Actors
 return one partial sum per item; they are added in the order of the items, so the result is that of `inline`, bit by
 bit, whatever the number of actors and whatever befalls them.
 """

@@ -11,12 +11,12 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterable, Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 from glr_dist.estimators import Step, WorkItem
+from glr_dist.execution.worker import numbers_of
 from glr_dist.sites import Site, Tape
 
 # FLOPs that take as long on one thread as … (fitted to measured items; float32)
@@ -247,14 +247,12 @@ def makespan(seconds: Sequence[float], packed: Iterable[Iterable[int]]) -> float
 
 def state_bytes(step: Step) -> int:
     """Bytes that go out once a step: all parameters and buffers, scales, learned log-scales, and the batch."""
-    model = step.network.model
-    state = chain(model.parameters(), model.buffers(), step.scales.values(), step.log_scales.values())
-    return sum(map(_bytes, (*state, step.x, step.y)))
+    return sum(map(_bytes, (*numbers_of(step), step.x, step.y)))
 
 
 def tape_bytes(step: Step, tape: Tape) -> int:
     """Bytes of one example block's tape as items need it: inputs only for parameter gradients that items form."""
-    formed = {site.name for site in step.learned() if site.owned and not step.keeps_delta(site)}
+    formed = step.formed_by_items()
     inputs = (x for name, x in tape.inputs.items() if name in formed)
     return sum(map(_bytes, (*tape.logits.values(), *inputs, *tape.starts.values(), tape.losses)))
 

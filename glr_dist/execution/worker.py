@@ -29,12 +29,12 @@ def program_of(estimator: Estimator, step: Step) -> tuple[Estimator, Step]:
 
 def state_of(step: Step) -> Packed:
     """What changes from step to step: its number, all numbers of the network and its noise, and the batch."""
-    return packed({"number": step.number, "numbers": _numbers(step), "x": step.x, "y": step.y})
+    return packed({"number": step.number, "numbers": numbers_of(step), "x": step.x, "y": step.y})
 
 
 def tapes_for_items(step: Step, tapes: Mapping[int, Tape]) -> Packed:
     """What the items need of the tapes: the inputs only of sites whose items form parameter gradients themselves."""
-    needed = {site.name for site in step.learned() if site.owned and not step.keeps_delta(site)}
+    needed = step.formed_by_items()
     return packed(
         {
             examples: {**vars(tape), "inputs": {name: x for name, x in tape.inputs.items() if name in needed}}
@@ -43,7 +43,8 @@ def tapes_for_items(step: Step, tapes: Mapping[int, Tape]) -> Packed:
     )
 
 
-def _numbers(step: Step) -> list[Tensor]:
+def numbers_of(step: Step) -> list[Tensor]:
+    """All parameters and buffers of the network, and the scales of its noise."""
     model = step.network.model
     return [*model.parameters(), *model.buffers(), *step.scales.values(), *step.log_scales.values()]
 
@@ -102,7 +103,7 @@ class Worker:
                 self._program, self._state = program, None
             if state is not self._state:
                 found = unpacked(state, self.device)
-                for tensor, number in zip(_numbers(self.step), found["numbers"], strict=True):
+                for tensor, number in zip(numbers_of(self.step), found["numbers"], strict=True):
                     tensor.copy_(number)
                 self.step = replace(self.step, number=found["number"], x=found["x"], y=found["y"])
                 self._state = state

@@ -16,8 +16,7 @@ METHODS = ("GLR, layers", "backprop, data-parallel", "backprop, pipeline")
 class Kind:
     """The work items of one kind; `site` is None where an item serves all sites.
 
-    Seconds are of one item; None
-    where it would take too long to measure.
+    Seconds are of one item; `measured` is None where it would take too long.
     """
 
     site: str | None

@@ -7,7 +7,7 @@ import torch
 
 from execution.variants import VARIANTS, batch, made
 from glr_dist.config import Execution
-from glr_dist.execution import plan, predict
+from glr_dist.execution import cluster, plan, predict
 from glr_dist.execution.auto import measured_load
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.execution.predict import Frames, Load
@@ -58,6 +58,15 @@ def test_actors_that_would_share_cores_are_not_counted(monkeypatch, fit, kind):
     net, (x, y) = made("conditional", Inline(2)), batch("conditional")
     net.prepare(x)
     assert setup._chosen(Execution(kind="auto", actors=8), net, net.bind(x, y)) == kind
+
+
+@pytest.mark.parametrize(("cpus", "gpus", "actors"), [(1, 0, 8), (3, 0, 2), (1, 1, 2), (1, 0.5, 4), (16, 0, 0)])
+def test_without_a_cluster_the_places_are_this_machines(monkeypatch, cpus, gpus, actors):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "_cores", lambda: 8)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert cluster.available(cpus, gpus) == actors
 
 
 def test_a_small_network_trains_inline_and_says_so(start, tiny_yaml, tmp_path):
