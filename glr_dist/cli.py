@@ -1,4 +1,4 @@
-"""The command line: `glr-dist train | diagnose | plan | config`. Torch is imported once a command runs."""
+"""The command line: `glr-dist train | evaluate | compare | …`. Torch is imported once a command runs."""
 
 from __future__ import annotations
 
@@ -26,24 +26,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    # argparse takes positional arguments in one run only; overrides may stand anywhere.
+    # argparse takes positional arguments in one run only; they may stand anywhere.
     for argument in rest:
         if argument.startswith("-"):
             parser.error(f"unknown option {argument}")
-        options.overrides.append(argument)
+        options.given.append(argument)
     # Imported here: --help must not wait for pydantic, and the rest not for torch before the configuration is right.
-    from glr_dist.config import dump, load
     from glr_dist.errors import UserError
 
     try:
-        settings = load(options.config, options.overrides)
-        if options.command == "config":
-            print(dump(settings), end="")
-            return 0
         with _terminated_as_interrupted():
-            return {"train": _train, "diagnose": _diagnose, "plan": _plan}[options.command](options, settings)
+            return _COMMANDS[options.command](options)
     except (UserError, FloatingPointError) as error:
         return _mistake(str(error))
+    except OSError as error:
+        return _mistake(f"{error.filename or options.out or 'output'}: cannot be written ({error.strerror})")
     except KeyboardInterrupt:
         return 130
 
@@ -59,21 +56,42 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="glr-dist", description="Train neural networks without backpropagation, by likelihood ratio gradients."
     )
+    parser.set_defaults(out=None)
     parser.add_argument("--version", action="version", version=f"glr-dist {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("train", "train a network and test it once at the end"),
+        ("evaluate", "attack and corrupt the test images of runs, and report what is left of the accuracy"),
+        ("compare", "set the robustness reports of runs side by side, with the paper's figures"),
         ("diagnose", "measure bias, variance and cosine of the gradient estimates against K and M"),
         ("plan", "list the work items of a step and predict its time on 1 to 1024 actors and GPUs"),
         ("config", "print the resolved configuration with every default"),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.add_argument("config", metavar="CONFIG.yaml", type=Path)
-        command.add_argument("overrides", metavar="key=value", nargs="*", help="override, as in noise.scale=0.5")
-        if name != "config":
+        if name == "evaluate":
             command.add_argument(
-                "--out", metavar="DIR", type=Path, help="folder of the results (default: a new one in runs/)"
+                "given", metavar="RUN_DIR", nargs="+", help="runs, and key=value overrides of the suite"
             )
+            command.add_argument(
+                "--suite", metavar="NAME|FILE", default="paper", help="quick, paper (the default), full, or a YAML file"
+            )
+            command.add_argument("--device", metavar="D", help="auto, cpu or cuda[:N] instead of the runs' own")
+            command.add_argument(
+                "--actors",
+                metavar="N",
+                type=_whole,
+                help="Ray actors to spread the work over; 0: none (default: as many as fit where RAY_ADDRESS is set)",
+            )
+            continue
+        if name == "compare":
+            command.add_argument("given", metavar="RUN_DIR", nargs="+", help="runs that were evaluated by one suite")
+            command.add_argument("--eps", metavar="X", type=_positive, help="of the attacks that are shown (0.13)")
+            _add_out(command)
+            continue
+        command.add_argument("config", metavar="CONFIG.yaml", type=Path)
+        command.add_argument("given", metavar="key=value", nargs="*", help="override, as in noise.scale=0.5")
+        if name != "config":
+            _add_out(command)
         if name == "train":
             command.add_argument(
                 "--resume", action="store_true", help="continue the run in DIR (default: the newest one)"
@@ -99,9 +117,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", metavar="DIR", type=Path, help="folder of the results (default: a new one in runs/)")
+
+
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if _whole(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
@@ -133,15 +161,14 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _train(options: argparse.Namespace, settings: Config) -> int:
+def _train(options: argparse.Namespace) -> int:
+    settings = _settings(options)
     from glr_dist.training.checkpoint import last_epoch
     from glr_dist.training.trainer import trainer_of
 
-    out = _folder(options.out, options.config.stem, resume=options.resume)
+    out = options.out = _folder(options.out, options.config.stem, resume=options.resume)
     try:
         summary = trainer_of(settings, out, resume=options.resume).run()
-    except OSError as error:
-        return _mistake(f"{error.filename or out}: cannot be written ({error.strerror})")
     except KeyboardInterrupt:
         # What the disk holds: an epoch that is not in a checkpoint yet will be run again.
         done = last_epoch(out / "checkpoints")
@@ -154,35 +181,95 @@ def _train(options: argparse.Namespace, settings: Config) -> int:
     return 0
 
 
-def _diagnose(options: argparse.Namespace, settings: Config) -> int:
-    from glr_dist.diagnostics import diagnose
+def _evaluate(options: argparse.Namespace) -> int:
+    from glr_dist.robustness.suite import load_suite
 
-    out = _folder(options.out, f"diagnose-{options.config.stem}", resume=False)
+    runs = [Path(word) for word in options.given if "=" not in word or Path(word).is_dir()]
+    suite = load_suite(options.suite, [word for word in options.given if Path(word) not in runs])
+    _check_runs(runs)
+    options.out = runs[0]
+    from glr_dist.robustness.evaluate import evaluate
+    from glr_dist.robustness.report import markdown
+
     try:
-        report = diagnose(settings, out, options.checkpoint)
-    except OSError as error:
-        return _mistake(f"{error.filename or out}: cannot be written ({error.strerror})")
-    print(report)
-    print(f"results  {out}")
+        reports = evaluate(runs, suite, device=options.device, actors=options.actors)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+    for run, report in zip(runs, reports, strict=True):
+        print(markdown(report))
+        print(f"results  {run.absolute() / 'robustness.md'}")
     return 0
 
 
-def _plan(options: argparse.Namespace, settings: Config) -> int:
+def _compare(options: argparse.Namespace) -> int:
+    runs = [Path(word) for word in options.given]
+    _check_runs(runs)
+    from glr_dist.robustness.compare import compare
+
+    options.out = _folder(options.out, "compare", resume=False)
+    print(compare(runs, options.out, options.eps))
+    print(f"results  {options.out}")
+    return 0
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    from glr_dist.diagnostics import diagnose
+
+    options.out = _folder(options.out, f"diagnose-{options.config.stem}", resume=False)
+    print(diagnose(settings, options.out, options.checkpoint))
+    print(f"results  {options.out}")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
+    settings = _settings(options)
     from glr_dist.planning import GPU, plan_step
 
-    out = _folder(options.out, f"plan-{options.config.stem}", resume=False)
+    options.out = _folder(options.out, f"plan-{options.config.stem}", resume=False)
     gpu = replace(
         GPU, rate=options.gpu_tflops * 1e12, bandwidth=options.bandwidth * 1e9, latency=options.latency * 1e-6
     )
-    try:
-        report = plan_step(settings, out, options.actors, gpu)
-    except OSError as error:
-        return _mistake(f"{error.filename or out}: cannot be written ({error.strerror})")
-    print(report)
-    print(f"results  {out}")
+    print(plan_step(settings, options.out, options.actors, gpu))
+    print(f"results  {options.out}")
     return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    from glr_dist.config import dump
+
+    print(dump(_settings(options)), end="")
+    return 0
+
+
+_COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "diagnose": _diagnose,
+    "plan": _plan,
+    "config": _config,
+}
+
+
+def _settings(options: argparse.Namespace) -> Config:
+    from glr_dist.config import load
+
+    return load(options.config, options.given)
+
+
+def _check_runs(runs: Sequence[Path]) -> None:
+    """That the folders are there, before torch is."""
+    from glr_dist.errors import ConfigError
+
+    if not runs:
+        raise ConfigError("RUN_DIR: no run is given, only settings")
+    for run in runs:
+        if not (run / "config.yaml").is_file():
+            raise ConfigError(f"{run}: is no run of glr-dist train, it has no config.yaml")
 
 
 def _folder(given: Path | None, stem: str, *, resume: bool) -> Path:

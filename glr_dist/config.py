@@ -309,6 +309,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing, no YAML, or holds a mistake.
     """
+    return build(Config, overridden(read(path), overrides))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or no mapping.
+    """
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
@@ -317,10 +326,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: must hold a mapping of sections, holds a {type(values).__name__}")
-    values = values or {}
+    return values or {}
+
+
+def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The values with `section.key=value` overrides applied, in place.
+
+    Raises:
+        ConfigError: an override has another form.
+    """
     for override in overrides:
         _apply(values, override)
-    return build(Config, values)
+    return values
 
 
 def dump(config: Config) -> str:
@@ -351,41 +368,67 @@ def _one_line(section: type[BaseModel], error: ValidationError, where: str) -> s
     first = error.errors()[0]
     if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):
         return str(cause)
-    # A union reports one error per branch and puts the branch's name into the place; both are noise for a reader.
-    place = [str(part) for part in first["loc"]]
-    fields, known = [], section
-    for part in place:
-        fields.append(part)
-        info = known.model_fields.get(part)
-        if info is None:
-            break
-        inner = next((c for c in (info.annotation, *get_args(info.annotation)) if _is_model(c)), None)
-        if inner is None:
-            break
-        known = inner
-    field = where + ".".join(fields)
+    field, known = _field(section, first["loc"])
+    field = where + field
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(fields[-1], known.model_fields, 1)
+        near = difflib.get_close_matches(field.rpartition(".")[2], known.model_fields, 1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known.model_fields)}"
         return f"{field}: unknown key{hint}"
     if first["type"] == "missing":
         return f"{field}: is missing"
+    place = [str(part) for part in first["loc"]]
     allowed = " or ".join(
         dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors() if _same(e, place))
     )
-    value = first["input"]
+    value, expected = first["input"], first.get("ctx", {}).get("expected", "")
+    if first["type"].startswith("union_tag"):  # which of several sections it is, is said by its key `name`
+        if first["type"] == "union_tag_not_found":
+            return f"{field}.name: is missing"
+        field, value, allowed = f"{field}.name", first["ctx"]["tag"], first["ctx"]["expected_tags"]
+        expected = allowed
     hint = ""
-    if first["type"] == "literal_error" and isinstance(value, str):
-        options = [o.strip("' ") for o in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
+    if expected and isinstance(value, str):
+        options = [o.strip("' ") for o in expected.replace(" or ", ", ").split(",")]
         near = difflib.get_close_matches(value, options, 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
     return f"{field}: {value!r} is not allowed: {allowed}{hint}"
 
 
+def _field(section: type[BaseModel], place: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
+    """The dotted name of the field at a place, and the section that it is in.
+
+    A union reports one error per branch and puts the branch's name into the place, which is noise for a reader.
+    """
+    fields: list[str] = []
+    known = [section]
+    for part in place:
+        owner = next((model for model in known if part in model.model_fields), None)
+        if isinstance(part, int):
+            fields.append(str(part))
+        elif owner is not None:
+            fields.append(part)
+            known = _models(owner.model_fields[part].annotation)
+        elif tagged := [model for model in known if part == _tag(model)]:
+            known = tagged
+        else:
+            fields += [part] * bool(known)  # an unknown key
+            break
+    return ".".join(fields), known[0] if known else section
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    """What the key `name` of a section holds, where it says which of several sections it is."""
+    return model.model_fields["name"].default if "name" in model.model_fields else None
+
+
 def _same(error: Any, place: list[str]) -> bool:
     """Whether an error is about the same field: its first two steps; deeper ones may name a union's branches."""
+    if error["type"] == "too_short" and len(error["loc"]) < len(place):
+        return False  # of a list whose members are wrong: they were dropped
     return [str(part) for part in error["loc"]][:2] == place[:2]
-
-
-def _is_model(candidate: object) -> bool:
-    return isinstance(candidate, type) and issubclass(candidate, BaseModel)

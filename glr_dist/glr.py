@@ -16,7 +16,7 @@ from glr_dist.estimators import ESTIMATORS, Gradients, Step
 from glr_dist.execution.base import Executor
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.losses import Loss, cross_entropy
-from glr_dist.noise import Gaussian, Noise
+from glr_dist.noise import Gaussian, Key, Noise, generator
 from glr_dist.rules import direct_rule
 from glr_dist.sites import Network, by_site
 
@@ -81,6 +81,24 @@ class GLR(nn.Module):
         """The model's outputs without noise."""
         return self.model(x)  # type: ignore[no-any-return]
 
+    def noisy(self, x: Tensor, key: Key) -> Tensor:
+        """The model's outputs in one pass with noise at every site.
+
+        Args:
+            x: inputs [N, …].
+            key: names the streams of the noise, one for each site.
+        """
+        self._prepare_for_mode(x)
+        noise, network, scales = self.noise, self.network, self.scales()
+        assert noise is not None
+
+        def visit(name: str, _: Tensor, z: Tensor) -> Tensor:
+            stream = generator(key._replace(site=network.by_name[name].index), z.device)
+            return z + scales[name] * noise.sample(z.shape, stream, z.dtype)
+
+        with network.hooked():
+            return network.run(x, visit)
+
     def prepare(self, x: Tensor) -> None:
         """Finds the sites by running two examples of x [N, …].
 
@@ -103,17 +121,21 @@ class GLR(nn.Module):
             return
         for site, scale in zip(network.sites, by_site(self.noise.scale, names, "noise.scale").values(), strict=True):
             shape = site.shape if self.noise.learn == "unit" else torch.Size()
-            if _key(site.name) not in self.log_scales:
+            if scale_key(site.name) not in self.log_scales:
                 log_scale = torch.full(shape, math.log(scale), dtype=network.dtype, device=x.device)
                 learned = self.noise.learn != "none"
-                self.log_scales[_key(site.name)] = nn.Parameter(log_scale, requires_grad=learned)
+                self.log_scales[scale_key(site.name)] = nn.Parameter(log_scale, requires_grad=learned)
+
+    def _prepare_for_mode(self, x: Tensor) -> None:
+        if self.network.prepared_for != self.network.mode:
+            self.prepare(x)
 
     def scales(self) -> dict[str, Tensor]:
         """σ by site name: a scalar, or one for each unit [*S]. Learned ones are first raised to their floor."""
         assert self.noise is not None
         scales = {}
         for site in self.network.sites:
-            log_scale = self.log_scales[_key(site.name)].data
+            log_scale = self.log_scales[scale_key(site.name)].data
             if self.noise.learn != "none":
                 log_scale.clamp_(min=math.log(self.noise.floor))
             scales[site.name] = log_scale.exp()
@@ -164,7 +186,7 @@ class GLR(nn.Module):
             for name, grad in total.grads.items():
                 _accumulate(self.network.parameters[name], grad)
             for name, grad in total.scales.items():
-                _accumulate(self.log_scales[_key(name)], grad)
+                _accumulate(self.log_scales[scale_key(name)], grad)
         self.step += 1
         return total.loss
 
@@ -178,15 +200,14 @@ class GLR(nn.Module):
 
     def bind(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Step:
         """Everything that the estimate on a batch depends on; arguments as of `gradients`."""
-        if self.network.prepared_for != self.network.mode:
-            self.prepare(x)
+        self._prepare_for_mode(x)
         learned = self.noise is not None and self.noise.learn != "none"
         return Step(
             network=self.network,
             noise=self.noise,
             options=self.options,
             scales=self.scales() if self.noise else {},
-            log_scales={s.name: self.log_scales[_key(s.name)] for s in self.network.sites} if learned else {},
+            log_scales={s.name: self.log_scales[scale_key(s.name)] for s in self.network.sites} if learned else {},
             seed=self.seed,
             number=self.step,
             x=x.detach(),
@@ -196,7 +217,7 @@ class GLR(nn.Module):
         )
 
 
-def _key(site: str) -> str:
+def scale_key(site: str) -> str:
     """A site's name where a dot, or the name of a method of `ParameterDict`, may not stand."""
     key = site.replace(".", "/") or "model"
     return f"{key}/" if hasattr(nn.ParameterDict, key) else key

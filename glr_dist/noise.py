@@ -39,6 +39,9 @@ class Role(IntEnum):
     SHUFFLE = 8
     SPLIT = 9
     INIT = 10
+    CORRUPTION = 11
+    ATTACK = 12
+    INFERENCE = 13
 
 
 class Key(NamedTuple):

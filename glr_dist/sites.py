@@ -334,7 +334,8 @@ class Network:
         def reached(output: Tensor) -> tuple[str, ...]:
             if not output.requires_grad:
                 return ()
-            grads = torch.autograd.grad(output.sum(), parameters, allow_unused=True, retain_graph=True)
+            ones = torch.ones_like(output)  # a sum would have no graph where the caller has turned autograd off
+            grads = torch.autograd.grad(output, parameters, ones, allow_unused=True, retain_graph=True)
             return tuple(name for name, grad in zip(self.parameters, grads, strict=True) if grad is not None)
 
         total = sum(flops) or 1

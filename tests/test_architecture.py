@@ -21,7 +21,7 @@ LAYERS = (
     {"execution"},
     {"glr"},
     {"training"},
-    {"diagnostics", "planning"},
+    {"diagnostics", "planning", "robustness"},
     {"cli"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -36,6 +36,9 @@ ONLY_IN = {
 NOT_AT_TOP = {
     "__init__.py": {"torch", "numpy", "pydantic", "yaml", "ray", "mlflow", "sklearn", "scipy"},
     "config.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
+    "robustness/__init__.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
+    "robustness/suite.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
+    "robustness/report.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
     "cli.py": {"torch", "numpy", "pydantic", "yaml", "ray", "mlflow", "sklearn", "scipy", "tqdm"},
 }
 
@@ -103,7 +106,7 @@ def test_what_starts_fast_imports_nothing_slow(name):
     assert not found & NOT_AT_TOP[name]
 
 
-@pytest.mark.parametrize("name", ["config.py", "cli.py"])
+@pytest.mark.parametrize("name", ["config.py", "cli.py", "robustness/suite.py"])
 def test_what_starts_fast_imports_no_module_of_the_package_that_needs_torch(name):
     light = ("glr_dist.__version__", "glr_dist.errors.", "glr_dist.config.")
     for imported in imports(PACKAGE / name, top=True):

@@ -1,0 +1,1 @@
+"""Robustness: attacks, corruptions, and one report on what they leave of the accuracy."""

@@ -1,0 +1,70 @@
+"""The Square attack in L∞, which asks for scores only (Andriushchenko, Croce, Flammarion, Hein, ECCV 2020)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glr_dist.noise import Key, generator
+from glr_dist.robustness.attacks.base import Adversarial, Target
+
+_HALVED_AT = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries, the share of pixels that a square covers
+
+
+@dataclass(frozen=True)
+class Square:
+    """A random search: squares of pixels move to x ± ε, and stay where the margin (score of y - best other) shrank.
+
+    Args:
+        eps: ε, the most that a pixel changes.
+        queries: how often the scores of an example are asked for, at most.
+        share: of the pixels, that the first squares cover.
+    """
+
+    eps: float
+    queries: int = 5000
+    share: float = 0.8
+
+    def __call__(self, target: Target, x: Tensor, y: Tensor, key: Key) -> Adversarial:
+        stream = generator(key, x.device)
+        n, channels, height, width = x.shape
+        best = (x + self.eps * _signs((n, channels, 1, width), x, stream)).clamp(0, 1)  # vertical stripes
+        margins = _margins(target.scores(best), y)
+        rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+        for query in range(1, self.queries):
+            alive = (margins > 0).nonzero()[:, 0]
+            if not len(alive):
+                break
+            side = self._side(query, height, width)
+            # Drawn for all, so that what befalls an example does not depend on the others of its block.
+            top = torch.randint(0, height - side + 1, (n, 1), generator=stream, device=x.device)[alive]
+            left = torch.randint(0, width - side + 1, (n, 1), generator=stream, device=x.device)[alive]
+            signs = _signs((n, channels, 1, 1), x, stream)[alive]
+            inside = ((rows >= top) & (rows < top + side))[:, None, :, None] & (
+                (columns >= left) & (columns < left + side)
+            )[:, None, None, :]
+            clean, now = x[alive], best[alive]
+            tried = torch.where(inside, clean + self.eps * signs, now).clamp(0, 1)
+            found = _margins(target.scores(tried), y[alive])
+            better = found < margins[alive]
+            best[alive[better]] = tried[better]
+            margins[alive[better]] = found[better]
+        return Adversarial(best, torch.ones_like(y, dtype=torch.bool))
+
+    def _side(self, query: int, height: int, width: int) -> int:
+        halvings = sum(query * 10_000 > at * self.queries for at in _HALVED_AT)
+        side = math.sqrt(self.share * 0.5**halvings * height * width)
+        return min(max(1, round(side)), height, width)
+
+
+def _signs(shape: tuple[int, ...], x: Tensor, stream: torch.Generator) -> Tensor:
+    return 2 * torch.empty(shape, dtype=x.dtype, device=x.device).random_(0, 2, generator=stream) - 1
+
+
+def _margins(scores: Tensor, y: Tensor) -> Tensor:
+    """The score of the label minus the best other one [n]; above 0 the label is predicted."""
+    own = scores.gather(1, y[:, None])[:, 0]
+    return own - scores.scatter(1, y[:, None], -torch.inf).amax(1)

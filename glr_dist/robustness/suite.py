@@ -1,0 +1,203 @@
+"""What `glr-dist evaluate` measures: attacks, corruptions, how the network predicts. Imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field
+
+from glr_dist.config import Config, Count, Model, Optimizer, Schedule, Section, Training, build, overridden, read
+from glr_dist.errors import ConfigError
+
+Threat = Literal["white_box", "transfer", "adaptive"]
+Corruption = Literal[
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "speckle_noise",
+    "gaussian_blur",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+]
+
+
+def _one_or_more(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+Eps = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Epsilons = Annotated[tuple[Eps, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+
+
+class FGSM(Section):
+    """The fast gradient sign method."""
+
+    name: Literal["fgsm"] = "fgsm"
+    threats: tuple[Threat, ...] = Field(("white_box", "transfer", "adaptive"), min_length=1)
+    eps: Epsilons = (0.1,)
+    examples: Count | None = Field(None, description="the first of the suite's test images; all by default")
+
+
+class PGD(Section):
+    """Projected gradient descent."""
+
+    name: Literal["pgd"] = "pgd"
+    threats: tuple[Threat, ...] = Field(("white_box", "transfer", "adaptive"), min_length=1)
+    eps: Epsilons = (0.1,)
+    norm: Literal["linf", "l2"] = "linf"
+    steps: Count = 20
+    step_size: float = Field(0.15, gt=0, allow_inf_nan=False, description="in units of ε")
+    random_start: bool = True
+    examples: Count | None = None
+
+
+class LBFGS(Section):
+    """The smallest L2 perturbation, by L-BFGS in the box of images."""
+
+    name: Literal["lbfgs"] = "lbfgs"
+    threats: tuple[Literal["white_box", "transfer"], ...] = Field(("white_box", "transfer"), min_length=1)
+    iterations: Count = 20
+    searches: Count = 9
+    examples: Count | None = 1000
+
+
+class Square(Section):
+    """Square, which asks for scores only."""
+
+    name: Literal["square"] = "square"
+    eps: Epsilons = (0.1,)
+    queries: Count = 5000
+    examples: Count | None = 200
+
+
+class RandomSign(Section):
+    """Random noise of an attack's size: the control."""
+
+    name: Literal["random_sign"] = "random_sign"
+    eps: Epsilons = (0.1,)
+    examples: Count | None = None
+
+
+Attack = Annotated[FGSM | PGD | LBFGS | Square | RandomSign, Field(discriminator="name")]
+
+
+class Corruptions(Section):
+    """The common corruptions."""
+
+    names: tuple[Corruption, ...] = ("gaussian_noise", "impulse_noise", "glass_blur", "contrast")
+    constants: Literal["cifar_c", "imagenet_c"] = Field("cifar_c", description="of which benchmark")
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    examples: Count | None = None
+
+
+class Inference(Section):
+    """How the network predicts."""
+
+    votes: int = Field(0, ge=0, description="0: without noise; else the majority vote of so many noisy passes")
+
+
+class Expectation(Section):
+    """What one estimate of an input gradient averages over."""
+
+    copies: Annotated[int, Field(ge=2, multiple_of=2)] = Field(100, description="K of the adaptive threat model")
+    passes: Count = Field(2, description="M of it")
+    widening: float = Field(
+        4.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="factor on the noise scales in the adaptive threat model: wider noise sees over the steps of units",
+    )
+    draws: Count = Field(10, description="noisy passes of a white-box gradient, where predictions are noisy")
+
+
+class Surrogate(Section):
+    """The network that transfer attacks are made on: trained by backpropagation on the run's data, kept for later."""
+
+    seed: int = Field(1000, ge=0, lt=2**63)
+    model: Model = Model(hidden=(50,), activation="relu")
+    training: Training = Training(
+        epochs=15,
+        batch_size=64,
+        optimizer=Optimizer(name="Adam", lr=0.003),
+        schedule=Schedule(name="CosineAnnealingLR", per="step"),
+    )
+
+
+class Suite(Section):
+    """Everything that a robustness report depends on, beside the run."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="names all randomness; the same for all runs that are compared")
+    examples: Count | None = Field(None, description="the first test images; all by default")
+    block: Count = Field(250, description="images of one piece of work, and of one stream of randomness")
+    attacks: tuple[Attack, ...] = ()
+    corruptions: Corruptions = Corruptions()
+    inference: Inference = Inference()
+    expectation: Expectation = Expectation()
+    surrogate: Surrogate = Surrogate()
+    baseline: str = Field(
+        "surrogate", description="'surrogate', or the folder of a run: what corruption errors are relative to"
+    )
+
+
+_PAPER_EPS = (0.1, 0.13, 0.2, 0.3)  # 0.13 is the authors' own
+_PAPER_ATTACKS = (
+    RandomSign(eps=_PAPER_EPS),
+    FGSM(eps=_PAPER_EPS),
+    PGD(eps=_PAPER_EPS),
+    LBFGS(),
+    Square(eps=_PAPER_EPS),
+)
+
+SUITES: dict[str, Suite] = {
+    # The paper's attacks and corruptions, and those that a network without derivatives must be judged by.
+    "paper": Suite(attacks=_PAPER_ATTACKS),
+    # A first look, in well under a minute.
+    "quick": Suite(
+        examples=1000,
+        attacks=(RandomSign(eps=(0.1, 0.2)), FGSM(eps=(0.1, 0.2)), PGD(eps=(0.1, 0.2), steps=10, step_size=0.25)),
+        corruptions=Corruptions(severities=(1, 3, 5)),
+    ),
+    # All there is.
+    "full": Suite(
+        attacks=(*_PAPER_ATTACKS, PGD(eps=(0.5, 1.0, 2.0), norm="l2")),
+        corruptions=Corruptions(names=get_args(Corruption)),
+    ),
+}
+
+
+def load_suite(suite: str, overrides: Sequence[str] = ()) -> Suite:
+    """A suite by its name, or of a YAML file, with `section.key=value` overrides.
+
+    Raises:
+        ConfigError: there is no such suite or file, or it holds a mistake.
+    """
+    if suite in SUITES:
+        values = SUITES[suite].model_dump(mode="json")
+    elif Path(suite).exists() or Path(suite).suffix:
+        values = read(Path(suite))
+    else:
+        raise ConfigError(f"--suite: {suite!r} is neither a suite ({', '.join(SUITES)}) nor a file")
+    return build(Suite, overridden(values, overrides))
+
+
+def surrogate_settings(surrogate: Surrogate, run: Config) -> Config:
+    """The configuration that trains the surrogate for a run's data."""
+    sections = {
+        "seed": surrogate.seed,
+        "data": run.data,
+        "model": surrogate.model,
+        "noise": {"law": "none"},
+        "estimator": {"name": "pathwise"},
+        "training": surrogate.training,
+    }
+    return build(Config, sections, "surrogate.")

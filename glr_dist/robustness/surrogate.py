@@ -1,0 +1,71 @@
+"""The surrogate of transfer attacks: trained on the spot, and kept for the next evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from glr_dist import __version__
+from glr_dist.config import Config
+from glr_dist.data import Dataset
+from glr_dist.errors import ConfigError, UserError
+from glr_dist.training.trained import Trained, load_trained
+from glr_dist.training.trainer import train
+
+
+def cache() -> Path:
+    """The folder of what is kept for later: $GLR_CACHE, else glr_dist in $XDG_CACHE_HOME or ~/.cache."""
+    named = os.environ.get("GLR_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glr_dist"
+
+
+def trained_surrogate(settings: Config, dataset: Dataset, device: str | None = None) -> Trained:
+    """The network of a configuration: from the cache, or else trained into it.
+
+    Args:
+        settings: what it is trained by.
+        dataset: its data, loaded; with the settings, it names the place in the cache.
+        device: where the network is put.
+
+    Raises:
+        ConfigError: the cache cannot be written.
+    """
+    named = settings.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
+    named["data"] = {key: value for key, value in named["data"].items() if key not in ("root", "download")}
+    digest = hashlib.sha256(json.dumps([__version__, named], sort_keys=True).encode())
+    for tensor in (dataset.train.images, dataset.train.labels):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    folder = cache() / f"surrogate-{dataset.name}-{digest.hexdigest()[:16]}"
+    try:
+        if not (folder / "summary.json").exists():
+            _train(settings, folder)
+        try:
+            return load_trained(folder, device, dataset)
+        except UserError as error:
+            print(f"warning: {error}; training the surrogate again", file=sys.stderr)
+            shutil.rmtree(folder)
+            _train(settings, folder)
+            return load_trained(folder, device, dataset)
+    except OSError as error:
+        reason = f"{error.filename or folder}: cannot be written ({error.strerror})"
+        raise ConfigError(f"{reason}; set GLR_CACHE to a folder for the surrogate") from None
+
+
+def _train(settings: Config, folder: Path) -> None:
+    print(f"training the surrogate of the transfer attacks into {folder}", file=sys.stderr)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Two evaluations may train it at the same time: each does so elsewhere, and the first one to end stays.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
+        with redirect_stdout(sys.stderr):
+            train(settings, Path(place) / "run")
+        try:
+            (Path(place) / "run").rename(folder)
+        except OSError:
+            if not (folder / "summary.json").exists():
+                raise

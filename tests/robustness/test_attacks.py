@@ -1,0 +1,345 @@
+"""Attacks: elementwise equal to another library's, closed forms, and refusals where nothing would be tested."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import nn
+
+from glr_dist.errors import NoGradientError
+from glr_dist.losses import cross_entropy
+from glr_dist.nn import Heaviside
+from glr_dist.noise import Key
+from glr_dist.robustness.attacks import ATTACKS, FGSM, LBFGS, PGD, RandomSign, Square
+from glr_dist.robustness.attacks.lbfgs import minimise, not_the_label
+from glr_dist.robustness.targets import WhiteBox
+
+KEY = Key(7)
+BUDGETED = {"fgsm": FGSM, "pgd": PGD, "square": lambda eps: Square(eps, queries=50), "random_sign": RandomSign}
+
+
+def images(n=16, shape=(1, 8, 8), seed=0):
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def network(activation=nn.Sigmoid, shape=(1, 8, 8), seed=1):
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 20), activation(), nn.Linear(20, 5))
+        model[1].weight.mul_(8)
+        for layer in (model[1], model[3]):  # images and units are about 1/2
+            layer.bias.copy_(-layer.weight.sum(1) / 2)
+    return model.eval()
+
+
+def predicted(model, x):
+    with torch.no_grad():
+        return model(x).argmax(1)
+
+
+# ---------------------------------------------------------------- against another library
+
+
+@pytest.fixture(scope="module")
+def art():
+    return pytest.importorskip("art.attacks.evasion")
+
+
+def classifier_of(model, shape):
+    from art.estimators.classification import PyTorchClassifier
+
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    return PyTorchClassifier(model, loss, shape, nb_classes=5, clip_values=(0.0, 1.0), device_type="cpu")
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 5)], ids=str)
+@pytest.mark.parametrize("eps", [0.03, 0.1, 0.3])
+@pytest.mark.parametrize(
+    ("kind", "steps", "norm"),
+    [("fgsm", 1, "linf"), ("pgd", 7, "linf"), ("pgd", 7, "l2")],
+    ids=["fgsm", "pgd", "pgd l2"],
+)
+def test_elementwise_equal_to_another_library(art, shape, eps, kind, steps, norm):
+    model, x = network(shape=shape), images(shape=shape)
+    eps = eps * 10 if norm == "l2" else eps
+    y = predicted(model, x)
+    if kind == "fgsm":
+        ours, theirs = FGSM(eps), art.FastGradientMethod(classifier_of(model, shape), eps=eps)
+    else:
+        ours = PGD(eps, steps=steps, step_size=0.25, norm=norm, random_start=False)
+        theirs = art.ProjectedGradientDescentNumpy(
+            classifier_of(model, shape),
+            norm={"linf": np.inf, "l2": 2}[norm],
+            eps=eps,
+            eps_step=0.25 * eps,
+            max_iter=steps,
+            num_random_init=0,
+            verbose=False,
+        )
+    expected = theirs.generate(x.numpy(), y.numpy())
+    found = ours(WhiteBox(model), x, y, KEY).images
+    assert np.abs(found.numpy() - expected).max() <= 1e-6
+    assert np.abs(expected - x.numpy()).max() > 0.02
+
+
+def test_square_is_no_weaker_than_another_library(art):
+    model, x = network(), images(64)
+    y = predicted(model, x)
+    eps = 0.1
+    theirs = art.SquareAttack(classifier_of(model, (1, 8, 8)), eps=eps, max_iter=300, p_init=0.8, verbose=False)
+    with torch.random.fork_rng():
+        np.random.seed(0)  # noqa: NPY002  # the other library draws from the global stream
+        expected = predicted(model, torch.from_numpy(theirs.generate(x.numpy(), y.numpy())))
+    found = predicted(model, Square(eps, queries=300)(WhiteBox(model), x, y, KEY).images)
+    assert (found == y).sum() <= (expected == y).sum() + 3
+    assert (found != y).float().mean() > 0.3
+
+
+# ---------------------------------------------------------------- what every attack must do
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7), (1, 1, 1)], ids=str)
+def test_stays_within_eps_and_the_box_and_repeats(name, shape):
+    model, x = network(shape=shape), images(shape=shape)
+    y = predicted(model, x)
+    attack = BUDGETED[name](0.2)
+    found = attack(WhiteBox(model), x, y, KEY)
+    assert found.images.shape == x.shape
+    assert found.images.dtype == x.dtype
+    assert (found.images - x).abs().max() <= 0.2 + 1e-6
+    assert 0 <= found.images.min() <= found.images.max() <= 1
+    assert found.tested.shape == y.shape
+    assert found.tested.all()
+    assert torch.equal(attack(WhiteBox(model), x, y, KEY).images, found.images)
+
+
+@pytest.mark.parametrize("name", ["pgd", "square", "random_sign"])
+def test_another_key_draws_other_noise(name):
+    model, x = network(), images()
+    y = predicted(model, x)
+    one, other = (BUDGETED[name](0.2)(WhiteBox(model), x, y, key).images for key in (KEY, KEY._replace(examples=1)))
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_empty_block_is_no_mistake(name):
+    attack = ATTACKS[name]() if name == "lbfgs" else ATTACKS[name](eps=0.1)
+    found = attack(WhiteBox(network()), images(0), torch.zeros(0, dtype=torch.int64), KEY)
+    assert found.images.shape == (0, 1, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "square"])
+def test_beats_random_noise_of_the_same_size(name):
+    model, x = network(), images(200)
+    y = predicted(model, x)
+    attacked, noised = (
+        (predicted(model, attack(WhiteBox(model), x, y, KEY).images) == y).float().mean()
+        for attack in (BUDGETED[name](0.05), RandomSign(0.05))
+    )
+    assert attacked < noised - 0.05
+
+
+def test_more_steps_and_a_wider_ball_leave_less():
+    model, x = network(), images(200)
+    y = predicted(model, x)
+
+    def left(attack):
+        return (predicted(model, attack(WhiteBox(model), x, y, KEY).images) == y).sum()
+
+    assert left(PGD(0.06, steps=20)) <= left(FGSM(0.06))
+    assert left(PGD(0.06)) < left(PGD(0.03)) < left(PGD(0.01))
+
+
+@pytest.mark.montecarlo
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_random_start_is_uniform_in_the_ball(norm):
+    """In dimension d the share within half the radius is 2^-d for L2; each coordinate is uniform for L∞: |z| <= 4.5."""
+    x = torch.full((20_000, 1, 1, 2), 0.5)
+    start = PGD(0.4, norm=norm)._start(x, KEY) - x
+    size = start.flatten(1).norm(dim=1) if norm == "l2" else start.abs().amax((1, 2, 3))
+    assert size.max() <= 0.4 + 1e-6
+    within = (size < 0.2).double().mean().item()
+    assert abs(within - 0.25) <= 4.5 * (0.25 * 0.75 / len(x)) ** 0.5
+
+
+def test_square_asks_each_example_no_more_often_than_it_may():
+    model, x = network(), images(8)
+    asked = 0
+
+    class Counting(WhiteBox):
+        def scores(self, x):
+            nonlocal asked
+            asked += len(x)
+            return super().scores(x)
+
+    Square(1e-4, queries=40)(Counting(model), x, predicted(model, x), KEY)
+    assert asked == 40 * len(x)
+
+
+# ---------------------------------------------------------------- L-BFGS
+
+
+def test_the_minimiser_finds_what_scipy_finds():
+    """A badly scaled quadratic in a box, several at once: one by one by L-BFGS-B."""
+    stream = torch.Generator().manual_seed(3)
+    n, d = 6, 12
+    curvature = torch.exp(3 * torch.randn(n, d, generator=stream, dtype=torch.float64))
+    mixing = torch.linalg.qr(torch.randn(n, d, d, generator=stream, dtype=torch.float64)).Q
+    hessian = mixing @ torch.diag_embed(curvature) @ mixing.mT
+    centre = 2 * torch.rand(n, d, generator=stream, dtype=torch.float64) - 0.5
+
+    def objective(x):
+        slope = (hessian @ (x - centre)[..., None])[..., 0]
+        return ((x - centre) * slope).sum(1) / 2, slope
+
+    seen = []
+    found = minimise(objective, torch.full_like(centre, 0.5), 300, seen.append)
+    values = objective(found)[0]
+    for i in range(n):
+        best = minimize(
+            lambda x, i=i: float((x - centre[i].numpy()) @ hessian[i].numpy() @ (x - centre[i].numpy()) / 2),
+            np.full(d, 0.5),
+            bounds=[(0, 1)] * d,
+            method="L-BFGS-B",
+            options={"maxiter": 5000, "ftol": 1e-14, "gtol": 1e-10, "maxfun": 10**6},
+        )
+        assert values[i].item() <= best.fun * (1 + 1e-4) + 1e-9
+    assert all(((point >= 0) & (point <= 1)).all() for point in seen)
+
+
+def test_lbfgs_finds_the_distance_to_a_plane():
+    """Of a linear classifier of two classes the least perturbation is |w·x + b| / |w|, where no pixel meets the box."""
+    weight = torch.tensor([[0.6, -0.8], [-0.6, 0.8]])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(20 * weight)
+        model[1].bias.copy_(torch.tensor([2.0, 0.0]))
+    x = 0.4 + 0.2 * images(20, (1, 1, 2))
+    y = predicted(model, x)
+    found = LBFGS()(WhiteBox(model), x, y, KEY).images
+    assert (predicted(model, found) != y).all()
+    scores = model(x).detach()
+    expected = (scores[:, 0] - scores[:, 1]).abs() / (2 * 20)
+    lengths = (found - x).flatten(1).norm(dim=1)
+    assert (lengths >= expected - 1e-6).all()
+    assert (lengths <= expected * 1.01 + 1e-4).all()
+
+
+def test_lbfgs_changes_every_prediction_by_less_than_pgd_in_l2():
+    model, x = network(), images(60)
+    y = predicted(model, x)
+    found = LBFGS()(WhiteBox(model), x, y, KEY).images
+    assert (predicted(model, found) != y).all()
+    ours = (found - x).flatten(1).norm(dim=1)
+    # The least of the radii at which PGD succeeds, for each example: the same success rate.
+    theirs = torch.full_like(ours, torch.inf)
+    for radius in torch.linspace(4, 0.02, 60).tolist():
+        attacked = PGD(radius, steps=40, step_size=0.1, norm="l2", random_start=False)(
+            WhiteBox(model), x, y, KEY
+        ).images
+        length = (attacked - x).flatten(1).norm(dim=1)
+        theirs = torch.where(predicted(model, attacked) != y, length.minimum(theirs), theirs)
+    assert theirs.isfinite().all()
+    assert ours.mean() < theirs.mean()
+    assert (ours < theirs + 0.02).all()
+
+
+def test_lbfgs_treats_each_example_as_if_it_were_alone():
+    model, x = network(), images(6)
+    y = predicted(model, x)
+    together = LBFGS()(WhiteBox(model), x, y, KEY).images
+    alone = torch.cat([LBFGS()(WhiteBox(model), x[i : i + 1], y[i : i + 1], KEY).images for i in range(6)])
+    assert torch.allclose(together, alone, atol=1e-3)
+
+
+def test_lbfgs_leaves_what_is_wrong_already():
+    model, x = network(), images(6)
+    y = (predicted(model, x) + 1) % 5
+    assert torch.equal(LBFGS()(WhiteBox(model), x, y, KEY).images, x)
+
+
+def test_the_loss_of_any_other_class_is_minus_the_log_of_what_they_share():
+    scores = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]])
+    y = torch.tensor([1, 2])
+    shares = 1 - scores.softmax(1).gather(1, y[:, None])[:, 0]
+    assert torch.allclose(not_the_label(scores, y), -shares.log())
+    assert not_the_label(torch.tensor([[0.0, 200.0]]), torch.tensor([1])).isfinite()
+
+
+# ---------------------------------------------------------------- what cannot be tested
+
+FOLLOWERS = {"fgsm": FGSM(0.1), "pgd": PGD(0.1, steps=3), "lbfgs": LBFGS()}
+
+
+class ZeroSlope(nn.Module):
+    """Constant by pieces, with a graph: autograd gives zeros where the other gives none."""
+
+    def forward(self, x):
+        return x.round()
+
+
+@pytest.mark.parametrize("name", FOLLOWERS)
+@pytest.mark.parametrize("activation", [Heaviside, ZeroSlope])
+def test_an_attack_that_follows_a_derivative_refuses_a_network_without_one(name, activation):
+    model, x = network(activation), images()
+    with pytest.raises(NoGradientError):
+        FOLLOWERS[name](WhiteBox(model), x, predicted(model, x), KEY)
+
+
+@pytest.mark.parametrize("name", FOLLOWERS)
+def test_an_example_without_a_derivative_is_told_apart(name):
+    """A unit that is off for every image but one passes nothing on: what the attack cannot try is not called robust."""
+
+    class OneOff(nn.Module):
+        def forward(self, x):
+            x = x.flatten(1)
+            return torch.stack([x.sum(1) * (x[:, 0] > 0.9), torch.full_like(x[:, 0], 0.1)], 1)
+
+    x = images(6) * 0.5
+    x[2, 0, 0, 0] = 1
+    y = torch.zeros(6, dtype=torch.int64)
+    found = FOLLOWERS[name](WhiteBox(OneOff()), x, y, KEY._replace(step=5))
+    assert found.tested.tolist() == [False, False, True, False, False, False]
+
+
+def test_a_derivative_that_is_not_finite_is_none():
+    class Steep(nn.Module):
+        def forward(self, x):
+            return torch.stack([(x.flatten(1).sum(1) * 0).sqrt(), x.flatten(1).sum(1)], 1)
+
+    with pytest.raises(NoGradientError, match="finite"):
+        FGSM(0.1)(WhiteBox(Steep()), images(), torch.zeros(16, dtype=torch.int64), KEY)
+
+
+def test_square_and_noise_need_no_derivative():
+    model, x = network(Heaviside), images(60)
+    y = predicted(model, x)
+    left = (predicted(model, Square(0.2, queries=300)(WhiteBox(model), x, y, KEY).images) == y).float().mean()
+    noised = (predicted(model, RandomSign(0.2)(WhiteBox(model), x, y, KEY).images) == y).float().mean()
+    assert left < noised - 0.2
+
+
+# ---------------------------------------------------------------- targets
+
+
+def test_the_slopes_are_each_examples_own():
+    model, x = network(), images()
+    y = predicted(model, x)
+    together = WhiteBox(model).slopes(x, y, cross_entropy)
+    alone = torch.cat([WhiteBox(model).slopes(x[i : i + 1], y[i : i + 1], cross_entropy) for i in range(len(x))])
+    assert torch.allclose(together, alone, atol=1e-6)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_expectation_over_noise_averages_losses_and_slopes():
+    model, x = network(), images()
+    y = predicted(model, x)
+    noises = [0.1 * torch.randn(len(x), 5, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    waiting = iter(noises)
+    losses, slopes = WhiteBox(lambda x: model(x) * (1 + next(waiting)), 4).losses_and_slopes(x, y, cross_entropy)
+    each = [WhiteBox(lambda x, e=e: model(x) * (1 + e)).losses_and_slopes(x, y, cross_entropy) for e in noises]
+    assert torch.allclose(losses, torch.stack([loss for loss, _ in each]).mean(0), atol=1e-6)
+    assert torch.allclose(slopes, torch.stack([slope for _, slope in each]).mean(0), atol=1e-6)
