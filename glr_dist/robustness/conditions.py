@@ -1,4 +1,4 @@
-"""The conditions of a suite: each is one thing that is done to the test images. Imports no torch."""
+"""The conditions of a suite: each is one thing that is done to the images. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Condition:
 
     Attributes:
         name: "clean", or of the attack or corruption.
-        examples: the first so many test images.
+        examples: the first so many images.
         threat: of an attack: what it knows of the network.
         eps: of an attack: its budget in `norm`; None for one that looks for the least.
         norm: of an attack: "linf" or "l2".
@@ -54,7 +54,7 @@ def conditions_of(suite: Suite, available: int) -> list[Condition]:
 
     Args:
         suite: the suite.
-        available: how many test images there are.
+        available: how many images there are.
 
     Raises:
         ConfigError: two conditions have one label.

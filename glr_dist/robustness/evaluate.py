@@ -84,7 +84,8 @@ class _Evaluation:
         settings, dataset, net = self.trained.settings, self.trained.dataset, self.trained.net
         if suite.inference.votes and net.noise is None:
             raise ConfigError(f"inference.votes: {suite.inference.votes} is not allowed: {folder} has no noise; use 0")
-        self.conditions = conditions_of(suite, len(dataset.test))
+        split = dataset.test if suite.split == "test" else dataset.validation
+        self.conditions = conditions_of(suite, len(split))
         corrupted = any(condition.severity is not None for condition in self.conditions)
         transferred = any(condition.threat == "transfer" for condition in self.conditions)
         surrogate = baseline = None
@@ -92,7 +93,7 @@ class _Evaluation:
             surrogate = trained_surrogate(surrogate_settings(suite.surrogate, settings), dataset, device).net
         if corrupted:
             baseline = surrogate if suite.baseline == "surrogate" else _baseline(suite.baseline, self.trained, device)
-        images = dataset.test.rows(slice(0, self.conditions[0].examples)).to(next(net.parameters()).device)
+        images = split.rows(slice(0, self.conditions[0].examples)).to(next(net.parameters()).device)
         net.prepare(images.batch(slice(0, 2))[0])  # here: it must not happen beside other threads
         adaptive = any(condition.threat == "adaptive" for condition in self.conditions)
         largest = images.batch(slice(0, suite.block))[0]

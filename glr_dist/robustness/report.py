@@ -122,6 +122,23 @@ class Report(Section):
     corruptions: tuple[CorruptionResult, ...]
     corruption_errors: CorruptionErrors | None
 
+    def metrics(self) -> dict[str, float]:
+        """The figures by names for a tracking server; what could not be tested is left out."""
+        found = {"clean/accuracy": self.clean.accuracy}
+        for a in self.attacks:
+            if a.rate is not None:
+                norm = "_l2" if a.norm == "l2" and a.eps is not None else ""
+                budget = "" if a.eps is None else f"/eps_{a.eps:g}"
+                found[f"robust/{a.threat}/{a.attack}{norm}{budget}/accuracy"] = a.rate.accuracy
+        for worst in self.worst_cases:
+            if worst.rate is not None:  # the last one of an ε is over the most attacks
+                found[f"robust/worst_case/{worst.norm}/eps_{worst.eps:g}/accuracy"] = worst.rate.accuracy
+        for c in self.corruptions:
+            found[f"corruption/{c.name}/s{c.severity}/accuracy"] = c.rate.accuracy
+        if self.corruption_errors is not None and self.corruption_errors.mean is not None:
+            found["corruption/mce"] = self.corruption_errors.mean
+        return found
+
 
 def read_report(folder: Path) -> Report:
     """The report that `glr-dist evaluate` wrote into a run's folder.
@@ -271,7 +288,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"by the majority of {votes} noisy passes." if votes else "without noise."
     yield "Accuracy in % with its 95 % interval (Wilson)."
     yield ""
-    yield f"Clean: {report.clean} on {report.clean.examples:,} test images."
+    yield f"Clean: {report.clean} on {report.clean.examples:,} {report.suite['split']} images."
     if report.attacks:
         yield from ("", "## Attacks", "")
         yield from table(["attack", "threat model", "ε", "accuracy", "examples", ""], map(_attack_row, report.attacks))

@@ -45,7 +45,7 @@ class FGSM(Section):
     name: Literal["fgsm"] = "fgsm"
     threats: tuple[Threat, ...] = Field(("white_box", "transfer", "adaptive"), min_length=1)
     eps: Epsilons = (0.1,)
-    examples: Count | None = Field(None, description="the first of the suite's test images; all by default")
+    examples: Count | None = Field(None, description="the first of the suite's images; all by default")
 
 
 class PGD(Section):
@@ -137,7 +137,8 @@ class Suite(Section):
     """Everything that a robustness report depends on, beside the run."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="names all randomness; the same for all runs that are compared")
-    examples: Count | None = Field(None, description="the first test images; all by default")
+    split: Literal["test", "validation"] = Field("test", description="choices are made on the validation images")
+    examples: Count | None = Field(None, description="the first images of the split; all by default")
     block: Count = Field(250, description="images of one piece of work, and of one stream of randomness")
     attacks: tuple[Attack, ...] = ()
     corruptions: Corruptions = Corruptions()
