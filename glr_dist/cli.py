@@ -184,8 +184,9 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from glr_dist.robustness.suite import load_suite
 
-    runs = [Path(word) for word in options.given if "=" not in word or Path(word).is_dir()]
-    suite = load_suite(options.suite, [word for word in options.given if Path(word) not in runs])
+    words = dict.fromkeys(options.given)
+    runs = [Path(word) for word in words if "=" not in word or Path(word).is_dir()]
+    suite = load_suite(options.suite, [word for word in words if Path(word) not in runs])
     _check_runs(runs)
     options.out = runs[0]
     from glr_dist.robustness.evaluate import evaluate

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,3 +84,19 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of this process's own with four logical CPUs, whatever the machine has; its workers find these tests."""
+    ray = pytest.importorskip("ray")
+    from glr_dist.execution.cluster import connect
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "execution"), prepend=os.pathsep)
+        assert connect(4)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not connect(4)
+    yield
+    ray.shutdown()

@@ -51,8 +51,8 @@ def compare(folders: Sequence[Path], out: Path, eps: float | None = None) -> str
     ]
     columns = [list(_entries(report, eps)) for report in reports]
     text = "\n".join(_lines(reports, titles, columns, eps)) + "\n"
-    _draw(reports, titles, columns, eps, out / "compare.png")
     write_atomically(out / "compare.md", f"{text}\n![](compare.png)\n".encode())
+    _draw(reports, titles, columns, eps, out / "compare.png")
     return text
 
 
@@ -117,7 +117,7 @@ def _draw(
     """A group of bars for each condition, a bar for each run, with intervals; diamonds for the paper's figures."""
     names = _conditions(columns)
     width = 0.8 / len(reports)
-    figure = figure_of(max(7.0, 0.9 * len(names) * (1 + len(reports)) / 3), 5.5)
+    figure = figure_of(max(8.0, 2 + 0.17 * len(names) * (1 + len(reports))), 6)
     axes = figure.subplots()
     for number, (report, title, entries) in enumerate(zip(reports, titles, columns, strict=True)):
         paper = published(report.settings)

@@ -49,7 +49,7 @@ def load_trained(folder: Path, device: str | None = None, dataset: Dataset | Non
     files = checkpoint.listed(folder / "checkpoints")
     if not files:
         raise CheckpointError(f"{folder / 'checkpoints'}: holds no checkpoint")
-    where = device_of(config.Execution(device=device or settings.execution.device))
+    where = device_of(config.build(config.Execution, {"device": device or settings.execution.device}, "execution."))
     state = checkpoint.load(files[0], where)
     dataset = dataset or data.load(settings.data)
     net = network_of(settings, dataset, where)

@@ -1,0 +1,169 @@
+"""One run on its way to a robustness report: what it needs, what is found, and its folder.
+
+Finished blocks are kept in the folder until the report is written, so that an evaluation that was stopped continues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TextIO
+
+from torch import Tensor
+
+from glr_dist import __version__
+from glr_dist.errors import ConfigError, SiteError
+from glr_dist.files import write_atomically
+from glr_dist.glr import GLR
+from glr_dist.robustness import plots
+from glr_dist.robustness.conditions import Condition, conditions_of
+from glr_dist.robustness.evaluator import Subject
+from glr_dist.robustness.outcome import Outcome
+from glr_dist.robustness.report import FILE, Report, markdown, report_of
+from glr_dist.robustness.suite import Suite, surrogate_settings
+from glr_dist.robustness.surrogate import trained_surrogate
+from glr_dist.robustness.targets import shifted
+from glr_dist.training import checkpoint
+from glr_dist.training.trained import Trained, load_trained
+
+_KEPT = ".robustness.jsonl"  # the outcomes of an evaluation that has not ended
+
+
+class Evaluation:
+    """One run on its way to a report.
+
+    Args:
+        folder: of the run.
+        suite: what is measured.
+        device: "auto", "cpu" or "cuda[:N]" instead of the run's own.
+
+    Attributes:
+        conditions: of the suite.
+        subject: the run's network, and those that it is compared with.
+        found: label of a condition -> block -> its outcome.
+
+    Raises:
+        UserError: the folder is no run, its checkpoint is damaged, or the suite does not fit it.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, suite: Suite, device: str | None) -> None:
+        self.folder, self.suite = folder.absolute(), suite
+        self.trained = load_trained(self.folder, device)
+        settings, dataset, net = self.trained.settings, self.trained.dataset, self.trained.net
+        if suite.inference.votes and net.noise is None:
+            raise ConfigError(f"inference.votes: {suite.inference.votes} is not allowed: {folder} has no noise; use 0")
+        split = dataset.test if suite.split == "test" else dataset.validation
+        self.conditions = conditions_of(suite, len(split))
+        corrupted = any(condition.severity is not None for condition in self.conditions)
+        transferred = any(condition.threat == "transfer" for condition in self.conditions)
+        surrogate = baseline = None
+        if transferred or (corrupted and suite.baseline == "surrogate"):
+            surrogate = trained_surrogate(surrogate_settings(suite.surrogate, settings), dataset, device).net
+        if corrupted:
+            baseline = surrogate if suite.baseline == "surrogate" else _baseline(suite.baseline, self.trained, device)
+        images = split.rows(slice(0, self.conditions[0].examples)).to(next(net.parameters()).device)
+        net.prepare(images.batch(slice(0, 2))[0])  # here: it must not happen beside other threads
+        adaptive = any(condition.threat == "adaptive" for condition in self.conditions)
+        largest = images.batch(slice(0, suite.block))[0]
+        self.subject = Subject(net, images, _shifted(net, largest, suite) if adaptive else None, surrogate, baseline)
+        self.found: dict[str, dict[int, Outcome]] = {condition.label: {} for condition in self.conditions}
+        self._refused: set[str] = set()
+        self._file = self._taken_up()
+
+    # ------------------------------------------------------------ blocks
+
+    @property
+    def missing(self) -> int:
+        """How many blocks wait."""
+        waiting = (c for c in self.conditions if c.label not in self._refused)
+        return sum(len(self.blocks(condition)) - len(self.found[condition.label]) for condition in waiting)
+
+    def blocks(self, condition: Condition) -> range:
+        """The blocks of a condition."""
+        return range(-(-condition.examples // self.suite.block))
+
+    def waits(self, condition: Condition, block: int) -> bool:
+        """Whether a block is to be computed; not once an attack has met one that it cannot test."""
+        return block not in self.found[condition.label] and condition.label not in self._refused
+
+    def take(self, condition: Condition, block: int, outcome: Outcome) -> None:
+        """Keeps the outcome of a block, on the disk too."""
+        self._add(condition.label, block, outcome)
+        self._file.write(_line(condition.label, block, outcome))
+        self._file.flush()
+
+    def _add(self, label: str, block: int, outcome: Outcome) -> None:
+        self.found[label][block] = outcome
+        if outcome.reason:
+            self._refused.add(label)
+
+    # ------------------------------------------------------------ the folder
+
+    def _taken_up(self) -> TextIO:
+        """The file of finished blocks, with those of an evaluation that was stopped, if it was the same one."""
+        path, head = self.folder / _KEPT, self._fingerprint() + "\n"
+        kept = path.read_text().splitlines(keepends=True) if path.exists() else []
+        if kept[:1] == [head]:
+            for line in kept[1:]:
+                if not line.endswith("\n"):
+                    break  # it was stopped while it wrote
+                label, block, outcome = json.loads(line)
+                self._add(label, block, Outcome(**outcome))
+        lines = [_line(label, block, outcome) for label in self.found for block, outcome in self.found[label].items()]
+        write_atomically(path, "".join([head, *lines]).encode())
+        return path.open("a")
+
+    def _fingerprint(self) -> str:
+        """A digest of everything that the outcomes depend on."""
+        sha = hashlib.sha256(json.dumps([__version__, self.suite.model_dump(mode="json")]).encode())
+        for network in (self.subject.net, self.subject.surrogate, self.subject.baseline):
+            sha.update((checkpoint.digest(network.state_dict()) if network else "none").encode())
+        for tensor in (self.subject.images.images, self.subject.images.labels):
+            sha.update(tensor.cpu().numpy().tobytes())
+        return sha.hexdigest()
+
+    def finish(self) -> Report:
+        """Writes the report, and lets go of the single blocks."""
+        outcomes = {label: [found[block] for block in sorted(found)] for label, found in self.found.items()}
+        report = report_of(
+            self.folder.name,
+            self.trained.settings.model_dump(mode="json"),
+            self.trained.epoch,
+            checkpoint.digest(self.trained.net.state_dict()),
+            self.suite,
+            self.conditions,
+            outcomes,
+        )
+        write_atomically(self.folder / FILE, (report.model_dump_json(indent=2) + "\n").encode())
+        text = markdown(report)
+        for name in plots.draw(report, self.conditions, outcomes, self.subject.images, self.folder):
+            text += f"\n![]({name})\n"
+        write_atomically(self.folder / "robustness.md", text.encode())
+        self._file.close()
+        (self.folder / _KEPT).unlink()
+        return report
+
+
+def _line(label: str, block: int, outcome: Outcome) -> str:
+    return json.dumps([label, block, outcome._asdict()]) + "\n"
+
+
+def _shifted(net: GLR, examples: Tensor, suite: Suite) -> GLR | str | None:
+    """What the adaptive threat model estimates by: nothing where there is no noise, and autograd serves."""
+    if net.noise is None:
+        return None
+    try:
+        return shifted(net, examples, **suite.expectation.model_dump(exclude={"draws"}))
+    except SiteError as error:
+        return str(error)
+
+
+def _baseline(folder: str, run: Trained, device: str | None) -> GLR:
+    """The network that corruption errors are relative to."""
+    other = load_trained(Path(folder).absolute(), device)
+    if other.settings.data.name != run.settings.data.name:
+        data = other.settings.data.name
+        raise ConfigError(f"baseline: {folder} is not allowed: it was trained on {data}, not {run.settings.data.name}")
+    return other.net

@@ -1,0 +1,26 @@
+"""Evaluates the robustness of runs: what `glr-dist evaluate` does, as the entry point of a Ray job.
+
+    ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
+        python jobs/evaluate.py /shared/runs/digits-0 /shared/runs/digits-1 --suite paper [key=value ...]
+
+Takes the arguments of `glr-dist evaluate` and spreads the work over the cluster (attacks and corruptions x runs x
+blocks of images). Reports go into the folders of the runs, so in a Ray job these must be absolute. Its exit code is
+the job's: 0 done, 2 a mistake that one line explains, 130 stopped; a job that was stopped continues when it is
+submitted again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from glr_dist.cli import main as glr_dist
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job; returns the exit code of `glr-dist evaluate`."""
+    return glr_dist(["evaluate", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

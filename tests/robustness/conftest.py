@@ -1,0 +1,66 @@
+"""Trained runs on digits that the tests of robustness share, and a cache of their own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from glr_dist import config
+from glr_dist.training.trainer import train
+
+# Digits, a second or two each. On the CPU, so that it is the same on any machine.
+RUNS = {
+    "threshold": """
+model: {hidden: [32], activation: threshold}
+noise: {scale: 0.5}
+estimator: {copies: 64}
+training: {epochs: 12, batch_size: 64, optimizer: {name: Adam, lr: 0.02}}
+execution: {device: cpu}
+""",
+    "bp": """
+model: {hidden: [32], activation: sigmoid}
+noise: {law: none}
+estimator: {name: pathwise}
+training: {epochs: 12, batch_size: 64, optimizer: {name: Adam, lr: 0.02}}
+execution: {device: cpu}
+""",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where surrogates are kept: not where the user's are."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLR_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root = tmp_path_factory.mktemp("runs")
+
+    def run(name: str) -> Path:
+        if not (root / name).exists():
+            path = root / f"{name}.yaml"
+            path.write_text(RUNS[name])
+            train(config.load(path), root / name)
+        return root / name
+
+    return run
+
+
+@pytest.fixture
+def run(_trained: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """`run("threshold")`, `run("bp")`: the folder of a trained run, a copy of the test's own."""
+
+    def copied(name: str) -> Path:
+        folder = tmp_path / name
+        if not folder.exists():
+            shutil.copytree(_trained(name), folder)
+        return folder
+
+    return copied

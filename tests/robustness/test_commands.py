@@ -1,0 +1,131 @@
+"""`glr-dist evaluate` and `glr-dist compare`, as a person types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glr_dist import cli
+
+TIMEOUT = 300
+FEW = (
+    "examples=64",
+    "surrogate.training.epochs=1",
+    "attacks=[{name: fgsm, eps: 0.13}, {name: random_sign, eps: 0.13}]",
+    "corruptions.names=[contrast]",
+    "corruptions.severities=[5]",
+)
+JOB = Path(__file__).parents[2] / "jobs" / "evaluate.py"
+
+
+def mistake(capsys, *arguments):
+    """The one line of a command that must fail as a user's mistake."""
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as end:  # argparse
+        code = end.code
+    captured = capsys.readouterr()
+    assert (code, captured.out) == (2, ""), captured
+    lines = [line for line in captured.err.splitlines() if not line.startswith(("training the surrogate", "epoch"))]
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("glr-dist")
+    return lines[0]
+
+
+def test_runs_are_evaluated_and_compared(run, tmp_path, capsys):
+    folders = [str(run("threshold")), str(run("bp"))]
+    assert cli.main(["evaluate", folders[0], *FEW, "--suite", "quick", folders[1]]) == 0
+    said = capsys.readouterr().out
+    for text in ("# Robustness of threshold", "# Robustness of bp", "not testable by this attack", "## Corruptions"):
+        assert text in said
+    for folder in folders:
+        assert f"results  {folder}/robustness.md" in said
+    assert cli.main(["compare", folders[0], "--out", str(tmp_path / "out"), folders[1]]) == 0
+    said = capsys.readouterr().out
+    assert "| clean " in said
+    assert f"results  {tmp_path / 'out'}" in said
+    assert (tmp_path / "out" / "compare.png").exists()
+
+
+WRONG = {
+    "an unknown suite": (["--suite", "papr"], ["--suite: 'papr'", "paper, quick, full"]),
+    "a missing file": (["--suite", "missing.yaml"], ["missing.yaml", "No such file"]),
+    "an unknown attack": (["attacks=[{name: fgms}]"], ["attacks.0.name: 'fgms'", "did you mean 'fgsm'?"]),
+    "an ε below 0": (["attacks=[{name: fgsm, eps: -0.1}]"], ["attacks.0.eps.0: -0.1", "greater than 0"]),
+    "an unknown corruption": (["corruptions.names=[fgo]"], ["corruptions.names.0: 'fgo'", "'fog'"]),
+    "an unknown setting": (["blok=3"], ["blok: unknown key", "'block'"]),
+    "a device": (["--device", "cuda:99"], ["execution.device: 'cuda:99'"]),
+    "no device": (["--device", "gpu"], ["device: 'gpu'"]),
+    "actors": (["--actors", "few"], ["--actors", "'few'"]),
+    "a baseline": (["baseline=/nowhere"], ["/nowhere: is no run"]),
+    "another option": (["--outt", "x"], ["unknown option --outt"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG.values(), ids=WRONG)
+def test_a_mistake_is_one_line(run, capsys, arguments, words):
+    line = mistake(capsys, "evaluate", run("threshold"), *FEW, *arguments)
+    assert all(word in line for word in words), line
+
+
+def test_what_is_no_run_is_one_line(tmp_path, run, capsys):
+    assert "is no run" in mistake(capsys, "evaluate", tmp_path)
+    assert "is no run" in mistake(capsys, "evaluate", tmp_path / "nowhere")
+    assert "is no run" in mistake(capsys, "compare", tmp_path)
+    assert "no run is given" in mistake(capsys, "evaluate", "seed=1")
+    assert "glr-dist evaluate" in mistake(capsys, "compare", run("bp"))
+    assert "RUN_DIR" in mistake(capsys, "evaluate")
+
+
+def test_a_checkpoint_that_is_missing_or_damaged_is_one_line(run, capsys):
+    folder = run("threshold")
+    newest = max((folder / "checkpoints").iterdir())
+    newest.write_bytes(b"x" + newest.read_bytes())
+    assert "is no checkpoint" in mistake(capsys, "evaluate", folder, *FEW)
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    assert "holds no checkpoint" in mistake(capsys, "evaluate", folder, *FEW)
+
+
+def test_a_mistake_is_told_before_torch_is_imported(run, python):
+    code = "import sys; from glr_dist.cli import main; print(main(sys.argv[1:])); print(*sys.modules)"
+    said = python(code, "evaluate", run("threshold"), "attacks=[{name: fgms}]").stdout.splitlines()
+    assert said[0] == "2"
+    assert "torch" not in said[1].split()
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_continues(run, start, capsys):
+    folder = run("threshold")
+    many = [*FEW, "examples=null", "block=32", "attacks=[{name: random_sign}, {name: square, examples: 64}]"]
+    process = start("evaluate", folder, *many, "corruptions.names=[]", env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    for line in process.stderr:
+        if line.startswith("random_sign"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130, errors
+    assert "the same command continues" in errors
+    assert "Traceback" not in errors
+    known = len((folder / ".robustness.jsonl").read_text().splitlines())
+    assert known > 12
+    assert cli.main(["evaluate", str(folder), *many, "corruptions.names=[]"]) == 0
+    said = capsys.readouterr()
+    assert "clean" not in said.err  # it was known
+    assert "square" in said.out
+
+
+def test_the_job_takes_the_commands_arguments(run):
+    folder = run("threshold")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    command = [sys.executable, str(JOB), str(folder), *FEW, "attacks=[]"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "robustness.json").read_text())["clean"]["examples"] == 64
+    wrong = subprocess.run([*command, "blok=1"], capture_output=True, text=True, timeout=TIMEOUT, env=environment)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)

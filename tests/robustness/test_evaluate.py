@@ -1,0 +1,253 @@
+"""Evaluations: what a report holds, that it repeats everywhere, that it continues, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from glr_dist.errors import CheckpointError, ConfigError, UserError
+from glr_dist.robustness.evaluate import evaluate
+from glr_dist.robustness.evaluation import Evaluation
+from glr_dist.robustness.evaluator import Evaluator
+from glr_dist.robustness.report import FILE, read_report
+from glr_dist.robustness.suite import load_suite
+
+SMALL = (
+    "block=64",
+    "surrogate.training.epochs=2",
+    "corruptions.names=[gaussian_noise, contrast]",
+    "corruptions.severities=[1, 5]",
+    "attacks=[{name: random_sign, eps: 0.2}, {name: fgsm, eps: 0.2}, {name: pgd, eps: 0.2, steps: 5},"
+    " {name: lbfgs, examples: 40, iterations: 8, searches: 5}, {name: square, eps: 0.2, queries: 60, examples: 70}]",
+)
+PICTURES = ("robustness_eps.png", "robustness_severity.png", "robustness_images.png")
+
+
+def small(*overrides):
+    return load_suite("quick", [*SMALL, *overrides])
+
+
+def by_label(report):
+    return {(a.attack, a.threat): a for a in report.attacks}
+
+
+@pytest.fixture
+def outcomes(monkeypatch):
+    """Counts the blocks that are computed; `outcomes.stop_at = n` is a Ctrl-C in the midst of block n."""
+
+    class Counter:
+        computed = 0
+        stop_at = None
+
+    original = Evaluator.outcome
+
+    def outcome(self, *piece):
+        if Counter.computed == Counter.stop_at:
+            raise KeyboardInterrupt
+        Counter.computed += 1
+        return original(self, *piece)
+
+    monkeypatch.setattr(Evaluator, "outcome", outcome)
+    return Counter
+
+
+# ---------------------------------------------------------------- what is reported
+
+
+def test_a_threshold_network_is_attacked_for_real_or_not_at_all(run):
+    folder = run("threshold")
+    (report,) = evaluate([folder], small("examples=300"))
+    attacks = by_label(report)
+    for name in ("fgsm", "pgd", "lbfgs"):
+        refused = attacks[name, "white_box"]
+        assert refused.rate is None
+        assert "no derivative" in refused.reason
+    noise = attacks["random_sign", "control"].rate.accuracy
+    adaptive = attacks["pgd", "adaptive"].rate.accuracy
+    assert adaptive < report.clean.accuracy - 0.2
+    assert adaptive < noise - 0.05
+    assert attacks["square", "black_box"].rate.examples == 70
+    assert attacks["lbfgs", "transfer"].mean_length > 0
+    whole, few = report.worst_cases
+    assert (whole.rate.examples, few.rate.examples) == (300, 70)
+    assert whole.rate.accuracy <= min(
+        a.rate.accuracy for a in report.attacks if a.rate and a.eps and a.rate.examples == 300
+    )
+    assert len(report.corruptions) == 4
+    assert report.corruption_errors.mean > 0
+    assert all((folder / name).stat().st_size > 10_000 for name in PICTURES)
+    page = (folder / "robustness.md").read_text()
+    assert all(name in page for name in (*PICTURES, "not testable by this attack", "## Worst case"))
+    assert read_report(folder) == report
+    assert not (folder / ".robustness.jsonl").exists()
+
+
+def test_of_a_backpropagated_network_the_adaptive_attack_is_the_white_box(run):
+    suite = small("examples=128", "attacks=[{name: fgsm, eps: 0.1}]", "corruptions.names=[]")
+    (report,) = evaluate([run("bp")], suite)
+    attacks = by_label(report)
+    assert attacks["fgsm", "adaptive"].rate == attacks["fgsm", "white_box"].rate
+    assert attacks["fgsm", "white_box"].rate.accuracy < report.clean.accuracy - 0.2
+
+
+def test_clean_accuracy_is_that_of_the_run(run):
+    folder = run("threshold")
+    nothing = ("attacks=[]", "corruptions.names=[]", "examples=null")
+    (report,) = evaluate([folder], small(*nothing))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert report.clean.accuracy == summary["test_accuracy"]
+    assert report.params_sha256 == summary["params_sha256"]
+    (report,) = evaluate([folder], small(*nothing, "split=validation"))
+    assert report.clean.accuracy == summary["validation_accuracy"]
+    assert report.worst_cases == report.corruptions == ()
+
+
+def test_predictions_by_vote_are_attacked_through_their_noise(run):
+    few = ("examples=128", "corruptions.names=[]", "attacks=[{name: pgd, eps: 0.2, steps: 3}]", "inference.votes=7")
+    (report,) = evaluate([run("threshold")], small(*few))
+    (again,) = evaluate([run("threshold")], small(*few))
+    assert again == report
+    (silent,) = evaluate([run("threshold")], small(*few, "inference.votes=0"))
+    assert report.clean != silent.clean
+    assert abs(report.clean.accuracy - silent.clean.accuracy) < 0.1
+    attacks = by_label(report)
+    assert attacks["pgd", "white_box"].rate is None
+    assert attacks["pgd", "adaptive"].rate.accuracy < report.clean.accuracy - 0.1
+    with pytest.raises(ConfigError, match=r"inference.votes: 7 .* has no noise"):
+        evaluate([run("bp")], small(*few))
+
+
+def test_corruption_errors_are_relative_to_the_run_that_is_named(run):
+    folder = run("bp")
+    suite = small("examples=128", "attacks=[]", f"baseline={folder}")
+    (report,) = evaluate([folder], suite)
+    assert all(result.rate == result.baseline for result in report.corruptions)
+    assert report.corruption_errors.mean == 1
+
+
+# ---------------------------------------------------------------- that it repeats
+
+
+@pytest.mark.ray
+def test_the_same_everywhere(run, local_ray, monkeypatch):
+    """Twice here, on one and on two actors: the same report byte for byte."""
+    folder = run("threshold")
+    contents = []
+    for actors in (0, 0, 1, 2):
+        evaluate([folder], small("examples=130"), actors=actors)
+        contents.append((folder / FILE).read_bytes())
+    assert len(set(contents)) == 1
+    evaluate([folder], small("examples=130", "seed=1"))
+    assert (folder / FILE).read_bytes() != contents[0]
+
+
+def test_several_runs_at_once_are_those_one_by_one(run):
+    folders = [run("threshold"), run("bp")]
+    suite = small("examples=70", "corruptions.names=[contrast]")
+    together = evaluate(folders, suite)
+    assert together == [evaluate([folder], suite)[0] for folder in folders]
+    assert [report.run for report in together] == ["threshold", "bp"]
+
+
+# ---------------------------------------------------------------- that it continues
+
+
+def test_an_evaluation_that_was_stopped_continues(run, outcomes):
+    folder, suite = run("threshold"), small("examples=130")
+    (expected,) = evaluate([folder], suite)
+    (folder / FILE).unlink()
+    total, outcomes.computed = outcomes.computed, 0
+    outcomes.stop_at = total // 2
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([folder], suite)
+    assert not (folder / FILE).exists()
+    kept = folder / ".robustness.jsonl"
+    known = len(kept.read_text().splitlines()) - 1
+    assert known > total // 4
+    with kept.open("a") as file:
+        file.write('["pgd/adaptive/eps_0.2", 1, {"corr')  # killed while it wrote
+    outcomes.computed, outcomes.stop_at = 0, None
+    assert evaluate([folder], suite) == [expected]
+    # Blocks of attacks that were refused may have been under way.
+    assert outcomes.computed <= total - known + 8
+    assert not kept.exists()
+
+
+def test_what_another_evaluation_left_is_not_taken_up(run, outcomes):
+    folder = run("threshold")
+    suite = small("examples=64", "attacks=[]")
+    evaluate([folder], suite)
+    total, outcomes.computed, outcomes.stop_at = outcomes.computed, 0, 2
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([folder], suite)
+    outcomes.computed, outcomes.stop_at = 0, None
+    evaluate([folder], small("examples=64", "attacks=[]", "seed=9"))
+    assert outcomes.computed == total
+
+
+def test_a_finished_evaluation_is_computed_again(run, outcomes):
+    folder, suite = run("threshold"), small("examples=64", "attacks=[]")
+    evaluate([folder], suite)
+    total, outcomes.computed = outcomes.computed, 0
+    evaluate([folder], suite)
+    assert outcomes.computed == total == 5
+
+
+# ---------------------------------------------------------------- what it refuses
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is no run"):
+        evaluate([tmp_path], small())
+
+
+def test_a_damaged_checkpoint_is_refused_though_an_older_one_is_whole(run):
+    folder = run("threshold")
+    older, newest = sorted((folder / "checkpoints").iterdir())
+    assert older.name < newest.name
+    newest.write_bytes(newest.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match=r"epoch-00012.pt: is truncated"):
+        evaluate([folder], small())
+
+
+def test_a_run_without_a_checkpoint_is_refused(run):
+    folder = run("threshold")
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        evaluate([folder], small())
+
+
+def test_a_checkpoint_of_another_network_is_refused(run):
+    folder = run("threshold")
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("- 32", "- 16"))
+    with pytest.raises(CheckpointError, match="of another network") as raised:
+        evaluate([folder], small())
+    assert "\n" not in str(raised.value)
+
+
+def test_actors_and_a_gpu_do_not_go_together(run):
+    with pytest.raises(UserError, match="--actors 0"):
+        evaluate([run("bp")], small(), device="cuda:0", actors=1)
+
+
+def test_a_network_that_the_input_can_go_around_is_told_of(run, monkeypatch):
+    """The reason stands in the report; the other attacks go on."""
+    from glr_dist.errors import SiteError
+    from glr_dist.robustness import evaluation
+
+    def refuse(*_, **__):
+        raise SiteError("no site owns the parameter '0.r'")
+
+    monkeypatch.setattr(evaluation, "shifted", refuse)
+    (report,) = evaluate([run("threshold")], small("examples=64", "corruptions.names=[]"))
+    attacks = by_label(report)
+    assert "0.r" in attacks["pgd", "adaptive"].reason
+    assert attacks["pgd", "transfer"].rate is not None
+
+
+def test_an_evaluation_knows_how_much_is_missing(run):
+    evaluation = Evaluation(run("threshold"), small("examples=130", "attacks=[]"), "cpu")
+    assert evaluation.missing == 5 * 3

@@ -1,0 +1,164 @@
+"""The input gradient by likelihood ratio: against closed forms and autograd, for any network."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import glr_dist
+from glr_dist.errors import SiteError
+from glr_dist.losses import cross_entropy
+from glr_dist.nn import Heaviside
+from glr_dist.noise import Key, generator
+from glr_dist.robustness.targets import LikelihoodRatio, WhiteBox, shifted
+
+EXACT = {"copies": 128, "passes": 4, "widening": 1.0}
+
+
+def images(n, *shape, seed=0):
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def prepared(model, noise, x, **options):
+    net = glr_dist.GLR(model.eval(), noise=noise, **options)
+    net.prepare(x)
+    return net
+
+
+def slopes(net, x, y, loss, draws, **options):
+    """Independent estimates [draws, n, …] in float64."""
+    made = shifted(net, x, **{**EXACT, **options})
+    return torch.stack([LikelihoodRatio(made, net, seed).slopes(x, y, loss).double() for seed in range(draws)])
+
+
+@pytest.mark.montecarlo
+@pytest.mark.parametrize("widening", [1.0, 3.0])
+@pytest.mark.parametrize("noise", [glr_dist.Gaussian(0.5), glr_dist.Laplace(0.5), glr_dist.Logistic(0.5)], ids=str)
+def test_of_a_threshold_unit_it_is_the_density_at_the_step(noise, widening):
+    """E[H(w·x + σε)] = F(w·x / σ), so the gradient is p(w·x / σ) w / σ."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 1), Heaviside())
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, -2.0, 0.5]]))
+        model[1].bias.fill_(0.2)
+    x = images(4, 1, 1, 3)
+    net = prepared(model, noise, x)
+    sigma = 0.5 * widening
+    u = model[1](x.flatten(1)).detach().double()[:, 0] / sigma
+    density = {
+        "gaussian": torch.exp(-u * u / 2) / math.sqrt(2 * math.pi),
+        "laplace": torch.exp(-u.abs()) / 2,
+        "logistic": torch.exp(-u) / (1 + torch.exp(-u)) ** 2,
+    }[noise.law]
+    expected = density[:, None] * model[1].weight.detach().double() / sigma
+    found = slopes(net, x, torch.zeros(4), lambda outputs, _: outputs[:, 0], 60, widening=widening)
+    error = found.flatten(2).std(0) / len(found) ** 0.5
+    assert error.max() < 0.1 * expected.abs().max()  # the test has power
+    assert ((found.flatten(2).mean(0) - expected).abs() <= 4.5 * error + 1e-7).all()
+
+
+class Residual(nn.Module):
+    """Sites nested inside one block, which no chain tells of."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(12, 6)
+        self.outer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.outer(torch.tanh(self.inner(x.flatten(1))))
+
+
+NETWORKS = {
+    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Sigmoid(), nn.Linear(6, 3)),
+    "nested": Residual,
+    "convolution": lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)),
+    "before the first site": lambda: nn.Sequential(
+        nn.Flatten(), nn.LayerNorm(12), nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, 3)
+    ),
+}
+
+
+@pytest.mark.montecarlo
+@pytest.mark.parametrize("name", NETWORKS)
+def test_of_a_differentiable_network_it_is_what_autograd_gives_under_noise(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = NETWORKS[name]()
+    x, y = images(3, 1, 3, 4), torch.tensor([0, 1, 2])
+    net = prepared(model, glr_dist.Gaussian({"*": 0.5}), x)
+    found = slopes(net, x, y, cross_entropy, 60)
+    many = 6000
+    exact = WhiteBox(lambda x: net.noisy(x, Key(99))).slopes(x.repeat(many, 1, 1, 1), y.repeat(many), cross_entropy)
+    expected = exact.view(many, *x.shape).double()
+    error = (found.var(0) / len(found) + expected.var(0) / many).sqrt()
+    assert error.max() < 0.15 * expected.mean(0).abs().max()  # the test has power
+    assert ((found.mean(0) - expected.mean(0)).abs() <= 4.5 * error).all()
+
+
+def test_it_leaves_the_network_as_it_was_and_repeats():
+    model = NETWORKS["mlp"]()
+    x, y = images(5, 1, 3, 4), torch.zeros(5, dtype=torch.int64)
+    net = prepared(model, glr_dist.Gaussian(0.5, learn="unit"), x)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    target = LikelihoodRatio(shifted(net, x, **EXACT), net, 3)
+    first, second = target.slopes(x, y, cross_entropy), target.slopes(x, y, cross_entropy)
+    assert not torch.equal(first, second)
+    again = LikelihoodRatio(shifted(net, x, **EXACT), net, 3)
+    assert torch.equal(again.slopes(x, y, cross_entropy), first)
+    assert torch.equal(again.slopes(x, y, cross_entropy), second)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("learn", ["none", "site", "unit"])
+def test_it_smooths_with_the_networks_own_scales(learn):
+    model = NETWORKS["mlp"]()
+    x = images(2, 1, 3, 4)
+    net = prepared(model, glr_dist.Gaussian({"1": 0.5, "3": 2.0}, learn=learn), x)
+    with torch.no_grad():
+        net.log_scales["1"].add_(0.3)
+    wide = shifted(net, x, copies=2, passes=1, widening=3.0).scales()
+    for site, scale in net.scales().items():
+        assert torch.allclose(wide[f"1.{site}"], 3 * scale)
+
+
+def test_a_smaller_block_than_the_largest_is_no_mistake():
+    model = NETWORKS["mlp"]()
+    x, y = images(5, 1, 3, 4), torch.zeros(5, dtype=torch.int64)
+    net = prepared(model, glr_dist.Gaussian(0.5), x)
+    made = shifted(net, x, **EXACT)
+    assert LikelihoodRatio(made, net, 0).slopes(x[:3], y[:3], cross_entropy).shape == (3, 1, 3, 4)
+
+
+def test_an_input_that_reaches_the_loss_around_the_sites_is_refused():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.site = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.site(x.flatten(1)) + x.flatten(1)
+
+    x = images(2, 1, 2, 2)
+    net = prepared(Around(), glr_dist.Gaussian(0.5), x)
+    with pytest.raises(SiteError, match="around the sites"):
+        shifted(net, x, **EXACT)
+
+
+def test_noisy_outputs_are_a_function_of_the_key():
+    model = NETWORKS["mlp"]()
+    x = images(4, 1, 3, 4)
+    net = prepared(model, glr_dist.Gaussian(0.5), x)
+    with torch.no_grad():
+        first, again, other = (net.noisy(x, Key(0, step=step)) for step in (1, 1, 2))
+        # By hand: noise at the two linear layers, in the order of the calls.
+        z = model[1](x.flatten(1))
+        z = z + 0.5 * torch.randn(z.shape, generator=generator(Key(0, step=1, site=0)))
+        z = model[3](model[2](z))
+        z = z + 0.5 * torch.randn(z.shape, generator=generator(Key(0, step=1, site=1)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.allclose(first, z)
