@@ -5,6 +5,9 @@ import torch
 
 from glr_dist import GLR, Gaussian, Laplace
 from glr_dist.nn import mlp
+from glr_dist.robustness.evaluate import evaluate
+from glr_dist.robustness.suite import load_suite
+from glr_dist.training.trainer import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -40,3 +43,19 @@ def test_noise_of_wide_seeds_differs():
     model = mlp(20, [16], 4).cuda()
     grads = [GLR(model, Gaussian(0.5), copies=8, seed=seed).gradients(x, y).grads for seed in (5, 5 + 2**32)]
     assert not torch.equal(grads[0]["1.weight"], grads[1]["1.weight"])
+
+
+def test_a_run_on_the_cpu_is_attacked_and_corrupted_on_a_gpu(tmp_path, tiny, monkeypatch):
+    """Corrupted images are the same on every device, attacks draw other noise: accuracies agree within a few images."""
+    monkeypatch.setenv("GLR_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "run"
+    train(tiny("training.epochs=10"), folder)
+    suite = load_suite("quick", ["examples=200", "surrogate.training.epochs=2"])
+    reports = [evaluate([folder], suite, device=device)[0] for device in ("cuda", "cuda", "cpu")]
+    assert reports[0] == reports[1]
+    for there, here in zip(reports[0].corruptions, reports[2].corruptions, strict=True):
+        assert abs(there.rate.accuracy - here.rate.accuracy) <= 0.01
+    for there, here in zip(reports[0].attacks, reports[2].attacks, strict=True):
+        assert (there.rate is None) == (here.rate is None)
+        if there.rate and here.rate:
+            assert abs(there.rate.accuracy - here.rate.accuracy) <= 0.1

@@ -17,6 +17,10 @@ from glr_dist.robustness.outcome import Outcome
 from glr_dist.robustness.suite import Suite
 
 FILE = "robustness.json"
+_EXPLAINED = {
+    "random_sign": "random_sign is no attack but a control: random noise of the same size.",
+    "lbfgs": "lbfgs looks for the least change in L2 that changes a prediction.",
+}
 _Z = 1.959963984540054  # two-sided 95 %
 _MOST_UNTESTED = 0.01  # of the examples, for which an attack may find no derivative; they count as errors
 
@@ -284,18 +288,16 @@ def _lines(report: Report) -> Iterator[str]:
     votes = report.suite["inference"]["votes"]
     yield f"# Robustness of {report.run}"
     yield ""
-    yield f"{described(report.settings)}; after epoch {report.epoch}; predictions "
-    yield f"by the majority of {votes} noisy passes." if votes else "without noise."
+    predicted = f"by the majority of {votes} noisy passes" if votes else "without noise"
+    yield f"{described(report.settings)}; after epoch {report.epoch}; predictions {predicted}."
     yield "Accuracy in % with its 95 % interval (Wilson)."
     yield ""
     yield f"Clean: {report.clean} on {report.clean.examples:,} {report.suite['split']} images."
     if report.attacks:
         yield from ("", "## Attacks", "")
         yield from table(["attack", "threat model", "ε", "accuracy", "examples", ""], map(_attack_row, report.attacks))
-        yield from (
-            "",
-            "random_sign is no attack but a control: noise of the same size. lbfgs looks for the least L2 change.",
-        )
+        known = {result.attack for result in report.attacks}
+        yield from ("", *(text for attack, text in _EXPLAINED.items() if attack in known))
     if report.worst_cases:
         yield from ("", "## Worst case", "")
         yield "The share of images that withstand every attack: the robust accuracy, as far as these attacks reach."
