@@ -190,7 +190,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     _check_runs(runs)
     options.out = runs[0]
     from glr_dist.robustness.evaluate import evaluate
-    from glr_dist.robustness.report import markdown
+    from glr_dist.robustness.page import markdown
 
     try:
         reports = evaluate(runs, suite, device=options.device, actors=options.actors)

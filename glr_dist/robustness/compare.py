@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
+from glr_dist.robustness.page import described, table
 from glr_dist.robustness.plots import figure_of, intervals
 from glr_dist.robustness.published import FGSM_EPS, published
-from glr_dist.robustness.report import Rate, Report, described, read_report, table
+from glr_dist.robustness.report import Rate, Report, read_report
 
 
 class Entry(NamedTuple):

@@ -20,7 +20,8 @@ from glr_dist.robustness import plots
 from glr_dist.robustness.conditions import Condition, conditions_of
 from glr_dist.robustness.evaluator import Subject
 from glr_dist.robustness.outcome import Outcome
-from glr_dist.robustness.report import FILE, Report, markdown, report_of
+from glr_dist.robustness.page import markdown
+from glr_dist.robustness.report import FILE, Report, report_of
 from glr_dist.robustness.suite import Suite, surrogate_settings
 from glr_dist.robustness.surrogate import trained_surrogate
 from glr_dist.robustness.targets import shifted

@@ -8,7 +8,8 @@ from scipy.stats import binomtest
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.conditions import conditions_of
 from glr_dist.robustness.outcome import Outcome
-from glr_dist.robustness.report import FILE, Rate, markdown, read_report, report_of
+from glr_dist.robustness.page import markdown
+from glr_dist.robustness.report import FILE, Rate, read_report, report_of
 
 from .reports import FGSM, NOISE, SETTINGS, SQUARE, report, suite_of, whole
 
