@@ -17,7 +17,7 @@ from glr_dist.config import Config
 from glr_dist.errors import ConfigError, TrackingError
 from glr_dist.tracking.follower import following
 from glr_dist.tracking.parent import NoParent, Parent, opened
-from glr_dist.tracking.state import State, ended_with, held, warn
+from glr_dist.tracking.state import State, ended_with, held, reason_of, warn
 
 __all__ = ["parent_run", "resolved", "send_report", "sync", "tracked"]
 
@@ -86,7 +86,7 @@ def _send(folder: Path, state: State) -> None:
     except TrackingError:
         raise
     except Exception as error:
-        raise TrackingError(f"{folder}: MLflow has not taken all ({' '.join(str(error).split())})") from None
+        raise TrackingError(f"{folder}: MLflow has not taken all ({reason_of(error)})") from None
 
 
 def resolved(tracking: config.Tracking) -> config.Tracking:
@@ -103,7 +103,7 @@ def resolved(tracking: config.Tracking) -> config.Tracking:
         try:
             connect(uri)
         except Exception as error:
-            raise TrackingError(f"tracking.uri: {uri} cannot be opened ({' '.join(str(error).split())})") from None
+            raise TrackingError(f"tracking.uri: {uri} cannot be opened ({reason_of(error)})") from None
     return tracking.model_copy(update={"uri": uri})
 
 

@@ -18,7 +18,8 @@ _LOOK = 0.5  # seconds between looks at the folder
 _AGAIN = 5.0  # seconds until a server that was away is asked again
 _SAMPLE = 10.0  # seconds between samples of the machine
 _SLOW = 10.0  # seconds that an ended run waits for the next answer of a server
-_DOWN = 1.0  # the same, for one that gave none
+_DOWN = 3.0  # the same, for one that was away
+_TRIES = 3  # of an ended run, if the server is away; where nobody listens, they take a second
 
 
 @contextmanager
@@ -79,7 +80,7 @@ class Follower(threading.Thread):
         except Exception as error:
             self._error = error
             return
-        next_sample, next_send = time.monotonic() + _SAMPLE, 0.0
+        next_sample, next_send, tries = time.monotonic() + _SAMPLE, 0.0, 0
         while not self._left:
             ended = self._ended.wait(_LOOK)
             try:
@@ -91,8 +92,10 @@ class Follower(threading.Thread):
             except Exception as error:
                 self._error = error
                 next_send = time.monotonic() + _AGAIN
-                if ended:
-                    time.sleep(_LOOK)
+                tries += ended
+                if tries == _TRIES:
+                    return
+                time.sleep(_LOOK if ended else 0)
             else:
                 if ended:
                     return

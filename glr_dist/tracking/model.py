@@ -85,4 +85,7 @@ def _register(client: MlflowClient, name: str, run_id: str, model_id: str) -> No
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     if not any(version.name == name for version in client.search_model_versions(f"run_id = '{run_id}'")):
-        client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
+        # Its place, not "models:/ID", which a database looks up on the tracking server of the process.
+        client.create_model_version(
+            name, client.get_logged_model(model_id).artifact_location, run_id, model_id=model_id
+        )

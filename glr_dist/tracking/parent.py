@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glr_dist import config
-from glr_dist.errors import without_credentials
 from glr_dist.tracking.provenance import provenance
-from glr_dist.tracking.state import ended_with
+from glr_dist.tracking.state import ended_with, reason_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,4 +89,4 @@ def _opened(tracking: config.Tracking, name: str, params: Mapping[str, Any], run
 
 
 def _warn(what: str, error: Exception) -> None:
-    print(f"warning: MLflow {what} ({without_credentials(' '.join(str(error).split()))[:300]})", file=sys.stderr)
+    print(f"warning: MLflow {what} ({reason_of(error)})", file=sys.stderr)

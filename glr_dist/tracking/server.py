@@ -15,10 +15,11 @@ from glr_dist import config
 from glr_dist.errors import without_credentials
 from glr_dist.tracking.names import allowed
 
-# Read by MLflow when it is imported, or called. By default one call to a server that is down takes four minutes.
+# Read by MLflow when it is imported, or called. By default one call to a server that is down takes four minutes; but
+# what a server does not answer within the timeout never arrives.
 for _name, _value in {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -34,6 +35,7 @@ for _name in ("mlflow", "alembic", "urllib3.connectionpool"):  # a run says in o
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 _SQLITE = "sqlite:///"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # its page opens on training runs
 
 
 def uri_of(tracking: config.Tracking, known: str | None = None) -> str:
@@ -77,7 +79,7 @@ def experiment_of(client: MlflowClient, name: str) -> str:
             path = Path(client.tracking_uri.removeprefix(_SQLITE))
             place = (path.parent / "mlartifacts" / quote(name, safe="")).as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=place))
+            return str(client.create_experiment(name, place, _KIND))
         except MlflowException as error:
             found = client.get_experiment_by_name(name)  # another run may have been faster
             if found is None:

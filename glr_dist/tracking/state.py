@@ -135,8 +135,14 @@ def held(folder: Path) -> Iterator[bool]:
 
 def warn(folder: Path, error: BaseException | None) -> None:
     """The one line about a run that has not arrived in full."""
-    reason = without_credentials(" ".join(str(error).split()))[:300] if error else "the server is slow"
+    reason = reason_of(error) if error else "the server is slow"
     print(
         f"warning: MLflow has not received all of the run ({reason}); send the rest with: glr-dist sync {folder}",
         file=sys.stderr,
     )
+
+
+def reason_of(error: BaseException) -> str:
+    """The beginning of what MLflow says, in one line and without credentials."""
+    first, *_ = str(error).split(" with exception ")  # what follows are pages of the ways through its libraries
+    return without_credentials(" ".join(first.split()) or type(error).__name__)[:300]

@@ -25,5 +25,7 @@ def table_of(report: Report) -> dict[str, Any]:
 
 
 def _row(name: str, kind: str, strength: float | None, rate: Rate | None, note: str = "") -> list[Any]:
-    figures = [None] * 4 if rate is None else [rate.accuracy, rate.low, rate.high, rate.examples]
+    figures = (
+        [None] * 4 if rate is None else [*(round(x, 4) for x in (rate.accuracy, rate.low, rate.high)), rate.examples]
+    )
     return [name, kind, strength, *figures, note]
