@@ -8,7 +8,7 @@ where something is tracked, and in this package alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from glr_dist.config import Config
 from glr_dist.errors import ConfigError, TrackingError
 from glr_dist.tracking.follower import following
 from glr_dist.tracking.parent import NoParent, Parent, opened
-from glr_dist.tracking.state import State, ended_with, held, reason_of, warn
+from glr_dist.tracking.state import FILE, State, ended_with, held, reason_of, warn
 
 __all__ = ["parent_run", "resolved", "send_report", "sync", "tracked"]
 
@@ -56,37 +56,35 @@ def sync(folder: Path) -> State:
         ConfigError: the folder is of no tracked run, or of one that goes on.
         TrackingError: the server is out of reach, or refuses something.
     """
+    try:
+        return _caught_up(folder)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"{folder}: MLflow has not taken all ({reason_of(error)})") from None
+
+
+def send_report(folder: Path) -> None:
+    """Sends a run's robustness report to its MLflow run, if it was tracked; never fails, a line on stderr tells."""
+    if not (folder / FILE).exists():
+        return
+    try:
+        _caught_up(folder)
+    except Exception as error:
+        warn(folder, error)
+
+
+def _caught_up(folder: Path) -> State:
     with held(folder) as mine:
         if not mine:
             raise ConfigError(f"{folder}: the run goes on, and is followed; sync it when it has ended")
         state = State.read(folder)
         if state.end is None:  # its process was killed, and could not say so
             state.ended(*ended_with(None if (folder / "summary.json").exists() else KeyboardInterrupt))
-        _send(folder, state)
-        return state
+        from glr_dist.tracking.sender import Sender  # MLflow takes seconds to import
 
-
-def send_report(folder: Path) -> None:
-    """Sends a run's robustness report to its MLflow run, if it was tracked; never fails, a line on stderr tells."""
-    if not (folder / "tracking.json").exists():
-        return
-    try:
-        with held(folder) as mine:
-            if mine:  # else the run goes on, and who follows it will send the report in the end
-                _send(folder, State.read(folder))
-    except Exception as error:
-        warn(folder, error)
-
-
-def _send(folder: Path, state: State) -> None:
-    from glr_dist.tracking.sender import Sender  # MLflow takes seconds to import
-
-    try:
         Sender(folder, state, state.uri_with_credentials()).send()
-    except TrackingError:
-        raise
-    except Exception as error:
-        raise TrackingError(f"{folder}: MLflow has not taken all ({reason_of(error)})") from None
+        return state
 
 
 def resolved(tracking: config.Tracking) -> config.Tracking:
@@ -100,10 +98,8 @@ def resolved(tracking: config.Tracking) -> config.Tracking:
 
     uri = uri_of(tracking)
     if uri.startswith("sqlite:"):
-        try:
+        with suppress(Exception):  # the runs will say so
             connect(uri)
-        except Exception as error:
-            raise TrackingError(f"tracking.uri: {uri} cannot be opened ({reason_of(error)})") from None
     return tracking.model_copy(update={"uri": uri})
 
 

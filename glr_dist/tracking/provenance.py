@@ -13,8 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import glr_dist
-from glr_dist import config
+from glr_dist import __version__, config
 
 _PACKAGES = ("torch", "ray", "numpy", "mlflow")
 
@@ -28,11 +27,11 @@ def provenance(folder: Path) -> dict[str, str]:
         "host": socket.gethostname(),
         "folder": str(folder.absolute()),
         "version.python": platform.python_version(),
-        "version.glr_dist": glr_dist.__version__,
+        "version.glr_dist": __version__,
     }
     for package in _PACKAGES:
         tags[f"version.{package}"] = metadata.version(package)
-    return tags | _commit(Path(glr_dist.__file__).parent)
+    return tags | _commit(Path(__file__).parents[1])
 
 
 def _user() -> str:

@@ -239,24 +239,25 @@ def test_a_parent_and_its_children(database, tiny, tmp_path):
 
 # ---------------------------------------------------------------- several at once
 
-BEGIN = """
-import sys
-from mlflow import MlflowClient
-from glr_dist.config import Tracking
+FOUR = """
+import os, sys
 from glr_dist.tracking.server import connect, experiment_of
-client = connect(sys.argv[1])
-client.create_run(experiment_of(client, "four"))
+
+children = []
+for _ in range(4):
+    children.append(os.fork())
+    if children[-1] == 0:
+        client = connect(sys.argv[1])
+        client.create_run(experiment_of(client, "four"))
+        os._exit(0)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
 """
 
 
-def test_processes_that_start_at_once_make_a_fresh_database_and_experiment_once(tmp_path):
+def test_processes_that_start_at_once_make_a_fresh_database_and_experiment_once(python, tmp_path):
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
-    started = [
-        subprocess.Popen([sys.executable, "-c", BEGIN, uri], stderr=subprocess.PIPE, text=True) for _ in range(4)
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=TIMEOUT)
-        assert process.returncode == 0, errors
+    done = python(FOUR, uri)
+    assert done.returncode == 0, done.stderr
     client = MlflowClient(uri)
     assert len(client.search_runs([client.get_experiment_by_name("four").experiment_id])) == 4
 
