@@ -17,7 +17,7 @@ from glr_dist.config import Config
 from glr_dist.errors import ConfigError, TrackingError
 from glr_dist.tracking.follower import following
 from glr_dist.tracking.parent import NoParent, Parent, opened
-from glr_dist.tracking.state import FILE, State, ended_with, held, reason_of, warn
+from glr_dist.tracking.state import FILE, State, ended_with, held, reason_of, warn, with_credentials
 
 __all__ = ["parent_run", "resolved", "send_report", "sync", "tracked"]
 
@@ -83,7 +83,7 @@ def _caught_up(folder: Path) -> State:
             state.ended(*ended_with(None if (folder / "summary.json").exists() else KeyboardInterrupt))
         from glr_dist.tracking.sender import Sender  # MLflow takes seconds to import
 
-        Sender(folder, state, state.uri_with_credentials()).send()
+        Sender(folder, state, with_credentials(state.uri)).send()
         return state
 
 

@@ -42,7 +42,7 @@ def _begun(settings: Config, out: Path, opened: ExitStack) -> Follower | None:
 
         if not opened.enter_context(held(out)):
             raise RuntimeError("another process follows it")
-        known = State.read(out).uri_with_credentials() if (out / FILE).exists() else None
+        known = State.read(out).uri if (out / FILE).exists() else None
         uri = uri_of(settings.tracking, known)
         follower = Follower(out, State.begun(out, settings.tracking, uri), uri)
         follower.start()

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from glr_dist import config
 from glr_dist.errors import without_credentials
 from glr_dist.tracking.names import allowed
+from glr_dist.tracking.state import with_credentials
 
 # Read by MLflow when it is imported, or called. By default one call to a server that is down takes four minutes; but
 # what a server does not answer within the timeout never arrives.
@@ -39,14 +40,16 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}  # its page opens 
 
 
 def uri_of(tracking: config.Tracking, known: str | None = None) -> str:
-    """The URI that a configuration stands for, a file's absolute; with credentials, if they are given.
+    """The URI that a configuration stands for, a file's absolute; with credentials, from there or the environment.
 
     Args:
         tracking: the configuration.
         known: where the run was followed before, for one that names no place.
     """
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or known or f"{_SQLITE}mlflow.db"
-    return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute()) if uri.startswith(_SQLITE) else uri
+    if uri.startswith(_SQLITE):
+        return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
+    return with_credentials(uri)
 
 
 def connect(uri: str) -> MlflowClient:

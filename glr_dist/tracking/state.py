@@ -86,11 +86,6 @@ class State:
         state.change(tags={**state.tags, **tracking.tags}, register_as=tracking.register_as, end=None)
         return state
 
-    def uri_with_credentials(self) -> str:
-        """The URI as $MLFLOW_TRACKING_URI has it, if that names the same server."""
-        named = os.environ.get("MLFLOW_TRACKING_URI", "")
-        return named if without_credentials(named) == self.uri else self.uri
-
     def change(self, **values: Any) -> None:
         """Sets attributes."""
         with self._lock:
@@ -110,6 +105,12 @@ class State:
     def ended(self, status: str, stopped_early: bool) -> None:
         """The run has ended now."""
         self.change(end={"status": status, "stopped_early": stopped_early, "time": int(1000 * time.time())})
+
+
+def with_credentials(uri: str) -> str:
+    """A URI as $MLFLOW_TRACKING_URI has it, if that names the same server."""
+    named = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return named if without_credentials(named) == uri else uri
 
 
 def ended_with(error: type[BaseException] | None) -> tuple[str, bool]:

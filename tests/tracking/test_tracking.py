@@ -237,6 +237,20 @@ def test_a_parent_and_its_children(database, tiny, tmp_path):
     assert client.get_run(parent.run_id).info.status == "KILLED"
 
 
+def test_a_uri_takes_its_credentials_from_the_environment_and_a_file_is_absolute(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
+    for uri, used in {
+        None: "http://me:secret@host:5000",
+        "http://host:5000": "http://me:secret@host:5000",  # as a copy of the configuration has it
+        "http://other:5000": "http://other:5000",
+    }.items():
+        assert tracking.resolved(config.Tracking(kind="mlflow", uri=uri)).uri == used
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setattr("glr_dist.tracking.server.connect", lambda uri: None)
+    assert tracking.resolved(config.Tracking(kind="mlflow")).uri == f"sqlite:///{tmp_path}/mlflow.db"
+
+
 # ---------------------------------------------------------------- several at once
 
 FOUR = """
