@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", "train a network and test it once at the end"),
         ("evaluate", "attack and corrupt the test images of runs, and report what is left of the accuracy"),
         ("compare", "set the robustness reports of runs side by side, with the paper's figures"),
+        ("sync", "send to MLflow what it lacks of tracked runs that have ended"),
         ("diagnose", "measure bias, variance and cosine of the gradient estimates against K and M"),
         ("plan", "list the work items of a step and predict its time on 1 to 1024 actors and GPUs"),
         ("config", "print the resolved configuration with every default"),
@@ -87,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("given", metavar="RUN_DIR", nargs="+", help="runs that were evaluated by one suite")
             command.add_argument("--eps", metavar="X", type=_positive, help="of the attacks that are shown (0.13)")
             _add_out(command)
+            continue
+        if name == "sync":
+            command.add_argument("given", metavar="RUN_DIR", nargs="+", help="runs with tracking.kind=mlflow")
             continue
         command.add_argument("config", metavar="CONFIG.yaml", type=Path)
         command.add_argument("given", metavar="key=value", nargs="*", help="override, as in noise.scale=0.5")
@@ -163,12 +167,15 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def _train(options: argparse.Namespace) -> int:
     settings = _settings(options)
+    from glr_dist.tracking import tracked
     from glr_dist.training.checkpoint import last_epoch
     from glr_dist.training.trainer import trainer_of
 
     out = options.out = _folder(options.out, options.config.stem, resume=options.resume)
     try:
-        summary = trainer_of(settings, out, resume=options.resume).run()
+        trainer = trainer_of(settings, out, resume=options.resume)
+        with tracked(settings, out):
+            summary = trainer.run()
     except KeyboardInterrupt:
         # What the disk holds: an epoch that is not in a checkpoint yet will be run again.
         done = last_epoch(out / "checkpoints")
@@ -197,7 +204,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
+    from glr_dist.tracking import send_report
+
     for run, report in zip(runs, reports, strict=True):
+        send_report(run)
         print(markdown(report))
         print(f"results  {run.absolute() / 'robustness.md'}")
     return 0
@@ -211,6 +221,17 @@ def _compare(options: argparse.Namespace) -> int:
     options.out = _folder(options.out, "compare", resume=False)
     print(compare(runs, options.out, options.eps))
     print(f"results  {options.out}")
+    return 0
+
+
+def _sync(options: argparse.Namespace) -> int:
+    runs = [Path(word) for word in options.given]
+    _check_runs(runs)
+    from glr_dist.tracking import sync
+
+    for run in runs:
+        state = sync(run)
+        print(f"{run}: MLflow at {state.uri} has all, as run {state.run_id} of the experiment {state.experiment}")
     return 0
 
 
@@ -250,6 +271,7 @@ _COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
     "compare": _compare,
+    "sync": _sync,
     "diagnose": _diagnose,
     "plan": _plan,
     "config": _config,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
-from glr_dist.errors import ConfigError
+from glr_dist.errors import ConfigError, without_credentials
 
 
 class Section(BaseModel):
@@ -162,9 +162,24 @@ class Execution(Section):
 
 
 class Tracking(Section):
-    """Where metrics go beside metrics.jsonl."""
+    """Where a run can be followed, beside its folder, which comes first and is the truth.
 
-    kind: Literal["none"] = "none"
+    Credentials in the URI (`https://user:password@host`) are used, but written nowhere: what is dumped as JSON or YAML
+    has the URI without them.
+    """
+
+    kind: Literal["none", "mlflow"] = "none"
+    uri: Annotated[str, PlainSerializer(without_credentials, when_used="json")] | None = Field(
+        None, min_length=1, repr=False, description="else $MLFLOW_TRACKING_URI, else the file mlflow.db of this folder"
+    )
+    experiment: str = Field("glr_dist", min_length=1)
+    tags: dict[str, str] = {}
+    register_as: str | None = Field(None, min_length=1, description="the registered model that the network is made of")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, values: Any) -> Any:
+        return {"kind": values} if isinstance(values, str) else values
 
 
 class Diagnose(Section):
@@ -343,6 +358,14 @@ def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
 def dump(config: Config) -> str:
     """The resolved configuration with every default, as YAML that `load` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings under dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return found
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

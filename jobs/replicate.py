@@ -17,7 +17,8 @@ from pathlib import Path
 from glr_dist.config import load
 from glr_dist.errors import UserError
 from glr_dist.files import write_atomically
-from glr_dist.training.trainer import train
+from glr_dist.tracking import tracked
+from glr_dist.training.trainer import trainer_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = []
         for name, seed, settings in runs:
             print(f"== {name}, seed {seed}", flush=True)
-            table.append({"name": name, **train(settings, out / f"{name}-seed{seed}", resume=True)})
+            folder = out / f"{name}-seed{seed}"
+            trainer = trainer_of(settings, folder, resume=True)
+            with tracked(settings, folder):
+                table.append({"name": name, **trainer.run()})
             write_atomically(out / "table.json", (json.dumps(table, indent=2) + "\n").encode())
     except (UserError, FloatingPointError) as error:
         print(f"replicate: {error}", file=sys.stderr)

@@ -22,6 +22,7 @@ LAYERS = (
     {"glr"},
     {"training"},
     {"diagnostics", "planning", "robustness"},
+    {"tracking"},
     {"cli"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -29,7 +30,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Who may import a heavy or optional library at all.
 ONLY_IN = {
     "ray": {"execution/cluster.py", "execution/layers.py", "execution/replicas.py", "execution/pool.py", "tuning.py"},
-    "mlflow": {"tracking.py"},
+    "mlflow": {f"tracking/{name}.py" for name in ("server", "sender", "model", "parent")},
 }
 
 # What may not be imported when the module itself is (inside a function it may).

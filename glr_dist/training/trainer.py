@@ -203,7 +203,7 @@ class Trainer:
 
     def _check_same(self, kept: Path) -> None:
         """A run is continued with the settings that it began with, or it would not be the same run."""
-        before, now = (_flat(settings.model_dump(mode="json")) for settings in (config.load(kept), self.settings))
+        before, now = (config.flat(settings.model_dump(mode="json")) for settings in (config.load(kept), self.settings))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER):
                 raise ConfigError(
@@ -316,13 +316,6 @@ class Trainer:
                 f"{record['copies_per_second']:,.0f} copies/s  {left:.0f} s left",
                 flush=True,
             )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def trainer_of(settings: Config, out: Path, *, resume: bool = False) -> Trainer:

@@ -1,0 +1,82 @@
+"""Where a run comes from: the commit of the code, versions, user, machine; and what its training set is."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from glr_dist import __version__, config
+
+_PACKAGES = ("torch", "ray", "numpy", "mlflow")
+
+
+def provenance(folder: Path) -> dict[str, str]:
+    """Tags that say what has run where."""
+    tags = {
+        "mlflow.source.name": "glr-dist train",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+        "host": socket.gethostname(),
+        "folder": str(folder.absolute()),
+        "version.python": platform.python_version(),
+        "version.glr_dist": __version__,
+    }
+    for package in _PACKAGES:
+        tags[f"version.{package}"] = metadata.version(package)
+    return tags | _commit(Path(__file__).parents[1])
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return str(os.getuid())
+
+
+def _commit(package: Path) -> dict[str, str]:
+    """Of the checkout that the package runs from; an installed one may lie in a checkout of something else."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        commit, changed = git("rev-parse", "HEAD"), git("--no-optional-locks", "status", "--porcelain", ".")
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(changed)).lower()}
+
+
+def dataset_of(data: config.Data) -> dict[str, Any]:
+    """Name, digest and shape of the training images, as the fields of MLflow's `Dataset`.
+
+    Raises:
+        ConfigError: the data is missing or damaged.
+    """
+    from glr_dist.data import load  # torch
+
+    dataset = load(data)
+    train = dataset.train
+    sha = hashlib.sha256(train.images.numpy().tobytes()).hexdigest()
+    shape = [-1, *dataset.shape]
+    return {
+        "name": dataset.name,
+        "digest": sha[:16],
+        "source_type": "glr_dist",
+        "source": json.dumps({"data": data.name, "validation": data.validation, "split_seed": data.split_seed}),
+        "schema": json.dumps({"mlflow_tensorspec": {"features": json.dumps([_tensor("uint8", shape)])}}),
+        "profile": json.dumps({"num_rows": len(train), "num_elements": train.images.numel(), "sha256": sha}),
+    }
+
+
+def _tensor(dtype: str, shape: list[int]) -> dict[str, Any]:
+    return {"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": shape}}
