@@ -237,7 +237,10 @@ def _tune(options: argparse.Namespace) -> int:
         print(tune(search, out, resume=options.resume))
     except KeyboardInterrupt:
         done = sum(record.done for record in read_all(out))
-        print(f"stopped with {done} of {search.tune.number} trials done; continue with --resume --out {out}", file=sys.stderr)
+        print(
+            f"stopped with {done} of {search.tune.number} trials done; continue with --resume --out {out}",
+            file=sys.stderr,
+        )
         return 130
     print(f"results  {out}")
     return 0

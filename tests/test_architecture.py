@@ -22,13 +22,22 @@ LAYERS = (
     {"glr"},
     {"training"},
     {"diagnostics", "planning", "robustness"},
+    {"tuning"},
     {"cli"},
+    {"job"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # Who may import a heavy or optional library at all.
 ONLY_IN = {
-    "ray": {"execution/cluster.py", "execution/layers.py", "execution/replicas.py", "execution/pool.py", "tuning.py"},
+    "ray": {
+        "execution/cluster.py",
+        "execution/layers.py",
+        "execution/replicas.py",
+        "execution/pool.py",
+        "tuning/run.py",
+    },
+    "optuna": {"tuning/study.py"},
     "mlflow": {"tracking.py"},
 }
 
@@ -39,6 +48,9 @@ NOT_AT_TOP = {
     "robustness/__init__.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
     "robustness/suite.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
     "robustness/report.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
+    **{f"tuning/{name}.py": {"torch", "numpy", "ray", "optuna", "mlflow"} for name in ("settings", "space", "record")},
+    "tuning/study.py": {"ray", "optuna", "mlflow"},
+    "tuning/search.py": {"ray", "optuna", "mlflow"},
     "cli.py": {"torch", "numpy", "pydantic", "yaml", "ray", "mlflow", "sklearn", "scipy", "tqdm"},
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.conditions import conditions_of
@@ -17,7 +17,7 @@ EVERY_EPOCH = {"validation/accuracy": "validation_accuracy", "validation/loss": 
 _LESS_IS_BETTER = ("validation/loss", "corruption/mce")
 
 
-def direction(name: str) -> str:
+def direction(name: str) -> Literal["minimize", "maximize"]:
     """Which way is better, as Optuna says it: "minimize" or "maximize"."""
     return "minimize" if name in _LESS_IS_BETTER else "maximize"
 

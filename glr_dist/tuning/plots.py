@@ -55,7 +55,12 @@ def _draw_field(axes: Any, tune: Tune, records: Sequence[Record], field: str, na
             label = name if status == "finished" else None
             where.scatter(x, y, 36, facecolors=face, edgecolors=f"C{colour}", label=label)
     if allowed.kind == "loguniform":
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     elif allowed.listed is not None:
         axes.set_xticks(range(len(allowed.listed)), [str(value) for value in allowed.listed])
         axes.margins(x=0.2)
@@ -65,8 +70,8 @@ def _draw_field(axes: Any, tune: Tune, records: Sequence[Record], field: str, na
         other.set_ylabel(", ".join(name for name in names if not _is_share(name)))
     axes.set_xlabel(field)
     axes.grid(alpha=0.3)
-    handles = [each.get_legend_handles_labels() for each in dict.fromkeys((axes, other))]
-    axes.legend(sum((h for h, _ in handles), []), sum((n for _, n in handles), []), fontsize=8)
+    handles = [handle for each in dict.fromkeys((axes, other)) for handle in each.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
 
 def _draw_importance(axes: Any, tune: Tune, study: Study) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import Field
 
 from glr_dist.config import Section
 from glr_dist.files import write_atomically
@@ -29,7 +30,7 @@ class Record(Section):
     number: int
     point: dict[str, Any]
     status: Literal["started", "finished", "stopped", "failed"] = "started"
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
     epochs: int = 0
     seconds: float = 0.0
     reason: str = ""
@@ -90,14 +91,3 @@ def front(records: Sequence[Record], objectives: Sequence[str]) -> list[Record]:
         )
 
     return [record for record in ordered(finished, objectives) if not beaten(points[record.number])]
-
-
-def table_json(records: Sequence[Record], objectives: Sequence[str], out: Path) -> bytes:
-    """All trials, the best first, as the file `trials.json` holds them."""
-    best = {record.number for record in front(records, objectives)}
-    rows = [
-        {**r.model_dump(mode="json"), "pareto": r.number in best, "folder": str(folder_of(out, r.number))}
-        for r in ordered(records, objectives)
-    ]
-    found: Mapping[str, Any] = {"objectives": list(objectives), "trials": rows}
-    return (json.dumps(found, indent=2) + "\n").encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,27 @@ from glr_dist.tuning.record import Record, folder_of, front, ordered
 from glr_dist.tuning.settings import Search
 from glr_dist.tuning.study import Study
 
+TABLE = "trials.json"
+
+
+def write_table(search: Search, records: Sequence[Record], out: Path) -> None:
+    """Writes all trials, the best first, as JSON."""
+    names = search.tune.objectives
+    best_of_all = {record.number for record in front(records, names)}
+    rows = [
+        {
+            **record.model_dump(mode="json"),
+            "pareto": record.number in best_of_all,
+            "folder": str(folder_of(out, record.number)),
+        }
+        for record in ordered(records, names)
+    ]
+    found = {"objectives": list(names), "trials": rows}
+    write_atomically(out / TABLE, (json.dumps(found, indent=2) + "\n").encode())
+
 
 def write(search: Search, records: Sequence[Record], out: Path) -> list[Path]:
-    """Writes `best.yaml`, with several objectives `pareto.yaml`, and the plots.
+    """Writes `trials.json`, `best.yaml`, with several objectives `pareto.yaml`, and the plots.
 
     Returns:
         The files.
@@ -28,10 +47,11 @@ def write(search: Search, records: Sequence[Record], out: Path) -> list[Path]:
         ConfigError: no trial was finished.
     """
     names = search.tune.objectives
-    best = _best(search, records)
-    comment = f"# Trial {best.number} of {len(records)}: {_values(best, names)}, on the validation images.\n"
-    write_atomically(out / "best.yaml", (comment + config.dump(search.settings(best.point))).encode())
-    files = [out / "best.yaml"]
+    write_table(search, records, out)
+    first = best(search, records)
+    comment = f"# Trial {first.number} of {len(records)}: {_values(first, names)}, on the validation images.\n"
+    write_atomically(out / "best.yaml", (comment + config.dump(search.settings(first.point))).encode())
+    files = [out / TABLE, out / "best.yaml"]
     if len(names) > 1:
         rows = [
             {
@@ -49,12 +69,12 @@ def write(search: Search, records: Sequence[Record], out: Path) -> list[Path]:
     return [*files, out / "search.png"]
 
 
-def best_metrics(search: Search, records: Sequence[Record]) -> dict[str, float]:
-    """All figures of the best trial."""
-    return _best(search, records).metrics
+def best(search: Search, records: Sequence[Record]) -> Record:
+    """The finished trial that is best by the first objective.
 
-
-def _best(search: Search, records: Sequence[Record]) -> Record:
+    Raises:
+        ConfigError: none is finished.
+    """
     first = ordered(records, search.tune.objectives)[0]
     if first.status != "finished":
         raise ConfigError(f"no trial could be finished; trial {first.number}: {first.reason or first.status}")
@@ -64,10 +84,10 @@ def _best(search: Search, records: Sequence[Record]) -> Record:
 def table(search: Search, records: Sequence[Record]) -> str:
     """The trials, the best first; with several objectives a star marks the Pareto front."""
     names, several = search.tune.objectives, len(search.tune.objectives) > 1
-    best = {record.number for record in front(records, names)} if several else set()
+    best_of_all = {record.number for record in front(records, names)} if several else set()
     rows = [
         [
-            f"{record.number}{' *' if record.number in best else ''}",
+            f"{record.number}{' *' if record.number in best_of_all else ''}",
             *(_short(record.point[field]) for field in search.tune.space),
             *(f"{record.metrics[name]:.4f}" if name in record.metrics else "–" for name in names),
             str(record.epochs),

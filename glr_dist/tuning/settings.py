@@ -59,7 +59,7 @@ class Tune(Section):
     def _fits_together(self) -> Tune:
         for field, allowed in self.space.items():
             if self.algorithm == "grid" and allowed.listed is None:
-                raise ConfigError(f"tune.space.{field}: '{allowed.kind}' has no end of points for 'grid'; list them")
+                raise ConfigError(f"tune.space.{field}: '{allowed.kind}' is no list of points for 'grid'; list them")
             if self.algorithm != "grid" and allowed.grid is not None:
                 raise ConfigError(
                     f"tune.space.{field}: 'grid' is for the algorithm 'grid', not '{self.algorithm}'; use 'choice'"
@@ -69,10 +69,12 @@ class Tune(Section):
                 raise ConfigError(f"tune.scheduler: '{self.scheduler}' leaves a grid with gaps; use 'none'")
             if self.trials is not None:
                 points = len(grid_of(self.space))
-                raise ConfigError(f"tune.trials: {self.trials} has no meaning: the grid has {points} points; leave out")
+                raise ConfigError(
+                    f"tune.trials: {self.trials} has no meaning: the grid has {points} points; leave it out"
+                )
         if self.actors_per_trial and self.cpus_per_trial != 1:
             raise ConfigError(
-                f"tune.cpus_per_trial: {self.cpus_per_trial:g} has no meaning beside actors_per_trial, which take one each"
+                f"tune.cpus_per_trial: {self.cpus_per_trial:g} has no meaning with actors_per_trial, which take 1 each"
             )
         check(self.objectives, self.robustness)
         if self.scheduler == "asha" and self.watched is None:
@@ -143,7 +145,7 @@ class Search:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Search:
-    """The search of a YAML file with `section.key=value` overrides; every edge of its space is a possible configuration.
+    """The search of a YAML file with `section.key=value` overrides; each edge of its space is a right configuration.
 
     Raises:
         ConfigError: the file is missing, no YAML, has no section `tune`, or holds a mistake.
@@ -151,11 +153,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Search:
     values = config.overridden(config.read(path), overrides)
     tune = values.pop("tune", None)
     if not isinstance(tune, Mapping):
-        raise ConfigError(f"{path}: has no section 'tune' with a space, e.g. tune: {{space: {{seed: {{choice: [0, 1]}}}}}}")
+        raise ConfigError(
+            f"{path}: has no section 'tune' with a space, e.g. tune: {{space: {{seed: {{choice: [0, 1]}}}}}}"
+        )
     base = config.build(Config, values)
     if base.execution.kind != "inline":
         raise ConfigError(
-            f"execution.kind: '{base.execution.kind}' has no meaning in a search; tune.actors_per_trial gives trials actors"
+            f"execution.kind: '{base.execution.kind}' has no meaning here; tune.actors_per_trial gives trials actors"
         )
     search = Search(values, base, config.build(Tune, tune, "tune."))
     _check_grace(search)

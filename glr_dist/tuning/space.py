@@ -80,7 +80,9 @@ def _ranges(given: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Range]
             allowed = build(Range, value, f"tune.space.{field}.")
             ends = allowed.ends()
             if allowed.listed is None and not ends[0] < ends[1]:
-                raise ConfigError(f"tune.space.{field}.{allowed.kind}: {list(ends)} must be a lower and a higher number")
+                raise ConfigError(
+                    f"tune.space.{field}.{allowed.kind}: {list(ends)} must be a lower and a higher number"
+                )
             yield field, allowed
         else:
             yield from _ranges(value, f"{field}.")
@@ -114,13 +116,9 @@ def placed(values: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any
     for field, mapping in inner.items():
         section, _, key = field.partition(".")
         before = result[section].get(key)
-        rest_of_it = {name: value for name, value in before.items() if name not in mapping} if _mapping(before) else {}
-        result[section][key] = {**mapping, **rest_of_it}
+        others = before if isinstance(before, Mapping) else {}
+        result[section][key] = {**mapping, **{name: others[name] for name in others if name not in mapping}}
     return result
-
-
-def _mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
 
 
 def present(settings: Mapping[str, Any], space: Space) -> dict[str, Any] | None:
@@ -130,9 +128,9 @@ def present(settings: Mapping[str, Any], space: Space) -> dict[str, Any] | None:
         section, _, rest = field.partition(".")
         key, _, pattern = rest.partition(".")
         value = settings.get(section)
-        value = value.get(key) if rest and _mapping(value) else value
-        if pattern and _mapping(value):
-            value = value.get(pattern, value.get("*"))  # type: ignore[union-attr]
+        value = value.get(key) if rest and isinstance(value, Mapping) else value
+        if pattern and isinstance(value, Mapping):
+            value = value.get(pattern, value.get("*"))
         if not allowed.holds(value):
             return None
         point[field] = value

@@ -105,7 +105,8 @@ def _distribution(allowed: Range) -> BaseDistribution:
         return CategoricalDistribution(range(len(ends)))  # Optuna takes no lists as values
     if allowed.kind == "randint":
         return IntDistribution(*ends)
-    return FloatDistribution(*ends, log=allowed.kind == "loguniform")
+    low, high = ends
+    return FloatDistribution(low, high, log=allowed.kind == "loguniform")
 
 
 def _index(allowed: Range, value: Any) -> Any:

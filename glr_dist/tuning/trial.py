@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,19 +60,19 @@ class Trial:
             number: of the trial, whose record says its point.
             report: called after each epoch with its figures; it ends the trial by SystemExit.
         """
-        record = read(self.out, number)
-        if record.done:  # its end did not reach the search
-            return
-        try:
-            record = self._measured(record, report)
-        except (UserError, FloatingPointError, OSError) as error:
-            record = record.changed(status="failed", reason=" ".join(str(error).split()))
-        except Exception as error:
-            told = folder_of(self.out, number).with_suffix(".error.txt")
-            told.write_text(traceback.format_exc())
-            record = record.changed(status="failed", reason=f"{type(error).__name__}, see {told}")
-        record.keep(self.out)
-        report({**objectives_at(record), "epoch": record.epochs})
+        with _alone(folder_of(self.out, number)):
+            record = read(self.out, number)
+            if not record.done:
+                try:
+                    record = self._measured(record, report)
+                except (UserError, FloatingPointError, OSError) as error:
+                    record = record.changed(status="failed", reason=" ".join(str(error).split()))
+                except Exception as error:
+                    told = folder_of(self.out, number).with_suffix(".error.txt")
+                    told.write_text(traceback.format_exc())
+                    record = record.changed(status="failed", reason=f"{type(error).__name__}, see {told}")
+                record.keep(self.out)
+        report({**_of_every_epoch(record), "epoch": record.epochs})
 
     def _measured(self, record: Record, report: Callable[[dict[str, Any]], None]) -> Record:
         settings, folder = self.settings(record.point), folder_of(self.out, record.number)
@@ -92,12 +94,21 @@ class Trial:
                 for name in self.search.tune.objectives:
                     if name not in metrics:
                         reasons = [attack.reason for attack in found.attacks if attack.reason and attack.attack in name]
-                        raise ConfigError(f"'{name}' could not be measured: {'; '.join(reasons) or 'it is not defined'}")
+                        raise ConfigError(
+                            f"'{name}' could not be measured: {'; '.join(reasons) or 'it is not defined'}"
+                        )
         return record.changed(
             status="finished", metrics=metrics, epochs=trainer.epoch, seconds=round(trainer.seconds, 3), reason=""
         )
 
 
-def objectives_at(record: Record) -> dict[str, float]:
-    """The figures of a record that every epoch has."""
+def _of_every_epoch(record: Record) -> dict[str, float]:
     return {name: value for name, value in record.metrics.items() if name in objectives.EVERY_EPOCH}
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits for a process that still writes to the folder: a trial outlives a killed driver by some seconds."""
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the process ends, however it does
+        yield
