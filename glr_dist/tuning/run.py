@@ -61,9 +61,8 @@ def run(trial: Trial, records: Sequence[Record]) -> None:
     bundles = [{"CPU": 1.0}] * settings.actors_per_trial or [{"CPU": settings.cpus_per_trial}]
     head = [{"CPU": 0.0}] if settings.actors_per_trial else []
     cpus = sum(bundle["CPU"] for bundle in bundles)
-
-    def train(config: dict[str, int]) -> None:
-        trial.run(config["number"], tune.report)
+    # As a parameter it goes through memory alone.
+    train = tune.with_parameters(_train, trial=trial)
 
     with _ray(cpus * (settings.concurrent or 1)) as own:
         _check_place(bundles, trial.search.base.execution.placement_timeout, own=own)
@@ -92,6 +91,10 @@ def run(trial: Trial, records: Sequence[Record]) -> None:
                 shutil.rmtree(storage, ignore_errors=True)
 
 
+def _train(config: dict[str, int], trial: Trial) -> None:
+    trial.run(config["number"], tune.report)
+
+
 class Suggestions(Searcher):
     """Hands trials to Ray Tune, first those that were interrupted, and keeps what becomes of them.
 
@@ -109,6 +112,10 @@ class Suggestions(Searcher):
         self._ended = [record for record in records if record.done]
         self._next = len(records)
         self._numbers: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing for Ray Tune's snapshots: a tracking server's address may hold a password."""
+        return {}
 
     def suggest(self, trial_id: str) -> dict[str, int]:
         if self._waiting:

@@ -117,6 +117,9 @@ def test_a_search_whose_driver_is_killed_goes_on_and_no_finished_trial_is_run_ag
     wait_until(lambda: any(record.status == "finished" for record in read_all(out)), process)
     process.kill()
     process.communicate(timeout=TIMEOUT)
+    snapshots = [path.read_bytes() for path in (out / ".tune").rglob("*") if path.is_file()]
+    assert snapshots
+    assert not any(b"estimator" in content for content in snapshots)  # no setting, hence no password
     done = {record.number: trained(out, record.number) for record in read_all(out) if record.status == "finished"}
     assert 0 < len(done) < number
 
