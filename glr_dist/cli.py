@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         ("compare", "set the robustness reports of runs side by side, with the paper's figures"),
         ("sync", "send to MLflow what it lacks of tracked runs that have ended"),
         ("diagnose", "measure bias, variance and cosine of the gradient estimates against K and M"),
+        ("tune", "search for good settings: many trials on the validation images, and the best of them as a file"),
         ("plan", "list the work items of a step and predict its time on 1 to 1024 actors and GPUs"),
         ("config", "print the resolved configuration with every default"),
     ):
@@ -96,9 +97,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("given", metavar="key=value", nargs="*", help="override, as in noise.scale=0.5")
         if name != "config":
             _add_out(command)
-        if name == "train":
+        if name in ("train", "tune"):
+            what = "run" if name == "train" else "search"
             command.add_argument(
-                "--resume", action="store_true", help="continue the run in DIR (default: the newest one)"
+                "--resume", action="store_true", help=f"continue the {what} in DIR (default: the newest one)"
             )
         if name == "diagnose":
             command.add_argument("--checkpoint", metavar="FILE", type=Path, help="instead of the initial weights")
@@ -245,6 +247,27 @@ def _diagnose(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tune(options: argparse.Namespace) -> int:
+    from glr_dist.tuning.settings import load
+
+    search = load(options.config, options.given)
+    from glr_dist.tuning.record import read_all
+    from glr_dist.tuning.search import tune
+
+    out = options.out = _folder(options.out, f"tune-{options.config.stem}", resume=options.resume)
+    try:
+        print(tune(search, out, resume=options.resume))
+    except KeyboardInterrupt:
+        done = sum(record.done for record in read_all(out))
+        print(
+            f"stopped with {done} of {search.tune.number} trials done; continue with --resume --out {out}",
+            file=sys.stderr,
+        )
+        return 130
+    print(f"results  {out}")
+    return 0
+
+
 def _plan(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
@@ -273,6 +296,7 @@ _COMMANDS = {
     "compare": _compare,
     "sync": _sync,
     "diagnose": _diagnose,
+    "tune": _tune,
     "plan": _plan,
     "config": _config,
 }

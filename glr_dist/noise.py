@@ -42,6 +42,7 @@ class Role(IntEnum):
     CORRUPTION = 11
     ATTACK = 12
     INFERENCE = 13
+    SEARCH = 14
 
 
 class Key(NamedTuple):

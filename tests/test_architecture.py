@@ -23,13 +23,22 @@ LAYERS = (
     {"training"},
     {"diagnostics", "planning", "robustness"},
     {"tracking"},
+    {"tuning"},
     {"cli"},
+    {"job"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # Who may import a heavy or optional library at all.
 ONLY_IN = {
-    "ray": {"execution/cluster.py", "execution/layers.py", "execution/replicas.py", "execution/pool.py", "tuning.py"},
+    "ray": {
+        "execution/cluster.py",
+        "execution/layers.py",
+        "execution/replicas.py",
+        "execution/pool.py",
+        "tuning/run.py",
+    },
+    "optuna": {"tuning/study.py"},
     "mlflow": {f"tracking/{name}.py" for name in ("server", "sender", "model", "parent")},
 }
 
@@ -40,6 +49,9 @@ NOT_AT_TOP = {
     "robustness/__init__.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
     "robustness/suite.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
     "robustness/report.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
+    **{f"tuning/{name}.py": {"torch", "numpy", "ray", "optuna", "mlflow"} for name in ("settings", "space", "record")},
+    "tuning/study.py": {"ray", "optuna", "mlflow"},
+    "tuning/search.py": {"ray", "optuna", "mlflow"},
     "cli.py": {"torch", "numpy", "pydantic", "yaml", "ray", "mlflow", "sklearn", "scipy", "tqdm"},
 }
 

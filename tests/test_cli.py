@@ -30,7 +30,9 @@ print("IMPORTED", *sorted(name for name in sys.modules if "." not in name))
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["tune", "--help"], ["--version"]], ids=" ".join
+)
 def test_help_and_version_import_nothing_heavy(python, arguments):
     done = python(HELP, *arguments)
     assert done.returncode == 0, done.stderr

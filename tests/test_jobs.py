@@ -44,8 +44,8 @@ def test_replicate_says_a_mistake_in_one_line(tmp_path):
     assert "noise.scale" in run.stderr
 
 
-def _train(*arguments, in_ray_job=False, folder=None):
-    command = [sys.executable, str(JOBS / "train.py"), *map(str, arguments)]
+def _train(*arguments, in_ray_job=False, folder=None, job="train"):
+    command = [sys.executable, str(JOBS / f"{job}.py"), *map(str, arguments)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment["RAY_ADDRESS"] = "127.0.0.1:1"  # a person's shell may hold one: it makes no Ray job
     if in_ray_job:
@@ -84,19 +84,21 @@ def test_train_says_a_mistake_in_one_line(tmp_path, arguments, said):
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
+@pytest.mark.parametrize("job", ["train", "tune"])
 @pytest.mark.parametrize("out", [[], ["--out", "runs/x"], ["--out=runs/x"], ["--ou", "x"], ["--out"]], ids=str)
-def test_train_in_a_ray_job_refuses_results_that_would_be_lost(tmp_path, out):
+def test_a_ray_job_refuses_results_that_would_be_lost(tmp_path, out, job):
     (tmp_path / "tiny.yaml").write_text(TINY)
-    run = _train("tiny.yaml", *out, in_ray_job=True, folder=tmp_path)
+    run = _train("tiny.yaml", *out, in_ray_job=True, folder=tmp_path, job=job)
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
     assert "--out" in run.stderr
     assert "absolute" in run.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
+@pytest.mark.parametrize("job", ["train", "tune"])
 @pytest.mark.parametrize("form", ["--out {}", "--out={}", "--ou {}"])
-def test_train_in_a_ray_job_takes_an_absolute_folder(tmp_path, form):
-    run = _train("missing.yaml", *form.format(tmp_path / "out").split(), in_ray_job=True, folder=tmp_path)
+def test_a_ray_job_takes_an_absolute_folder(tmp_path, form, job):
+    run = _train("missing.yaml", *form.format(tmp_path / "out").split(), in_ray_job=True, folder=tmp_path, job=job)
     assert run.returncode == 2
     assert "missing.yaml" in run.stderr  # the library's word: the folder was accepted
 

@@ -7,6 +7,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ class Trainer:
         resume: continue from the newest whole checkpoint of the folder, if there is one.
         device: where to compute, where it is not for the configuration to say.
 
+    Attributes:
+        on_epoch: called with the record of each epoch once the epoch is kept; what it raises ends the run.
+
     Raises:
         ConfigError: a user's mistake in the configuration or the folder.
         CheckpointError: every checkpoint of the folder is damaged.
@@ -66,6 +70,7 @@ class Trainer:
         self.seconds = 0.0
         self.forward_passes = 0.0
         self.history: list[dict[str, Any]] = []
+        self.on_epoch: Callable[[dict[str, Any]], None] = lambda record: None
         self._open(resume)
 
     def run(self) -> dict[str, Any]:
@@ -148,6 +153,7 @@ class Trainer:
                 record[f"noise_scale/{site}"] = scale.mean().item()
         self._keep(record)
         self._tell(bar, record)
+        self.on_epoch(record)
 
     @property
     def _stepwise(self) -> bool:

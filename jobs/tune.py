@@ -1,0 +1,17 @@
+"""Searches for good settings: what `glr-dist tune` does, as the entry point of a Ray job.
+
+    ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
+        python jobs/tune.py configs/tune/mnist_noise.yaml --out /shared/runs/search [key=value ...] [--resume]
+
+Takes the arguments of `glr-dist tune`, and its exit code is the job's: 0 done, 2 a mistake that one line explains,
+130 stopped. In a Ray job, --out must be absolute, on a folder that all nodes share.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from glr_dist.job import run_as_job
+
+if __name__ == "__main__":
+    sys.exit(run_as_job("tune"))

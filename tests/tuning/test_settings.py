@@ -1,0 +1,196 @@
+"""The file of a search: what it may say, where a point goes, and a line for each mistake."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from glr_dist import cli, config
+from glr_dist.errors import ConfigError
+from glr_dist.nn.activations import ACTIVATIONS
+from glr_dist.tuning import settings
+from glr_dist.tuning.space import grid_of, placed, present, ranges_of
+
+GRID = {"algorithm": "grid", "trials": None}
+FGSM = {"attacks": [{"name": "fgsm"}]}
+
+WRONG = {
+    # changes of the section `tune`: words that the line holds
+    "unknown field": ({"space": {"noise.scael": {"choice": [1]}}}, ["tune.space.noise.scael: 1", "'scale'"]),
+    "unknown section": ({"space": {"nois.scale": {"choice": [1]}}}, ["tune.space.nois.scale: 1", "'noise'"]),
+    "unknown range": ({"space": {"noise.scale": {"unifrom": [1, 2]}}}, ["noise.scale.unifrom", "'uniform'"]),
+    "no range": ({"space": {"noise.scale": 3}}, ["tune.space.noise.scale: 3", "loguniform"]),
+    "two ranges": ({"space": {"noise.scale": {"choice": [1], "grid": [1]}}}, ["tune.space.noise.scale", "give one"]),
+    "no space": ({"space": {}}, ["tune.space"]),
+    "ends in the wrong order": ({"space": {"noise.scale": {"uniform": [2, 1]}}}, ["noise.scale.uniform: [2.0, 1.0]"]),
+    "log of 0": ({"space": {"noise.scale": {"loguniform": [0, 1]}}}, ["noise.scale.loguniform.0: 0"]),
+    "an end that is impossible": ({"space": {"noise.scale": {"uniform": [-1, 1]}}}, ["noise.scale: -1.0", "possible"]),
+    "a choice that is impossible": ({"space": {"noise.law": {"choice": ["gaussian", "cauchy"]}}}, ["'cauchy'"]),
+    "a site that is not there": ({"space": {"noise.scale.7": {"choice": [1]}}}, ["noise.scale.7: 1", "sites are 1, 3"]),
+    "some sites": ({"space": {"noise.scale.1": {"choice": [1]}}}, ["tune.space.noise.scale.1: 1", "the site '3'"]),
+    "an argument": ({"space": {"training.optimizer.lrr": {"choice": [1]}}}, ["training.optimizer.lrr: 1", "'lr'"]),
+    "what changes no result": ({"space": {"execution.threads": {"choice": [1, 2]}}}, ["execution.threads"]),
+    "unknown objective": ({"objectives": "validation/acuracy"}, ["tune.objectives", "'validation/accuracy'"]),
+    "objective twice": ({"objectives": ["validation/loss"] * 2}, ["tune.objectives", "twice"]),
+    "robust without attack": (
+        {"objectives": "robust/transfer/fgsm/eps_0.1/accuracy"},
+        ["tune.objectives", "tune.robustness"],
+    ),
+    "attack that is not in the suite": (
+        {"objectives": "robust/transfer/fgsm/eps_0.2/accuracy", "robustness": FGSM},
+        ["tune.objectives", "did you mean 'robust/transfer/fgsm/eps_0.1/accuracy'"],
+    ),
+    "white box without derivative": (
+        {"objectives": "robust/white_box/fgsm/eps_0.1/accuracy", "robustness": FGSM},
+        ["tune.objectives", "threshold", "transfer"],
+    ),
+    "the test set": ({"robustness": {"split": "test"}}, ["tune.robustness.split: 'test'", "validation"]),
+    "unknown attack": ({"robustness": {"attacks": [{"name": "fgms"}]}}, ["tune.robustness.attacks.0.name", "'fgsm'"]),
+    "range in a grid": ({**GRID}, ["tune.space.noise.scale", "'loguniform'", "'grid'"]),
+    "grid without grid": ({"space": {"noise.scale": {"grid": [1, 2]}}}, ["tune.space.noise.scale", "use 'choice'"]),
+    "grid that is stopped": (
+        {**GRID, "space": {"noise.scale": {"grid": [1, 2]}}, "scheduler": "asha"},
+        ["tune.scheduler", "'none'"],
+    ),
+    "trials of a grid": (
+        {**GRID, "space": {"noise.scale": {"grid": [1, 2]}}, "trials": 3},
+        ["tune.trials: 3", "2 points"],
+    ),
+    "asha without an epoch's figure": (
+        {"objectives": "clean/accuracy", "robustness": FGSM, "scheduler": "asha"},
+        ["tune.scheduler", "validation/accuracy"],
+    ),
+    "asha with no time": ({"scheduler": "asha", "grace": 2}, ["tune.grace: 2", "2 training.epochs"]),
+    "asha and lengths": (
+        {"scheduler": "asha", "space": {"training.epochs": {"choice": [1, 2]}}},
+        ["tune.space.training.epochs", "one length"],
+    ),
+    "CPUs of actors": ({"actors_per_trial": 2, "cpus_per_trial": 2}, ["tune.cpus_per_trial: 2"]),
+    "no trial": ({"trials": 0}, ["tune.trials: 0"]),
+    "unknown key": ({"trails": 3}, ["tune.trails", "'trials'"]),
+}
+
+
+def mistake(capsys, *arguments):
+    assert cli.main(["tune", *map(str, arguments)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(("changes", "words"), WRONG.values(), ids=WRONG)
+def test_a_wrong_search_is_one_line_before_anything_is_written(capsys, tmp_path, tiny_search_yaml, changes, words):
+    values = yaml.safe_load(tiny_search_yaml.read_text())
+    values["tune"].update(changes)
+    tiny_search_yaml.write_text(yaml.safe_dump(values))
+    line = mistake(capsys, tiny_search_yaml, "--out", tmp_path / "out")
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_without_a_search_or_with_actors_of_its_own_is_one_line(capsys, tmp_path, tiny_yaml, tiny_search_yaml):
+    assert "tune" in mistake(capsys, tiny_yaml, "--out", tmp_path / "out")
+    assert "tune.actors_per_trial" in mistake(capsys, tiny_search_yaml, "execution.kind=layers")
+
+
+def test_a_wrong_search_is_found_without_torch_and_ray(python, tiny_search_yaml):
+    code = "import sys; from glr_dist.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    found = set(python(code, "tune", tiny_search_yaml, "tune.trials=0").stdout.split())
+    assert "pydantic" in found
+    assert not {"torch", "ray", "optuna", "mlflow"} & found
+
+
+def test_units_without_a_derivative_are_those_that_no_gradient_passes():
+    import torch
+
+    def passes(name):
+        x = torch.linspace(-2, 2, 9, requires_grad=True)
+        y = ACTIVATIONS[name]()(x)
+        return y.requires_grad and bool(torch.autograd.grad(y.sum(), x)[0].any())
+
+    assert {name for name in ACTIVATIONS if not passes(name)} == set(settings._NO_DERIVATIVE)
+
+
+# ---------------------------------------------------------------- points
+
+
+def test_a_point_goes_where_its_field_is_and_leaves_the_file_alone():
+    values = {"noise": {"scale": 0.5}, "training": {"optimizer": {"name": "Adam", "lr": 0.1}}}
+    before = json.dumps(values)
+    point = {
+        "noise.scale.1": 2.0,
+        "noise.scale.3": 0.2,
+        "training.optimizer.lr": 0.3,
+        "model.hidden": [4, 4],
+        "seed": 7,
+    }
+    found = placed(values, point)
+    assert found == {
+        "noise": {"scale": {"1": 2.0, "3": 0.2}},
+        "training": {"optimizer": {"name": "Adam", "lr": 0.3}},
+        "model": {"hidden": [4, 4]},
+        "seed": 7,
+    }
+    assert json.dumps(values) == before
+
+
+def test_a_searched_site_goes_before_the_patterns_of_the_file_that_would_hide_it():
+    found = placed({"noise": {"scale": {"*": 0.5, "3": 1.0}}}, {"noise.scale.3": 2.0})
+    assert list(found["noise"]["scale"].items()) == [("3", 2.0), ("*", 0.5)]
+
+
+def test_the_present_settings_are_a_point_where_the_space_has_them(tiny_search):
+    base = tiny_search().base.model_dump(mode="json")
+    space = {"noise.scale": {"uniform": [0.1, 1]}, "training.optimizer.lr": {"choice": [0.02, 1]}}
+    assert present(base, ranges_of(space)) == {"noise.scale": 0.5, "training.optimizer.lr": 0.02}
+    assert present(base, ranges_of({"noise.scale.1": {"uniform": [0.1, 1]}})) == {"noise.scale.1": 0.5}
+    assert present(base, ranges_of({"noise.scale": {"uniform": [0.6, 1]}})) is None
+
+
+def test_ranges_may_be_nested_as_overrides_are_and_the_last_one_counts(tiny_search):
+    found = tiny_search("tune.space.noise.scale={uniform: [1, 2]}").tune.space
+    assert {field: allowed.described() for field, allowed in found.items()} == {"noise.scale": "uniform [1.0, 2.0]"}
+
+
+def test_a_grid_is_every_combination(tiny_search):
+    search = tiny_search(
+        "tune.algorithm=grid",
+        "tune.trials=null",
+        "tune.space={noise.scale: {grid: [1, 2]}, noise.law: {grid: [gaussian, laplace, logistic]}}",
+    )
+    points = grid_of(search.tune.space)
+    assert search.tune.number == len(points) == 6
+    assert {(point["noise.scale"], point["noise.law"]) for point in points} == {
+        (scale, law) for scale in (1, 2) for law in ("gaussian", "laplace", "logistic")
+    }
+
+
+# ---------------------------------------------------------------- the same search
+
+
+def test_a_search_is_continued_as_it_was_begun_but_may_grow(tiny_search, tmp_path):
+    kept = tmp_path / "tune.yaml"
+    kept.write_text(tiny_search().dump())
+    tiny_search("tune.trials=9", "tune.concurrent=2", "execution.threads=1").check_same(kept)
+    for override, named in (
+        ("noise.floor=0.01", "noise.floor: "),
+        ("seed=1", "seed: "),
+        ("tune.seed=1", "tune.seed: "),
+        ("tune.objectives=validation/loss", "tune.objectives: "),
+        ("tune.space={noise.scale: {uniform: [1, 2]}}", "tune.space: "),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            tiny_search(override).check_same(kept)
+
+
+def test_the_file_that_is_kept_has_no_word_of_where_metrics_go(tiny_search):
+    assert "tracking" not in yaml.safe_load(tiny_search("tracking.kind=none").dump())
+
+
+def test_the_configuration_at_a_point_is_one_that_train_takes(tiny_search, tmp_path):
+    search = tiny_search("tune.space={noise.law: {choice: [laplace]}}")
+    found = search.settings({"noise.law": "laplace"})
+    assert (found.noise.law, found.estimator.sampler) == ("laplace", "iid")  # resolved anew
+    (tmp_path / "best.yaml").write_text(config.dump(found))
+    assert config.load(tmp_path / "best.yaml") == found
