@@ -12,7 +12,7 @@ import yaml
 from glr_dist import config
 from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
-from glr_dist.robustness.report import table as markdown_table
+from glr_dist.robustness.page import table as markdown_table
 from glr_dist.tuning import plots
 from glr_dist.tuning.record import Record, folder_of, front, ordered
 from glr_dist.tuning.settings import Search
