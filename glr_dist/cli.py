@@ -193,9 +193,10 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from glr_dist.robustness.suite import load_suite
 
-    words = dict.fromkeys(options.given)
-    runs = [Path(word) for word in words if "=" not in word or Path(word).is_dir()]
-    suite = load_suite(options.suite, [word for word in words if Path(word) not in runs])
+    words = [word for word in options.given if "=" in word and not Path(word).is_dir()]
+    folders = [Path(word) for word in options.given if word not in words]
+    runs = list({folder.resolve(): folder for folder in folders}.values())  # each once
+    suite = load_suite(options.suite, words)
     _check_runs(runs)
     options.out = runs[0]
     from glr_dist.robustness.evaluate import evaluate

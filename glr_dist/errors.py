@@ -29,6 +29,10 @@ class NoGradientError(UserError):
     """A derivative is asked for where there is none, or it is zero everywhere."""
 
 
+class ZeroGradientError(NoGradientError):
+    """A derivative that there is, but that is zero, or not finite, for every example of a block."""
+
+
 class CheckpointError(UserError):
     """A checkpoint file is missing or damaged."""
 

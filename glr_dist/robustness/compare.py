@@ -44,6 +44,9 @@ def compare(folders: Sequence[Path], out: Path, eps: float | None = None) -> str
         for key in reports[0].suite.keys() | report.suite.keys():
             if report.suite.get(key) != reports[0].suite.get(key):
                 raise ConfigError(f"{folder}: was evaluated by another suite than {folders[0]}: '{key}' differs")
+        for key in ("name", "split_seed", "validation", "test"):
+            if (value := report.settings["data"][key]) != (first := reports[0].settings["data"][key]):
+                raise ConfigError(f"{folder}: has other data than {folders[0]}: data.{key} is {value!r}, not {first!r}")
     eps = _eps(reports, eps)
     names = [report.run for report in reports]
     # Folders of one name take the name of the folder that they are in.
@@ -104,7 +107,9 @@ def _lines(
     yield ""
     for report, title in zip(reports, titles, strict=True):
         errors = report.corruption_errors
-        relative = f"; mCE {errors.mean:.3f} relative to {errors.baseline}" if errors and errors.mean else ""
+        relative = (
+            f"; mCE {errors.mean:.3f} relative to {errors.baseline}" if errors and errors.mean is not None else ""
+        )
         yield f"{title}: {described(report.settings)}{relative}"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -24,7 +25,7 @@ from glr_dist.robustness.page import markdown
 from glr_dist.robustness.report import FILE, Report, report_of
 from glr_dist.robustness.suite import Suite, surrogate_settings
 from glr_dist.robustness.surrogate import trained_surrogate
-from glr_dist.robustness.targets import shifted
+from glr_dist.robustness.targets import shifted, spreads
 from glr_dist.training import checkpoint
 from glr_dist.training.trained import Trained, load_trained
 
@@ -55,6 +56,8 @@ class Evaluation:
         settings, dataset, net = self.trained.settings, self.trained.dataset, self.trained.net
         if suite.inference.votes and net.noise is None:
             raise ConfigError(f"inference.votes: {suite.inference.votes} is not allowed: {folder} has no noise; use 0")
+        where = next(net.parameters()).device
+        device = str(where)  # the other networks go where this one is
         split = dataset.test if suite.split == "test" else dataset.validation
         self.conditions = conditions_of(suite, len(split))
         corrupted = any(condition.severity is not None for condition in self.conditions)
@@ -64,11 +67,16 @@ class Evaluation:
             surrogate = trained_surrogate(surrogate_settings(suite.surrogate, settings), dataset, device).net
         if corrupted:
             baseline = surrogate if suite.baseline == "surrogate" else _baseline(suite.baseline, self.trained, device)
-        images = split.rows(slice(0, self.conditions[0].examples)).to(next(net.parameters()).device)
+        images = split.rows(slice(0, self.conditions[0].examples)).to(where)
         net.prepare(images.batch(slice(0, 2))[0])  # here: it must not happen beside other threads
-        adaptive = any(condition.threat == "adaptive" for condition in self.conditions)
-        largest = images.batch(slice(0, suite.block))[0]
-        self.subject = Subject(net, images, _shifted(net, largest, suite) if adaptive else None, surrogate, baseline)
+        smoothed: tuple[GLR, ...] = ()
+        refused = ""
+        if net.noise is not None and any(condition.threat == "adaptive" for condition in self.conditions):
+            try:
+                smoothed = tuple(_smoothed(net, images.batch(slice(0, suite.block))[0], suite))
+            except SiteError as error:
+                refused = str(error)
+        self.subject = Subject(net, images, smoothed, refused, surrogate, baseline)
         self.found: dict[str, dict[int, Outcome]] = {condition.label: {} for condition in self.conditions}
         self._refused: set[str] = set()
         self._file = self._taken_up()
@@ -105,20 +113,27 @@ class Evaluation:
     def _taken_up(self) -> TextIO:
         """The file of finished blocks, with those of an evaluation that was stopped, if it was the same one."""
         path, head = self.folder / _KEPT, self._fingerprint() + "\n"
-        kept = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
         if kept[:1] == [head]:
+            sizes = {condition.label: condition.examples for condition in self.conditions}
             for line in kept[1:]:
-                if not line.endswith("\n"):
+                try:
+                    label, block, values = json.loads(line)
+                    outcome = Outcome(**values)
+                    expected = min(self.suite.block, sizes[label] - block * self.suite.block)
+                except (ValueError, TypeError, KeyError):
                     break  # it was stopped while it wrote
-                label, block, outcome = json.loads(line)
-                self._add(label, block, Outcome(**outcome))
+                if block < 0 or (not outcome.reason and not 0 < len(outcome.correct) == expected):
+                    break
+                self._add(label, block, outcome)
         lines = [_line(label, block, outcome) for label in self.found for block, outcome in self.found[label].items()]
         write_atomically(path, "".join([head, *lines]).encode())
         return path.open("a")
 
     def _fingerprint(self) -> str:
         """A digest of everything that the outcomes depend on."""
-        sha = hashlib.sha256(json.dumps([__version__, self.suite.model_dump(mode="json")]).encode())
+        settings = self.trained.settings.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
+        sha = hashlib.sha256(json.dumps([__version__, settings, self.suite.model_dump(mode="json")]).encode())
         for network in (self.subject.net, self.subject.surrogate, self.subject.baseline):
             sha.update((checkpoint.digest(network.state_dict()) if network else "none").encode())
         for tensor in (self.subject.images.images, self.subject.images.labels):
@@ -151,20 +166,20 @@ def _line(label: str, block: int, outcome: Outcome) -> str:
     return json.dumps([label, block, outcome._asdict()]) + "\n"
 
 
-def _shifted(net: GLR, examples: Tensor, suite: Suite) -> GLR | str | None:
-    """What the adaptive threat model estimates by: nothing where there is no noise, and autograd serves."""
-    if net.noise is None:
-        return None
-    try:
-        return shifted(net, examples, **suite.expectation.model_dump(exclude={"draws"}))
-    except SiteError as error:
-        return str(error)
+def _smoothed(net: GLR, examples: Tensor, suite: Suite) -> Iterator[GLR]:
+    """What the adaptive threat model estimates by, for each width of its noise."""
+    chosen, votes = suite.adaptive, suite.inference.votes
+    own = net.scales() if votes else {}  # the noise that predictions have is there anyway
+    known = spreads(net, examples)
+    for spread in chosen.spreads:
+        scales = {site: (own.get(site, 0) ** 2 + (spread * std) ** 2) ** 0.5 for site, std in known.items()}
+        yield shifted(net, examples, scales, copies=chosen.copies, passes=chosen.passes)
 
 
 def _baseline(folder: str, run: Trained, device: str | None) -> GLR:
     """The network that corruption errors are relative to."""
     other = load_trained(Path(folder).absolute(), device)
-    if other.settings.data.name != run.settings.data.name:
-        data = other.settings.data.name
-        raise ConfigError(f"baseline: {folder} is not allowed: it was trained on {data}, not {run.settings.data.name}")
+    for key, value in run.settings.data:
+        if key not in ("root", "download") and (others := getattr(other.settings.data, key)) != value:
+            raise ConfigError(f"baseline: {folder} is not allowed: its data.{key} is {others!r}, not {value!r}")
     return other.net

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import zlib
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,17 +16,17 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from glr_dist.data import Split
-from glr_dist.errors import NoGradientError
+from glr_dist.errors import NoGradientError, ZeroGradientError
 from glr_dist.execution.inline import one_thread
 from glr_dist.glr import GLR
 from glr_dist.noise import Key, Role
-from glr_dist.robustness.attacks import ATTACKS, Target
+from glr_dist.robustness.attacks import ATTACKS, Adversarial, Target
 from glr_dist.robustness.attacks.base import lengths
 from glr_dist.robustness.conditions import Condition
 from glr_dist.robustness.corruptions import corrupt
 from glr_dist.robustness.outcome import SAMPLES, Outcome
 from glr_dist.robustness.suite import Suite
-from glr_dist.robustness.targets import LikelihoodRatio, Scores, WhiteBox
+from glr_dist.robustness.targets import Averaged, LikelihoodRatio, Scores, WhiteBox
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,19 @@ class Subject:
     Attributes:
         net: the network, in evaluation mode.
         images: the test images.
-        shifted: the network with its input as a parameter, or why there is none; None where it has no noise.
+        smoothed: the network with its input as a parameter, for each width of the noise that the adaptive threat model
+            tries; none where it has no noise, and autograd serves.
+        refused: why the adaptive threat model has nothing to estimate.
         surrogate: what transfer attacks are made on.
         baseline: what its corruption errors are compared with.
     """
 
     net: GLR
     images: Split
-    shifted: GLR | str | None
-    surrogate: GLR | None
-    baseline: GLR | None
+    smoothed: tuple[GLR, ...] = ()
+    refused: str = ""
+    surrogate: GLR | None = None
+    baseline: GLR | None = None
 
 
 class Evaluator:
@@ -79,9 +82,7 @@ class Evaluator:
         key = Key(self.suite.seed, step=zlib.crc32(condition.label.encode()), examples=block)
         changed, tested, baseline = x, torch.ones_like(y, dtype=torch.bool), ""
         if condition.attack is not None:
-            target = self._target(subject, condition, key)
-            attack = ATTACKS[condition.name](**condition.parameters())
-            changed, tested = attack(target, x, y, key._replace(role=Role.ATTACK))
+            changed, tested = self._attacked(subject, condition, key, x, y)
         elif condition.severity is not None:
             constants = self.suite.corruptions.constants
             changed = corrupt(
@@ -100,20 +101,45 @@ class Evaluator:
             images=_encoded(changed[:SAMPLES]) if block == 0 else "",
         )
 
-    def _target(self, subject: Subject, condition: Condition, key: Key) -> Target:
-        """What the attack sees, by its threat model."""
+    def _attacked(self, subject: Subject, condition: Condition, key: Key, x: Tensor, y: Tensor) -> Adversarial:
+        """What the attack finds, by its threat model; of several targets, the first that is fooled."""
+        parameters = condition.parameters()
+        if condition.name in ("pgd", "square"):
+            parameters["stop"] = condition.threat != "transfer" and not self.suite.inference.votes
+        attack = ATTACKS[condition.name](**parameters)
+        images, tested = x.clone(), torch.zeros_like(y, dtype=torch.bool)
+        left = torch.arange(len(y), device=y.device)
+        for number, target in enumerate(self._targets(subject, condition, key)):
+            try:
+                found = attack(target, x[left], y[left], key._replace(role=Role.ATTACK, shared_pass=number))
+            except ZeroGradientError:  # of these examples: how many there are of them is judged over all blocks
+                continue
+            images[left], tested[left] = found.images, tested[left] | found.tested
+            left = left[target.scores(found.images).argmax(1) == y[left]]
+            if not len(left):
+                break
+        return Adversarial(images, tested)
+
+    def _targets(self, subject: Subject, condition: Condition, key: Key) -> Iterator[Target]:
+        """What the attack sees."""
+        net, inference = subject.net, self.suite.inference
         if condition.threat == "transfer":
             assert subject.surrogate is not None
-            return WhiteBox(subject.surrogate)
-        net = subject.net
-        noisy = self.suite.inference.votes > 0
-        network: Scores = _Noisy(net, key._replace(block=1)) if noisy else net
-        if condition.threat == "adaptive" and subject.shifted is not None:
-            if isinstance(subject.shifted, str):
-                raise NoGradientError(subject.shifted)
-            seed = int.from_bytes(key._replace(role=Role.ATTACK).digest(7), "little")
-            return LikelihoodRatio(subject.shifted, network, seed)
-        return WhiteBox(network, self.suite.expectation.draws if noisy else 1)
+            yield WhiteBox(subject.surrogate)
+            return
+        network: Scores = net
+        if inference.votes:
+            if condition.name == "lbfgs":
+                raise NoGradientError("predictions by vote are random where one vote decides, and there it would stop")
+            network = Averaged(net, key._replace(role=Role.INFERENCE, block=1), inference.draws)
+        if condition.threat != "adaptive" or net.noise is None:
+            yield WhiteBox(network)
+            return
+        if subject.refused:
+            raise NoGradientError(subject.refused)
+        for number, smoothed in enumerate(subject.smoothed):
+            seed = int.from_bytes(key._replace(role=Role.ATTACK, block=number).digest(7), "little")
+            yield LikelihoodRatio(smoothed, network, seed)
 
     def _predictions(self, net: GLR, x: Tensor, key: Key) -> Tensor:
         """The classes that the network predicts [n]: without noise, or by the majority of noisy passes."""
@@ -121,20 +147,9 @@ class Evaluator:
         if not votes:
             classes: Tensor = net(x).argmax(1)
             return classes
-        noisy = _Noisy(net, key)
-        passes = [noisy(x) for _ in range(votes)]
+        key = key._replace(role=Role.INFERENCE)
+        passes = [net.noisy(x, key._replace(shared_pass=vote)) for vote in range(votes)]
         return torch.stack([one_hot(scores.argmax(1), scores.shape[1]) for scores in passes]).sum(0).argmax(1)
-
-
-class _Noisy:
-    """A network that draws noise at each call, from streams that the number of the call names."""
-
-    def __init__(self, net: GLR, key: Key) -> None:
-        self._net, self._key, self._calls = net, key._replace(role=Role.INFERENCE), 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self._calls += 1
-        return self._net.noisy(x, self._key._replace(shared_pass=self._calls))
 
 
 def _bits(values: Tensor) -> str:

@@ -31,9 +31,7 @@ def draw(
         The names of the files.
     """
     drawn = []
-    if any(worst.rate or worst.attacks for worst in report.worst_cases) or any(
-        a.eps and a.rate for a in report.attacks
-    ):
+    if any(attack.eps and attack.rate for attack in report.attacks):
         _draw_eps(report, folder / "robustness_eps.png")
         drawn.append("robustness_eps.png")
     if report.corruptions:

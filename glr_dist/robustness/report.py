@@ -157,19 +157,28 @@ def read_report(folder: Path) -> Report:
 
 
 class _Bits:
-    """The outcomes of one condition, put together."""
+    """The outcomes of one condition, put together.
+
+    Attributes:
+        reason: why its attack cannot test the network, None where it can.
+        withstood: which images are still classified well, the attack having tried; one that it could not try says
+            nothing by that, and counts as an error.
+        fooled: which images are not, whatever the attack may be worth elsewhere; empty where nothing was computed.
+    """
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
         self.reason = next((outcome.reason for outcome in outcomes if outcome.reason), None)
-        self.correct = "".join(outcome.correct for outcome in outcomes)
-        self.tested = "".join(outcome.tested for outcome in outcomes)
-        self.baseline = "".join(outcome.baseline for outcome in outcomes)
-        self.lengths = [length for outcome in outcomes for length in outcome.lengths]
-        # An example that the attack could not try says nothing by being classified well: it counts as an error.
-        self.withstood = [c == t == "1" for c, t in zip(self.correct, self.tested, strict=True)]
+        done = [] if self.reason else outcomes  # of an attack that is refused, blocks may be missing
+        self.correct = "".join(outcome.correct for outcome in done)
+        self.baseline = "".join(outcome.baseline for outcome in done)
+        self.lengths = [length for outcome in done for length in outcome.lengths]
+        tested = "".join(outcome.tested for outcome in done)
+        self.withstood = [c == t == "1" for c, t in zip(self.correct, tested, strict=True)]
+        self.fooled = [c == "0" for c in self.correct]
         self.untested = self.correct.count("1") - sum(self.withstood)
-        if self.reason is None and self.untested > _MOST_UNTESTED * len(self.correct):
-            self.reason = f"the input gradient is zero for {self.untested} of {len(self.correct)} examples"
+        if self.untested > _MOST_UNTESTED * len(self.correct):
+            share = f"{self.untested} of {len(self.correct)} examples"
+            self.reason = f"the input gradient is zero, or not finite, for {share}"
 
     @property
     def rate(self) -> Rate:
@@ -233,22 +242,27 @@ def _attack(condition: Condition, bits: _Bits) -> AttackResult:
 
 
 def _worst_cases(attacks: Sequence[Condition], bits: Mapping[str, _Bits]) -> Iterator[WorstCase]:
-    """For each norm and ε: over the attacks that tried the most examples, then with those that tried fewer."""
+    """For each norm and ε: over the attacks that tried the most examples, then with those that tried fewer.
+
+    What an attack of a smaller ε has found lies in the larger ball too, and what a refused attack has found counts.
+    """
     for norm, eps in dict.fromkeys((c.norm, c.eps) for c in attacks if c.eps is not None):
-        group = [c for c in attacks if (c.norm, c.eps) == (norm, eps)]
-        untestable = tuple(c.label for c in group if bits[c.label].reason is not None)
-        tried = [c for c in group if c.label not in untestable]
-        if all(c.threat == "control" for c in tried):  # random noise tests nothing
+        within = [c for c in attacks if c.norm == norm and c.eps is not None and eps is not None and c.eps <= eps]
+        here = [c for c in within if c.eps == eps]
+        untestable = tuple(c.label for c in here if bits[c.label].reason is not None)
+        tried = [c for c in here if c.label not in untestable]
+        # Random noise tests nothing.
+        sizes = sorted({c.examples for c in tried if c.threat != "control"}, reverse=True)
+        if not sizes:
             yield WorstCase(norm=norm or "", eps=eps or 0, attacks=(), untestable=untestable, rate=None)
-            continue
-        for examples in sorted({c.examples for c in tried}, reverse=True):
-            members = [c for c in tried if c.examples >= examples]
-            if all(c.threat == "control" for c in members):
-                continue
-            every = [bits["clean"].withstood, *(bits[c.label].withstood for c in members)]
-            withstood = sum(all(column) for column in zip(*(row[:examples] for row in every), strict=True))
-            labels = tuple(c.label for c in members)
-            rate = Rate.of(withstood, examples)
+        for examples in sizes:
+            labels = tuple(c.label for c in tried if c.examples >= examples)
+            left = bits["clean"].withstood[:examples]
+            for c in within:
+                if c.examples >= examples and bits[c.label].fooled:
+                    counted = bits[c.label].withstood if c.label in labels else [not f for f in bits[c.label].fooled]
+                    left = [a and b for a, b in zip(left, counted, strict=False)]
+            rate = Rate.of(sum(left), examples)
             yield WorstCase(norm=norm or "", eps=eps or 0, attacks=labels, untestable=untestable, rate=rate)
 
 

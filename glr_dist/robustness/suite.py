@@ -104,20 +104,21 @@ class Inference(Section):
     """How the network predicts."""
 
     votes: int = Field(0, ge=0, description="0: without noise; else the majority vote of so many noisy passes")
+    draws: Count = Field(10, description="noisy passes whose mean scores stand for such a prediction in an attack")
 
 
-class Expectation(Section):
-    """What one estimate of an input gradient averages over."""
+class Adaptive(Section):
+    """How the adaptive threat model estimates the input gradient: of the loss under noise of the attacker's own."""
 
-    copies: Annotated[int, Field(ge=2, multiple_of=2)] = Field(100, description="K of the adaptive threat model")
-    passes: Count = Field(2, description="M of it")
-    widening: float = Field(
-        4.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="factor on the noise scales in the adaptive threat model: wider noise sees over the steps of units",
+    spreads: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        (0.1, 0.2, 0.05, 0.4),
+        min_length=1,
+        description="noise scales, in units of the standard deviation of each site's logits: tried one after the other",
     )
-    draws: Count = Field(10, description="noisy passes of a white-box gradient, where predictions are noisy")
+    copies: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(
+        None, description="K; by default a frame, twice the units of the site that the input enters, and at most 1024"
+    )
+    passes: Count = Field(1, description="M")
 
 
 class Surrogate(Section):
@@ -143,7 +144,7 @@ class Suite(Section):
     attacks: tuple[Attack, ...] = ()
     corruptions: Corruptions = Corruptions()
     inference: Inference = Inference()
-    expectation: Expectation = Expectation()
+    adaptive: Adaptive = Adaptive()
     surrogate: Surrogate = Surrogate()
     baseline: str = Field(
         "surrogate", description="'surrogate', or the folder of a run: what corruption errors are relative to"

@@ -14,7 +14,7 @@ from pathlib import Path
 from glr_dist import __version__
 from glr_dist.config import Config
 from glr_dist.data import Dataset
-from glr_dist.errors import ConfigError, UserError
+from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.training.trained import Trained, load_trained
 from glr_dist.training.trainer import train
 
@@ -47,7 +47,7 @@ def trained_surrogate(settings: Config, dataset: Dataset, device: str | None = N
             _train(settings, folder)
         try:
             return load_trained(folder, device, dataset)
-        except UserError as error:
+        except CheckpointError as error:
             print(f"warning: {error}; training the surrogate again", file=sys.stderr)
             shutil.rmtree(folder)
             _train(settings, folder)

@@ -83,6 +83,12 @@ def test_what_is_no_run_is_one_line(tmp_path, run, capsys):
     assert "RUN_DIR" in mistake(capsys, "evaluate")
 
 
+def test_a_run_that_is_named_twice_is_evaluated_once(run, capsys):
+    folder = run("threshold")
+    assert cli.main(["evaluate", str(folder), f"{folder}/", *FEW, "attacks=[]"]) == 0
+    assert capsys.readouterr().out.count("# Robustness of") == 1
+
+
 def test_a_checkpoint_that_is_missing_or_damaged_is_one_line(run, capsys):
     folder = run("threshold")
     newest = max((folder / "checkpoints").iterdir())

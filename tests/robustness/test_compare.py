@@ -97,6 +97,11 @@ def test_runs_of_different_suites_are_not_compared(evaluated, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+def test_runs_of_different_data_are_not_compared(evaluated, tmp_path):
+    with pytest.raises(ConfigError, match=r"data.name is 'fashion_mnist', not 'mnist'"):
+        compare([evaluated("one"), evaluated("two", data="fashion_mnist")], tmp_path / "out")
+
+
 def test_a_run_that_was_not_evaluated_is_refused(evaluated, tmp_path):
     with pytest.raises(ConfigError, match="glr-dist evaluate"):
         compare([evaluated("one"), tmp_path], tmp_path / "out")

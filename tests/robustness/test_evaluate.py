@@ -12,6 +12,7 @@ from glr_dist.robustness.evaluation import Evaluation
 from glr_dist.robustness.evaluator import Evaluator
 from glr_dist.robustness.report import FILE, read_report
 from glr_dist.robustness.suite import load_suite
+from glr_dist.training import checkpoint
 
 SMALL = (
     "block=64",
@@ -22,6 +23,10 @@ SMALL = (
     " {name: lbfgs, examples: 40, iterations: 8, searches: 5}, {name: square, eps: 0.2, queries: 60, examples: 70}]",
 )
 PICTURES = ("robustness_eps.png", "robustness_severity.png", "robustness_images.png")
+
+
+FAST = "attacks=[{name: fgsm, eps: 0.2}, {name: square, eps: 0.2, queries: 60, examples: 70}]"
+ATTACKS = "{name: pgd, eps: 0.2, steps: 3}, {name: lbfgs, examples: 20}, {name: square, eps: 0.2, queries: 300}"
 
 
 def small(*overrides):
@@ -104,7 +109,7 @@ def test_clean_accuracy_is_that_of_the_run(run):
 
 
 def test_predictions_by_vote_are_attacked_through_their_noise(run):
-    few = ("examples=128", "corruptions.names=[]", "attacks=[{name: pgd, eps: 0.2, steps: 3}]", "inference.votes=7")
+    few = ("examples=128", "corruptions.names=[]", f"attacks=[{ATTACKS}]", "inference={votes: 7, draws: 5}")
     (report,) = evaluate([run("threshold")], small(*few))
     (again,) = evaluate([run("threshold")], small(*few))
     assert again == report
@@ -114,6 +119,10 @@ def test_predictions_by_vote_are_attacked_through_their_noise(run):
     attacks = by_label(report)
     assert attacks["pgd", "white_box"].rate is None
     assert attacks["pgd", "adaptive"].rate.accuracy < report.clean.accuracy - 0.1
+    assert "by vote" in attacks["lbfgs", "white_box"].reason
+    # One lucky pass must not stop the search: it goes by the mean of several.
+    square, before = attacks["square", "black_box"].rate, by_label(silent)["square", "black_box"].rate
+    assert square.accuracy < before.accuracy + 0.15
     with pytest.raises(ConfigError, match=r"inference.votes: 7 .* has no noise"):
         evaluate([run("bp")], small(*few))
 
@@ -144,7 +153,7 @@ def test_the_same_everywhere(run, local_ray, monkeypatch):
 
 def test_several_runs_at_once_are_those_one_by_one(run):
     folders = [run("threshold"), run("bp")]
-    suite = small("examples=70", "corruptions.names=[contrast]")
+    suite = small("examples=70", "corruptions.names=[contrast]", FAST)
     together = evaluate(folders, suite)
     assert together == [evaluate([folder], suite)[0] for folder in folders]
     assert [report.run for report in together] == ["threshold", "bp"]
@@ -154,7 +163,7 @@ def test_several_runs_at_once_are_those_one_by_one(run):
 
 
 def test_an_evaluation_that_was_stopped_continues(run, outcomes):
-    folder, suite = run("threshold"), small("examples=130")
+    folder, suite = run("threshold"), small("examples=130", FAST)
     (expected,) = evaluate([folder], suite)
     (folder / FILE).unlink()
     total, outcomes.computed = outcomes.computed, 0
@@ -166,12 +175,56 @@ def test_an_evaluation_that_was_stopped_continues(run, outcomes):
     known = len(kept.read_text().splitlines()) - 1
     assert known > total // 4
     with kept.open("a") as file:
-        file.write('["pgd/adaptive/eps_0.2", 1, {"corr')  # killed while it wrote
+        file.write('["square/black_box/eps_0.2", 1, {"corr')  # killed while it wrote
     outcomes.computed, outcomes.stop_at = 0, None
     assert evaluate([folder], suite) == [expected]
     # Blocks of attacks that were refused may have been under way.
     assert outcomes.computed <= total - known + 8
     assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        '["clean"]',
+        '["clean", 0, {}]',
+        '["clean", 9, {"correct": "1"}]',
+        '["x", 0, {}]',
+        '["clean", 0, {"a": 1}]',
+        "\udcff",
+    ],
+)
+def test_a_damaged_line_is_computed_again(run, outcomes, line):
+    folder, suite = run("threshold"), small("examples=64", "attacks=[]")
+    (expected,) = evaluate([folder], suite)
+    outcomes.computed, outcomes.stop_at = 0, 1
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([folder], suite)
+    kept = folder / ".robustness.jsonl"
+    head = kept.read_text().splitlines()[0]
+    kept.write_bytes(f"{head}\n{line}\n".encode(errors="surrogateescape"))
+    outcomes.stop_at = None
+    assert evaluate([folder], suite) == [expected]
+
+
+def test_a_network_that_can_be_tested_in_part_is_judged_over_all_blocks(run, outcomes):
+    """Units that are off pass nothing on: how many images that is does not depend on blocks, threads or their order."""
+    folder = run("bp")
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("activation: sigmoid", "activation: relu"))
+    newest = max((folder / "checkpoints").iterdir())
+    state = checkpoint.load(newest)
+    state["network"]["model.1.bias"] -= 6  # most units are off for most images
+    checkpoint.save(newest, state)
+    reports = []
+    for block in (1, 3, 64):
+        suite = small("examples=64", "corruptions.names=[]", "attacks=[{name: fgsm, eps: 0.1}]", f"block={block}")
+        (report,) = evaluate([folder], suite)
+        reports.append([(a.threat, a.rate, a.untested, a.reason) for a in report.attacks])
+    assert reports[0] == reports[1] == reports[2]
+    assert 0 < reports[0][0][2] < 64
+    assert reports[0][0][3]
 
 
 def test_what_another_evaluation_left_is_not_taken_up(run, outcomes):

@@ -105,7 +105,7 @@ def test_examples_without_a_derivative_count_as_errors_and_many_of_them_are_a_re
     many = Outcome("1" * 300, "1" * 290 + "0" * 10)
     result = report(suite, 300, **{"fgsm/white_box/eps_0.1": many}).attacks[0]
     assert result.rate is None
-    assert "zero for 10 of 300" in str(result.reason)
+    assert "zero, or not finite, for 10 of 300" in str(result.reason)
     # Those that are wrong anyway need no derivative.
     wrong = Outcome("1" * 290 + "0" * 10, "1" * 290 + "0" * 10)
     assert report(suite, 300, **{"fgsm/white_box/eps_0.1": wrong}).attacks[0].rate == Rate.of(290, 300)
@@ -162,3 +162,31 @@ def test_what_is_no_report_is_one_line(tmp_path, content, words):
     with pytest.raises(ConfigError, match=words) as raised:
         read_report(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_what_a_refused_attack_has_found_counts_in_the_worst_case():
+    """An image that was fooled was fooled, though the attack could not try enough of the others."""
+    found = {"fgsm/white_box/eps_0.1": Outcome("1110", "1001"), "fgsm/transfer/eps_0.1": whole("0111")}
+    made = report(suite_of(FGSM), 4, **found)
+    assert made.attacks[0].rate is None
+    (worst,) = made.worst_cases
+    assert worst.attacks == ("fgsm/transfer/eps_0.1",)
+    assert worst.rate == Rate.of(2, 4)
+
+
+def test_the_worst_case_falls_with_the_budget():
+    """What fools within a ball fools within a larger one."""
+    suite = suite_of("{name: square, eps: [0.1, 0.2]}")
+    found = {"square/black_box/eps_0.1": whole("0011"), "square/black_box/eps_0.2": whole("1101")}
+    assert [worst.rate for worst in report(suite, 4, **found).worst_cases] == [Rate.of(2, 4), Rate.of(1, 4)]
+
+
+def test_blocks_of_a_refused_attack_that_came_too_early_change_nothing():
+    suite = suite_of("{name: square, eps: 0.1}")
+    refused = Outcome(reason="no derivative")
+    conditions = conditions_of(suite, 4)
+    made = [
+        report_of("run", SETTINGS, 3, "0f", suite, conditions, {"clean": [whole("1111")], conditions[1].label: blocks})
+        for blocks in ([refused], [Outcome("11", "01"), refused])
+    ]
+    assert made[0] == made[1]

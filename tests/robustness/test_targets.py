@@ -13,9 +13,9 @@ from glr_dist.errors import SiteError
 from glr_dist.losses import cross_entropy
 from glr_dist.nn import Heaviside
 from glr_dist.noise import Key, generator
-from glr_dist.robustness.targets import LikelihoodRatio, WhiteBox, shifted
+from glr_dist.robustness.targets import Averaged, LikelihoodRatio, WhiteBox, shifted, spreads
 
-EXACT = {"copies": 128, "passes": 4, "widening": 1.0}
+EXACT = {"copies": 128, "passes": 4}
 
 
 def images(n, *shape, seed=0):
@@ -28,35 +28,29 @@ def prepared(model, noise, x, **options):
     return net
 
 
-def slopes(net, x, y, loss, draws, **options):
-    """Independent estimates [draws, n, …] in float64."""
-    made = shifted(net, x, **{**EXACT, **options})
+def slopes(net, x, y, loss, draws, scale=0.5):
+    """Independent estimates [draws, n, …] in float64, with noise of one scale at all sites."""
+    made = shifted(net, x, {site.name: scale for site in net.network.sites}, **EXACT)
     return torch.stack([LikelihoodRatio(made, net, seed).slopes(x, y, loss).double() for seed in range(draws)])
 
 
 @pytest.mark.montecarlo
-@pytest.mark.parametrize("widening", [1.0, 3.0])
-@pytest.mark.parametrize("noise", [glr_dist.Gaussian(0.5), glr_dist.Laplace(0.5), glr_dist.Logistic(0.5)], ids=str)
-def test_of_a_threshold_unit_it_is_the_density_at_the_step(noise, widening):
-    """E[H(w·x + σε)] = F(w·x / σ), so the gradient is p(w·x / σ) w / σ."""
+@pytest.mark.parametrize("sigma", [0.5, 1.5])
+def test_of_a_threshold_unit_it_is_the_density_at_the_step(sigma):
+    """E[H(w·x + σε)] = Φ(w·x / σ), so the gradient is φ(w·x / σ) w / σ."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 1), Heaviside())
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[1.0, -2.0, 0.5]]))
         model[1].bias.fill_(0.2)
     x = images(4, 1, 1, 3)
-    net = prepared(model, noise, x)
-    sigma = 0.5 * widening
+    net = prepared(model, glr_dist.Laplace(0.1), x)  # what the network was trained with is of no account
     u = model[1](x.flatten(1)).detach().double()[:, 0] / sigma
-    density = {
-        "gaussian": torch.exp(-u * u / 2) / math.sqrt(2 * math.pi),
-        "laplace": torch.exp(-u.abs()) / 2,
-        "logistic": torch.exp(-u) / (1 + torch.exp(-u)) ** 2,
-    }[noise.law]
+    density = torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)
     expected = density[:, None] * model[1].weight.detach().double() / sigma
-    found = slopes(net, x, torch.zeros(4), lambda outputs, _: outputs[:, 0], 60, widening=widening)
-    error = found.flatten(2).std(0) / len(found) ** 0.5
+    found = slopes(net, x, torch.zeros(4), lambda outputs, _: outputs[:, 0], 60, sigma).flatten(2)
+    error = found.std(0) / len(found) ** 0.5
     assert error.max() < 0.1 * expected.abs().max()  # the test has power
-    assert ((found.flatten(2).mean(0) - expected).abs() <= 4.5 * error + 1e-7).all()
+    assert ((found.mean(0) - expected).abs() <= 4.5 * error + 1e-7).all()
 
 
 class Residual(nn.Module):
@@ -103,33 +97,42 @@ def test_it_leaves_the_network_as_it_was_and_repeats():
     x, y = images(5, 1, 3, 4), torch.zeros(5, dtype=torch.int64)
     net = prepared(model, glr_dist.Gaussian(0.5, learn="unit"), x)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    target = LikelihoodRatio(shifted(net, x, **EXACT), net, 3)
+    target = LikelihoodRatio(shifted(net, x, net.scales(), **EXACT), net, 3)
     first, second = target.slopes(x, y, cross_entropy), target.slopes(x, y, cross_entropy)
     assert not torch.equal(first, second)
-    again = LikelihoodRatio(shifted(net, x, **EXACT), net, 3)
+    again = LikelihoodRatio(shifted(net, x, net.scales(), **EXACT), net, 3)
     assert torch.equal(again.slopes(x, y, cross_entropy), first)
     assert torch.equal(again.slopes(x, y, cross_entropy), second)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("learn", ["none", "site", "unit"])
-def test_it_smooths_with_the_networks_own_scales(learn):
+def test_its_noise_has_the_scales_that_it_is_given_and_a_frame_of_copies():
     model = NETWORKS["mlp"]()
     x = images(2, 1, 3, 4)
-    net = prepared(model, glr_dist.Gaussian({"1": 0.5, "3": 2.0}, learn=learn), x)
-    with torch.no_grad():
-        net.log_scales["1"].add_(0.3)
-    wide = shifted(net, x, copies=2, passes=1, widening=3.0).scales()
-    for site, scale in net.scales().items():
-        assert torch.allclose(wide[f"1.{site}"], 3 * scale)
+    net = prepared(model, glr_dist.Laplace(0.5), x)
+    scales = {"1": torch.linspace(0.5, 2, 6), "3": 0.7}
+    made = shifted(net, x, scales)
+    for site, scale in scales.items():
+        assert torch.allclose(made.scales()[f"1.{site}"], torch.as_tensor(scale))
+    assert (made.options.copies, made.options.sampler) == (12, "orthogonal")
+
+
+def test_the_spread_of_logits_is_over_units_and_examples():
+    model = NETWORKS["mlp"]()
+    x = images(50, 1, 3, 4)
+    net = prepared(model, glr_dist.Gaussian(0.5), x)
+    z = model[1](x.flatten(1))
+    expected = {"1": z.std(correction=0).item(), "3": model[3](model[2](z)).std(correction=0).item()}
+    assert spreads(net, x) == pytest.approx(expected, rel=1e-5)
+    assert spreads(net, x[:1] * 0)["1"] > 0
 
 
 def test_a_smaller_block_than_the_largest_is_no_mistake():
     model = NETWORKS["mlp"]()
     x, y = images(5, 1, 3, 4), torch.zeros(5, dtype=torch.int64)
     net = prepared(model, glr_dist.Gaussian(0.5), x)
-    made = shifted(net, x, **EXACT)
+    made = shifted(net, x, net.scales(), **EXACT)
     assert LikelihoodRatio(made, net, 0).slopes(x[:3], y[:3], cross_entropy).shape == (3, 1, 3, 4)
 
 
@@ -145,7 +148,7 @@ def test_an_input_that_reaches_the_loss_around_the_sites_is_refused():
     x = images(2, 1, 2, 2)
     net = prepared(Around(), glr_dist.Gaussian(0.5), x)
     with pytest.raises(SiteError, match="around the sites"):
-        shifted(net, x, **EXACT)
+        shifted(net, x, net.scales(), **EXACT)
 
 
 def test_noisy_outputs_are_a_function_of_the_key():
@@ -162,3 +165,15 @@ def test_noisy_outputs_are_a_function_of_the_key():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.allclose(first, z)
+
+
+def test_averaged_scores_are_one_function():
+    model = NETWORKS["mlp"]()
+    x = images(4, 1, 3, 4)
+    net = prepared(model, glr_dist.Gaussian(0.5), x)
+    averaged = Averaged(net, Key(5), 6)
+    with torch.no_grad():
+        assert torch.equal(averaged(x), averaged(x))
+        passes = torch.stack([net.noisy(x, Key(5, shared_pass=i)) for i in range(6)])
+        assert torch.allclose(averaged(x), passes.mean(0))
+        assert not torch.equal(averaged(x), Averaged(net, Key(6), 6)(x))

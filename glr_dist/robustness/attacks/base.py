@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from glr_dist.errors import NoGradientError
+from glr_dist.errors import ZeroGradientError
 from glr_dist.losses import Loss
 from glr_dist.noise import Key
 
@@ -60,7 +60,8 @@ class Attack(Protocol):
         """Attacks a block of images; what is random comes from the streams of `key`.
 
         Raises:
-            NoGradientError: the attack follows a derivative, and there is none or it is zero for every example.
+            NoGradientError: the attack follows a derivative, and none reaches the input.
+            ZeroGradientError: it is zero for every example.
         """
         ...
 
@@ -75,19 +76,19 @@ def log_odds(outputs: Tensor, y: Tensor) -> Tensor:
     return others.logsumexp(1) - outputs.gather(1, y[:, None])[:, 0]
 
 
-def sloped(slopes: Tensor, tested: Tensor | None = None) -> Tensor:
-    """Which examples have a derivative to follow [n], now or before (`tested`).
+def usable(slopes: Tensor, tested: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The derivatives that can be followed, zero elsewhere, and which examples have had one, now or before (`tested`).
 
     Raises:
-        NoGradientError: none of them has.
+        ZeroGradientError: no example has: its derivative is zero or not finite.
     """
-    if not bool(torch.isfinite(slopes).all()):
-        raise NoGradientError("the input gradient is not finite")
+    finite = torch.isfinite(slopes).flatten(1).all(1)
+    slopes = torch.where(finite.view(-1, *[1] * (slopes.dim() - 1)), slopes, 0)
     here = slopes.flatten(1).any(1)
     found = here if tested is None else here | tested
     if len(found) and not bool(found.any()):
-        raise NoGradientError("the input gradient is zero for every example")
-    return found
+        raise ZeroGradientError("the input gradient is zero, or not finite, for every example")
+    return slopes, found
 
 
 def lengths(perturbation: Tensor) -> Tensor:

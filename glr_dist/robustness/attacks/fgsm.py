@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from glr_dist.noise import Key
-from glr_dist.robustness.attacks.base import Adversarial, Target, log_odds, sloped
+from glr_dist.robustness.attacks.base import Adversarial, Target, log_odds, usable
 
 
 @dataclass(frozen=True)
@@ -21,5 +21,5 @@ class FGSM:
     eps: float
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, key: Key) -> Adversarial:
-        slopes = target.slopes(x, y, log_odds)
-        return Adversarial((x + self.eps * slopes.sign()).clamp(0, 1), sloped(slopes))
+        slopes, tested = usable(target.slopes(x, y, log_odds))
+        return Adversarial((x + self.eps * slopes.sign()).clamp(0, 1), tested)

@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 
 from glr_dist.errors import NoGradientError
 from glr_dist.noise import Key
-from glr_dist.robustness.attacks.base import Adversarial, Exact, Target, lengths, log_odds, sloped
+from glr_dist.robustness.attacks.base import Adversarial, Exact, Target, lengths, log_odds, usable
 
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]  # x [n, d] -> values [n], gradients [n, d]
 
@@ -108,7 +108,7 @@ class LBFGS:
         first: the first c.
     """
 
-    iterations: int = 30
+    iterations: int = 20
     searches: int = 9
     first: float = 1.0
 
@@ -116,7 +116,7 @@ class LBFGS:
         if not isinstance(target, Exact):
             raise NoGradientError("L-BFGS needs the loss itself beside its derivative, not an estimate")
         shape, clean = x.shape, x.flatten(1)
-        tested = sloped(target.slopes(x, y, not_the_label))
+        _, tested = usable(target.slopes(x, y, not_the_label))
         best = clean.clone()
         shortest = torch.full_like(clean[:, 0], torch.inf).where(target.scores(x).argmax(1) == y, 0)
         low, high = torch.zeros_like(shortest), torch.full_like(shortest, torch.inf)

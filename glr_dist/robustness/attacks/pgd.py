@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glr_dist.noise import Key, generator
-from glr_dist.robustness.attacks.base import Adversarial, Target, lengths, log_odds, sloped
+from glr_dist.robustness.attacks.base import Adversarial, Target, lengths, log_odds, usable
 
 
 @dataclass(frozen=True)
@@ -23,25 +23,31 @@ class PGD:
         step_size: α in units of ε.
         norm: "linf" or "l2".
         random_start: begin at a random point of the ball instead of x.
+        stop: an example stays at the first point that fools the target. Not for a surrogate, nor a target whose
+            predictions are random: the farther beyond the border, the better.
     """
 
     eps: float
-    steps: int = 10
-    step_size: float = 0.25
+    steps: int = 20
+    step_size: float = 0.15
     norm: str = "linf"
     random_start: bool = True
+    stop: bool = True
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, key: Key) -> Adversarial:
         adversarial = self._start(x, key) if self.random_start else x
-        tested = None
+        tested, fooled = None, torch.zeros_like(y, dtype=torch.bool)
+        found = adversarial
         for _ in range(self.steps):
-            slopes = target.slopes(adversarial, y, log_odds)
-            tested = sloped(slopes, tested)
+            slopes, tested = usable(target.slopes(adversarial, y, log_odds), tested)
             step = self.step_size * self.eps * self._direction(slopes)
             # The ball's centre is in the box, so the projection stays in it.
             adversarial = x + self._projected((adversarial + step).clamp(0, 1) - x)
+            found = torch.where(_per_example(fooled, x), found, adversarial)
+            if self.stop:
+                fooled = fooled | (target.scores(adversarial).argmax(1) != y)
         assert tested is not None
-        return Adversarial(adversarial, tested)
+        return Adversarial(found, tested)
 
     def _start(self, x: Tensor, key: Key) -> Tensor:
         stream = generator(key, x.device)

@@ -22,11 +22,13 @@ class Square:
         eps: ε, the most that a pixel changes.
         queries: how often the scores of an example are asked for, at most.
         share: of the pixels, that the first squares cover.
+        stop: an example stays at the first point that fools the target; not for one whose predictions are random.
     """
 
     eps: float
     queries: int = 5000
     share: float = 0.8
+    stop: bool = True
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, key: Key) -> Adversarial:
         stream = generator(key, x.device)
@@ -35,7 +37,7 @@ class Square:
         margins = _margins(target.scores(best), y)
         rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
         for query in range(1, self.queries):
-            alive = (margins > 0).nonzero()[:, 0]
+            alive = ((margins >= 0) | (not self.stop)).nonzero()[:, 0]
             if not len(alive):
                 break
             side = self._side(query, height, width)
@@ -65,6 +67,6 @@ def _signs(shape: tuple[int, ...], x: Tensor, stream: torch.Generator) -> Tensor
 
 
 def _margins(scores: Tensor, y: Tensor) -> Tensor:
-    """The score of the label minus the best other one [n]; above 0 the label is predicted."""
+    """The score of the label minus the best other one [n]; below 0 another class is predicted."""
     own = scores.gather(1, y[:, None])[:, 0]
     return own - scores.scatter(1, y[:, None], -torch.inf).amax(1)

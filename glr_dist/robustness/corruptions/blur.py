@@ -46,7 +46,7 @@ def motion_blur(x: Tensor, c: tuple[int, float], stream: torch.Generator) -> Ten
     """Σ_i w_i x(p + i · direction), i = 0 … 2 c[0]: the camera moves, in one direction within ±45° per image.
 
     w is half a Gaussian of standard deviation c[1]; steps go to the nearest pixel, border pixels are repeated
-    outwards, as in NDArray[np.float32]Magick's filter of this name.
+    outwards, as in ImageMagick's filter of this name.
     """
     radius, sigma = c
     n, _, height, width = x.shape
