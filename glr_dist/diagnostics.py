@@ -31,6 +31,7 @@ from glr_dist import config, data
 from glr_dist.config import Config
 from glr_dist.errors import ConfigError, NoGradientError
 from glr_dist.execution.memory import keep_freed_memory
+from glr_dist.figures import figure_of
 from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
 from glr_dist.losses import LOSSES, Loss
@@ -248,11 +249,7 @@ def _qualities(net: GLR, batch: Batch, draws: int, reference: dict[str, Tensor])
 
 def _draw(report: Report, path: Path) -> None:
     """Cosine and variance of each site against the cost, a line for each M."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figure_of(11, 4.5)
     left, right = figure.subplots(1, 2)
     passes = sorted({row.passes for row in report.rows})
     lines = [(m,) for m in passes] if len({row.copies for row in report.rows}) > 1 else [tuple(passes)]

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
     {"config", "noise", "losses", "nn"},
-    {"data", "files", "checks"},
+    {"data", "files", "figures", "checks"},
     {"sites"},
     {"rules", "estimators"},
     {"execution"},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glr_dist.execution.predict import Load, Machine, Prediction
+from glr_dist.figures import figure_of
 
 METHODS = ("GLR, layers", "backprop, data-parallel", "backprop, pipeline")
 
@@ -150,11 +151,7 @@ def _bytes(count: float) -> str:
 
 def draw(report: Report, path: Path) -> None:
     """Step time, waiting and bytes against the number of GPUs, a line for each method."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(14, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figure_of(14, 5)
     times, waits, sent = figure.subplots(1, 3)
     for index, (method, rows) in enumerate(report.simulation.items()):
         gpus = [row.gpus for row in rows]

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glr_dist.errors import ConfigError
+from glr_dist.figures import figure_of
 from glr_dist.files import write_atomically
 from glr_dist.robustness.page import described, table
-from glr_dist.robustness.plots import figure_of, intervals
+from glr_dist.robustness.plots import intervals
 from glr_dist.robustness.published import FGSM_EPS, published
 from glr_dist.robustness.report import Rate, Report, read_report
 

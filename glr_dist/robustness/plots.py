@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from glr_dist.data import Split
+from glr_dist.figures import figure_of
 from glr_dist.robustness.conditions import Condition
 from glr_dist.robustness.outcome import SAMPLES, Outcome
 from glr_dist.robustness.report import AttackResult, Rate, Report
@@ -39,16 +40,6 @@ def draw(
         drawn.append("robustness_severity.png")
     _draw_sheet(conditions, outcomes, images, folder / "robustness_images.png")
     return [*drawn, "robustness_images.png"]
-
-
-def figure_of(width: float, height: float) -> Any:
-    """A figure that needs no display, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def intervals(rates: Sequence[Rate]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glr_dist.robustness.plots import figure_of
+from glr_dist.figures import figure_of
 from glr_dist.tuning.objectives import better_first
 from glr_dist.tuning.record import Record, front
 from glr_dist.tuning.settings import Tune
