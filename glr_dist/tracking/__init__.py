@@ -79,7 +79,7 @@ def send_report(folder: Path) -> None:
 
 
 def sync_children(tracking: config.Tracking, folders: Sequence[Path], parent: str | None) -> None:
-    """Sends what the server lacks of the runs of a search, whose processes end with it; never fails, a line on stderr tells.
+    """Sends what the server lacks of the runs of a search, whose processes end with it; never fails, a line tells.
 
     Args:
         tracking: where, resolved.

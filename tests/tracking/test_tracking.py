@@ -237,6 +237,29 @@ def test_a_parent_and_its_children(database, tiny, tmp_path):
     assert client.get_run(parent.run_id).info.status == "KILLED"
 
 
+def test_what_children_could_not_send_is_sent_under_a_parent_that_came_later(database, tiny, tmp_path, capsys):
+    away, folders = tmp_path / "away", [tmp_path / "0", tmp_path / "1", tmp_path / "untracked"]
+    away.touch()
+    place = config.Tracking(kind="mlflow", uri=f"sqlite:///{away}/mlflow.db", experiment="late")
+    for folder in folders[:2]:
+        tracked_run(tiny("training.epochs=1").model_copy(update={"tracking": place}), folder)
+    capsys.readouterr()
+    tracking.sync_children(place, folders, None)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: MLflow has not received all of 2 trials (")
+    assert line.endswith("the same command with --resume sends the rest")
+    away.unlink()
+    away.symlink_to(Path(database.removeprefix("sqlite:///")).parent)
+    with tracking.parent_run(place, "late-1", {}) as parent:
+        tracking.sync_children(place, folders, parent.run_id)
+    assert capsys.readouterr().err == ""
+    client = MlflowClient(database)
+    for folder in folders[:2]:
+        assert_complete(client, folder, epochs=1)
+        run = client.get_run(State.read(folder).run_id)
+        assert (run.info.status, run.data.tags["mlflow.parentRunId"]) == ("FINISHED", parent.run_id)
+
+
 def test_a_uri_takes_its_credentials_from_the_environment_and_a_file_is_absolute(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
     for uri, used in {

@@ -151,11 +151,11 @@ def test_ctrl_c_says_how_to_go_on(cluster, start, tiny_search_yaml, tmp_path):
 
 
 @pytest.mark.ray
-def test_asha_stops_what_falls_behind(cluster, tiny_search, tmp_path):
+def test_asha_stops_what_falls_behind_and_trials_are_nested_in_mlflow(cluster, tiny_search, tmp_path):
     overrides = ["tune.scheduler=asha", "tune.algorithm=random", "tune.concurrent=1", "training.epochs=4"]
     rates = "tune.space={training.optimizer.lr: {choice: [0.02, 1.0e-9]}}"
-    out = tmp_path / "out"
-    tune(tiny_search(*overrides, rates, "tune.trials=4"), out)
+    uri, out = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out"
+    tune(tiny_search(*overrides, rates, "tune.trials=4", f"tracking={{kind: mlflow, uri: '{uri}'}}"), out)
     records = read_all(out)
     assert records[0].status == "finished"
     bad = [record for record in records if record.point["training.optimizer.lr"] < 0.01]
@@ -164,6 +164,26 @@ def test_asha_stops_what_falls_behind(cluster, tiny_search, tmp_path):
         assert record.status == "stopped"
         assert record.epochs == 1 == len((folder_of(out, record.number) / "metrics.jsonl").read_text().splitlines())
         assert record.metrics["validation/accuracy"] < records[0].metrics["validation/accuracy"]
+
+    client = pytest.importorskip("mlflow").MlflowClient(uri)
+    runs = {
+        run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("glr_dist").experiment_id])
+    }
+    parent = runs.pop("out")
+    assert (parent.info.status, parent.data.tags["stopped_early"]) == ("FINISHED", "false")
+    best = json.loads((out / "trials.json").read_text())["trials"][0]
+    assert parent.data.metrics == best["metrics"]
+    files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert files == {"best.yaml", "search.png", "trials.json"}
+    assert runs.keys() == {str(record.number) for record in records}
+    for record in records:
+        run = runs[str(record.number)]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert (run.info.status, run.data.tags["stopped_early"]) == (
+            "FINISHED",
+            str(record.status == "stopped").lower(),
+        )
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == record.epochs
 
 
 # ---------------------------------------------------------------- without a cluster
