@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -339,8 +340,9 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path) -> Iterator[Server]:
+def server(tmp_path, database) -> Iterator[Server]:
     server = Server(tmp_path)
+    shutil.copy(database.removeprefix("sqlite:///"), server.database)  # with its tables
     yield server
     server.kill()
 
@@ -368,7 +370,9 @@ def with_pauses(trainer: Trainer, after_epoch: Callable[[int], None]) -> list[fl
 def test_a_server_that_is_down_at_first_or_goes_away_and_comes_back(server, tiny, tmp_path, capfd, monkeypatch):
     secret = server.uri.replace("://", "://me:hush-hush@")
     # Never started: a warning, no wait, nothing lost.
-    settings = tiny("training.epochs=2", f"tracking={{kind: mlflow, uri: '{secret}', register_as: early}}")
+    settings = tiny(
+        "training.epochs=2", f"tracking={{kind: mlflow, uri: '{secret}', experiment: away, register_as: early}}"
+    )
     early = tmp_path / "early"
     trainer = Trainer(settings, early)
     with tracking.tracked(settings, early):
@@ -394,8 +398,8 @@ def test_a_server_that_is_down_at_first_or_goes_away_and_comes_back(server, tiny
     # Killed in the middle of a run, and started again.
     monkeypatch.setattr(follower, "_DOWN", 60.0)
     monkeypatch.setattr(follower, "_TRIES", 100)
-    epochs, out = 120, tmp_path / "run"
-    settings = tiny(f"training.epochs={epochs}", f"tracking={{kind: mlflow, uri: '{secret}'}}")
+    epochs, out = 60, tmp_path / "run"
+    settings = tiny(f"training.epochs={epochs}", f"tracking={{kind: mlflow, uri: '{secret}', experiment: away}}")
     trainer = Trainer(settings, out)
 
     def after(epoch: int) -> None:
@@ -403,7 +407,7 @@ def test_a_server_that_is_down_at_first_or_goes_away_and_comes_back(server, tiny
         if epoch == 20:
             assert State.read(out).lines["metrics.jsonl"] > 0  # it had begun to arrive
             server.kill()
-        if epoch == 60:
+        if epoch == 40:
             server.start()
         if epoch == epochs - 1:
             server.await_answer()

@@ -33,12 +33,12 @@ ROBUST = [
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a Ray with four logical CPUs, which searches of this process and of others join."""
+    """The address of a Ray with two logical CPUs, which searches of this process and of others join."""
     import ray
 
     from glr_dist.execution.cluster import connect
 
-    assert connect(4)
+    assert connect(2)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
@@ -54,8 +54,8 @@ def digest(out):
 
 
 @pytest.mark.ray
-def test_four_trials_at_once_leave_a_table_a_configuration_and_plots(cluster, tiny_search, tmp_path, capsys):
-    search, out = tiny_search("tune.concurrent=4", *ROBUST), tmp_path / "out"
+def test_trials_side_by_side_leave_a_table_a_configuration_and_plots(cluster, tiny_search, tmp_path, capsys):
+    search, out = tiny_search("tune.concurrent=2", *ROBUST), tmp_path / "out"
     printed = tune(search, out)
     records = read_all(out)
     assert [record.status for record in records] == ["finished"] * 4
@@ -82,15 +82,15 @@ def test_four_trials_at_once_leave_a_table_a_configuration_and_plots(cluster, ti
 
 @pytest.mark.ray
 def test_a_trial_with_actors_of_its_own_gives_the_same_bits(cluster, tiny_search, tmp_path):
-    search = tiny_search("tune.trials=1", "tune.actors_per_trial=4")
-    tune(search, tmp_path / "out")  # four actors on four CPUs: the trial itself takes none
+    search = tiny_search("tune.trials=1", "tune.actors_per_trial=2")
+    tune(search, tmp_path / "out")  # two actors on two CPUs: the trial itself takes none
     assert train(search.base, tmp_path / "inline")["params_sha256"] == digest(folder_of(tmp_path / "out", 0))
 
 
 @pytest.mark.ray
 def test_a_trial_that_has_no_place_is_one_line(cluster, tiny_search, tmp_path):
-    with pytest.raises(ClusterError, match=r"tune.actors_per_trial: no place for a trial of 5 x 1 CPU.* has 4 CPU"):
-        tune(tiny_search("tune.actors_per_trial=5", "execution.placement_timeout=0.1"), tmp_path / "out")
+    with pytest.raises(ClusterError, match=r"tune.actors_per_trial: no place for a trial of 3 x 1 CPU.* has 2 CPU"):
+        tune(tiny_search("tune.actors_per_trial=3", "execution.placement_timeout=0.1"), tmp_path / "out")
 
 
 def begun(start, address, path, out, *overrides):
