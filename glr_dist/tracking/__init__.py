@@ -7,19 +7,23 @@ where something is tracked, and in this package alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from glr_dist import config
 from glr_dist.config import Config
-from glr_dist.errors import ConfigError, TrackingError
+from glr_dist.errors import ConfigError, TrackingError, without_credentials
 from glr_dist.tracking.follower import following
 from glr_dist.tracking.parent import NoParent, Parent, opened
 from glr_dist.tracking.state import FILE, State, ended_with, held, reason_of, warn, with_credentials
 
-__all__ = ["parent_run", "resolved", "send_report", "sync", "tracked"]
+__all__ = ["parent_run", "resolved", "send_report", "sync", "sync_children", "tracked"]
+
+_PATIENCE = 5.0  # seconds for processes that follow a run and are being ended
 
 
 @contextmanager
@@ -74,16 +78,56 @@ def send_report(folder: Path) -> None:
         warn(folder, error)
 
 
-def _caught_up(folder: Path) -> State:
+def sync_children(tracking: config.Tracking, folders: Sequence[Path], parent: str | None) -> None:
+    """Sends what the server lacks of the runs of a search, whose processes end with it; never fails, a line tells.
+
+    Args:
+        tracking: where, resolved.
+        folders: of the runs; those that were not tracked are passed over.
+        parent: the run that they are put under, if there is one.
+    """
+    if tracking.kind == "none":
+        return
+    from glr_dist.tracking.server import away
+
+    deadline, lacking, first = time.monotonic() + _PATIENCE, 0, None
+    for folder in folders:
+        if not (folder / FILE).exists():
+            continue
+        try:
+            if first is not None and away(first):
+                raise first
+            while True:
+                try:
+                    _caught_up(folder, tracking.uri, {"mlflow.parentRunId": parent} if parent else {})
+                    break
+                except ConfigError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
+        except Exception as error:
+            lacking, first = lacking + 1, first or error
+    if first is not None:
+        print(
+            f"warning: MLflow has not received all of {lacking} trials ({reason_of(first)}); "
+            "the same command with --resume sends the rest",
+            file=sys.stderr,
+        )
+
+
+def _caught_up(folder: Path, uri: str | None = None, tags: Mapping[str, str] | None = None) -> State:
     with held(folder) as mine:
         if not mine:
             raise ConfigError(f"{folder}: the run goes on, and is followed; sync it when it has ended")
         state = State.read(folder)
+        if tags and not tags.items() <= state.tags.items():
+            state.change(tags={**state.tags, **tags})
         if state.end is None:  # its process was killed, and could not say so
             state.ended(*ended_with(None if (folder / "summary.json").exists() else KeyboardInterrupt))
         from glr_dist.tracking.sender import Sender  # MLflow takes seconds to import
 
-        Sender(folder, state, with_credentials(state.uri)).send()
+        same = uri is not None and without_credentials(uri) == state.uri
+        Sender(folder, state, uri if uri and same else with_credentials(state.uri)).send()
         return state
 
 

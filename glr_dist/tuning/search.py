@@ -12,10 +12,10 @@ from glr_dist.losses import LOSSES
 from glr_dist.robustness.conditions import conditions_of
 from glr_dist.robustness.suite import surrogate_settings
 from glr_dist.robustness.surrogate import trained_surrogate
-from glr_dist.tracking import parent_run, resolved
+from glr_dist.tracking import parent_run, resolved, sync_children
 from glr_dist.training.setup import device_of, network_of, optimizer_of, schedule_of
 from glr_dist.tuning import report
-from glr_dist.tuning.record import read_all
+from glr_dist.tuning.record import folder_of, read_all
 from glr_dist.tuning.settings import Search
 from glr_dist.tuning.space import edges
 from glr_dist.tuning.trial import Trial
@@ -50,12 +50,15 @@ def tune(search: Search, out: Path, *, resume: bool = False) -> str:
     with parent_run(tracking, out.name, parameters, known) as parent:
         if parent.run_id is not None:
             write_atomically(kept, parent.run_id.encode())
-        if sum(record.done for record in records) < search.tune.number:
-            _train_surrogate(search)
-            from glr_dist.tuning.run import run  # Ray Tune takes seconds to import
+        try:
+            if sum(record.done for record in records) < search.tune.number:
+                _train_surrogate(search)
+                from glr_dist.tuning.run import run  # Ray Tune takes seconds to import
 
-            run(Trial(search, out, tracking, parent.run_id), records)
-        records = read_all(out)
+                run(Trial(search, out, tracking, parent.run_id), records)
+        finally:
+            records = read_all(out)
+            sync_children(tracking, [folder_of(out, record.number) for record in records], parent.run_id)
         files = report.write(search, records, out)
         parent.finish(report.best(search, records).metrics, files)
     return report.table(search, records)

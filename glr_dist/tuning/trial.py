@@ -83,9 +83,9 @@ class Trial:
                 report({**objectives.of_record(told), "epoch": told["epoch"]})
 
         trainer.on_epoch = on_epoch
-        for told in trainer.history:  # of a run that goes on: the scheduler has forgotten it
-            on_epoch(told)
         with tracked(settings, folder):
+            for told in trainer.history:  # of a run that goes on: the scheduler has forgotten it, and may stop it here
+                on_epoch(told)
             trainer.run()
             metrics = objectives.of_record(trainer.history[-1])
             if (suite := self.search.tune.robustness) is not None:

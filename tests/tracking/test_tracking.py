@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -237,6 +238,29 @@ def test_a_parent_and_its_children(database, tiny, tmp_path):
     assert client.get_run(parent.run_id).info.status == "KILLED"
 
 
+def test_what_children_could_not_send_is_sent_under_a_parent_that_came_later(database, tiny, tmp_path, capsys):
+    away, folders = tmp_path / "away", [tmp_path / "0", tmp_path / "1", tmp_path / "untracked"]
+    away.touch()
+    place = config.Tracking(kind="mlflow", uri=f"sqlite:///{away}/mlflow.db", experiment="late")
+    for folder in folders[:2]:
+        tracked_run(tiny("training.epochs=1").model_copy(update={"tracking": place}), folder)
+    capsys.readouterr()
+    tracking.sync_children(place, folders, None)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: MLflow has not received all of 2 trials (")
+    assert line.endswith("the same command with --resume sends the rest")
+    away.unlink()
+    away.symlink_to(Path(database.removeprefix("sqlite:///")).parent)
+    with tracking.parent_run(place, "late-1", {}) as parent:
+        tracking.sync_children(place, folders, parent.run_id)
+    assert capsys.readouterr().err == ""
+    client = MlflowClient(database)
+    for folder in folders[:2]:
+        assert_complete(client, folder, epochs=1)
+        run = client.get_run(State.read(folder).run_id)
+        assert (run.info.status, run.data.tags["mlflow.parentRunId"]) == ("FINISHED", parent.run_id)
+
+
 def test_a_uri_takes_its_credentials_from_the_environment_and_a_file_is_absolute(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
     for uri, used in {
@@ -316,8 +340,9 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path) -> Iterator[Server]:
+def server(tmp_path, database) -> Iterator[Server]:
     server = Server(tmp_path)
+    shutil.copy(database.removeprefix("sqlite:///"), server.database)  # with its tables
     yield server
     server.kill()
 
@@ -345,7 +370,9 @@ def with_pauses(trainer: Trainer, after_epoch: Callable[[int], None]) -> list[fl
 def test_a_server_that_is_down_at_first_or_goes_away_and_comes_back(server, tiny, tmp_path, capfd, monkeypatch):
     secret = server.uri.replace("://", "://me:hush-hush@")
     # Never started: a warning, no wait, nothing lost.
-    settings = tiny("training.epochs=2", f"tracking={{kind: mlflow, uri: '{secret}', register_as: early}}")
+    settings = tiny(
+        "training.epochs=2", f"tracking={{kind: mlflow, uri: '{secret}', experiment: away, register_as: early}}"
+    )
     early = tmp_path / "early"
     trainer = Trainer(settings, early)
     with tracking.tracked(settings, early):
@@ -371,8 +398,8 @@ def test_a_server_that_is_down_at_first_or_goes_away_and_comes_back(server, tiny
     # Killed in the middle of a run, and started again.
     monkeypatch.setattr(follower, "_DOWN", 60.0)
     monkeypatch.setattr(follower, "_TRIES", 100)
-    epochs, out = 120, tmp_path / "run"
-    settings = tiny(f"training.epochs={epochs}", f"tracking={{kind: mlflow, uri: '{secret}'}}")
+    epochs, out = 60, tmp_path / "run"
+    settings = tiny(f"training.epochs={epochs}", f"tracking={{kind: mlflow, uri: '{secret}', experiment: away}}")
     trainer = Trainer(settings, out)
 
     def after(epoch: int) -> None:
@@ -380,7 +407,7 @@ def test_a_server_that_is_down_at_first_or_goes_away_and_comes_back(server, tiny
         if epoch == 20:
             assert State.read(out).lines["metrics.jsonl"] > 0  # it had begun to arrive
             server.kill()
-        if epoch == 60:
+        if epoch == 40:
             server.start()
         if epoch == epochs - 1:
             server.await_answer()

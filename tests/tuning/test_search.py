@@ -33,12 +33,12 @@ ROBUST = [
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a Ray with four logical CPUs, which searches of this process and of others join."""
+    """The address of a Ray with two logical CPUs, which searches of this process and of others join."""
     import ray
 
     from glr_dist.execution.cluster import connect
 
-    assert connect(4)
+    assert connect(2)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
@@ -54,8 +54,8 @@ def digest(out):
 
 
 @pytest.mark.ray
-def test_four_trials_at_once_leave_a_table_a_configuration_and_plots(cluster, tiny_search, tmp_path, capsys):
-    search, out = tiny_search("tune.concurrent=4", *ROBUST), tmp_path / "out"
+def test_trials_side_by_side_leave_a_table_a_configuration_and_plots(cluster, tiny_search, tmp_path, capsys):
+    search, out = tiny_search("tune.concurrent=2", *ROBUST), tmp_path / "out"
     printed = tune(search, out)
     records = read_all(out)
     assert [record.status for record in records] == ["finished"] * 4
@@ -82,15 +82,15 @@ def test_four_trials_at_once_leave_a_table_a_configuration_and_plots(cluster, ti
 
 @pytest.mark.ray
 def test_a_trial_with_actors_of_its_own_gives_the_same_bits(cluster, tiny_search, tmp_path):
-    search = tiny_search("tune.trials=1", "tune.actors_per_trial=4")
-    tune(search, tmp_path / "out")  # four actors on four CPUs: the trial itself takes none
+    search = tiny_search("tune.trials=1", "tune.actors_per_trial=2")
+    tune(search, tmp_path / "out")  # two actors on two CPUs: the trial itself takes none
     assert train(search.base, tmp_path / "inline")["params_sha256"] == digest(folder_of(tmp_path / "out", 0))
 
 
 @pytest.mark.ray
 def test_a_trial_that_has_no_place_is_one_line(cluster, tiny_search, tmp_path):
-    with pytest.raises(ClusterError, match=r"tune.actors_per_trial: no place for a trial of 5 x 1 CPU.* has 4 CPU"):
-        tune(tiny_search("tune.actors_per_trial=5", "execution.placement_timeout=0.1"), tmp_path / "out")
+    with pytest.raises(ClusterError, match=r"tune.actors_per_trial: no place for a trial of 3 x 1 CPU.* has 2 CPU"):
+        tune(tiny_search("tune.actors_per_trial=3", "execution.placement_timeout=0.1"), tmp_path / "out")
 
 
 def begun(start, address, path, out, *overrides):
@@ -151,11 +151,11 @@ def test_ctrl_c_says_how_to_go_on(cluster, start, tiny_search_yaml, tmp_path):
 
 
 @pytest.mark.ray
-def test_asha_stops_what_falls_behind(cluster, tiny_search, tmp_path):
+def test_asha_stops_what_falls_behind_and_trials_are_nested_in_mlflow(cluster, tiny_search, tmp_path):
     overrides = ["tune.scheduler=asha", "tune.algorithm=random", "tune.concurrent=1", "training.epochs=4"]
     rates = "tune.space={training.optimizer.lr: {choice: [0.02, 1.0e-9]}}"
-    out = tmp_path / "out"
-    tune(tiny_search(*overrides, rates, "tune.trials=4"), out)
+    uri, out = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out"
+    tune(tiny_search(*overrides, rates, "tune.trials=4", f"tracking={{kind: mlflow, uri: '{uri}'}}"), out)
     records = read_all(out)
     assert records[0].status == "finished"
     bad = [record for record in records if record.point["training.optimizer.lr"] < 0.01]
@@ -164,6 +164,26 @@ def test_asha_stops_what_falls_behind(cluster, tiny_search, tmp_path):
         assert record.status == "stopped"
         assert record.epochs == 1 == len((folder_of(out, record.number) / "metrics.jsonl").read_text().splitlines())
         assert record.metrics["validation/accuracy"] < records[0].metrics["validation/accuracy"]
+
+    client = pytest.importorskip("mlflow").MlflowClient(uri)
+    runs = {
+        run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("glr_dist").experiment_id])
+    }
+    parent = runs.pop("out")
+    assert (parent.info.status, parent.data.tags["stopped_early"]) == ("FINISHED", "false")
+    best = json.loads((out / "trials.json").read_text())["trials"][0]
+    assert parent.data.metrics == best["metrics"]
+    files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert files == {"best.yaml", "search.png", "trials.json"}
+    assert runs.keys() == {str(record.number) for record in records}
+    for record in records:
+        run = runs[str(record.number)]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert (run.info.status, run.data.tags["stopped_early"]) == (
+            "FINISHED",
+            str(record.status == "stopped").lower(),
+        )
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == record.epochs
 
 
 # ---------------------------------------------------------------- without a cluster
