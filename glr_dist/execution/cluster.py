@@ -9,8 +9,9 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 
 import ray
 import torch
@@ -65,6 +66,17 @@ def connect(cpus: float = 0) -> bool:
         shared = f" on {_cores()} cores, which they share" if math.ceil(cpus) > _cores() else ""
         print(f"started a local Ray with {options['num_cpus']} CPUs{shared}", file=sys.stderr)
     return own
+
+
+@contextmanager
+def connected(cpus: float) -> Iterator[bool]:
+    """A connection to Ray, ended after if it was not there before; yields whether the cluster is this process's own."""
+    before = ray.is_initialized()
+    try:
+        yield connect(cpus)
+    finally:
+        if not before:
+            ray.shutdown()
 
 
 def available(cpus: float, gpus: float) -> int:

@@ -6,8 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from glr_dist import errors
 from glr_dist.config import Execution
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.execution.all_reduce import LostReplicaError, OtherReplicaError
-from glr_dist.execution.cluster import bundle_of, connect, fitting, one_line, reserve, room
+from glr_dist.execution.cluster import bundle_of, connected, fitting, one_line, reserve, room
 from glr_dist.files import write_atomically
 
 A = TypeVar("A")
@@ -84,7 +83,7 @@ def run_replicas(
     shutil.rmtree(folder, ignore_errors=True)  # of a run whose driver was killed
     folder.mkdir(parents=True)
     try:
-        with _ray(execution.cpus_per_actor * (execution.actors or 1)) as local:
+        with connected(execution.cpus_per_actor * (execution.actors or 1)) as local:
             bundle = bundle_of(execution.cpus_per_actor, execution.gpus_per_actor)
             workers = execution.actors or max(1, min(most, fitting(bundle) if local else room(bundle)))
             # Ray Train would wait for ever for its own.
@@ -98,17 +97,6 @@ def run_replicas(
             f"the replicas failed more often than execution.max_failures={execution.max_failures} allows, at last by "
             f"{reason}; continue with --resume"
         )
-
-
-@contextmanager
-def _ray(cpus: float) -> Iterator[bool]:
-    """A connection to Ray, ended after if it was not there before; yields whether the cluster is this process's own."""
-    before = ray.is_initialized()
-    try:
-        yield connect(cpus)
-    finally:
-        if not before:
-            ray.shutdown()
 
 
 def _fitted(

@@ -12,13 +12,11 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -26,7 +24,7 @@ from ray.util.placement_group import remove_placement_group
 from tqdm import tqdm
 
 from glr_dist.errors import ClusterError
-from glr_dist.execution.cluster import connect, fitting, reserve, resources
+from glr_dist.execution.cluster import connected, fitting, reserve, resources
 from glr_dist.tuning import objectives, report
 from glr_dist.tuning.record import Record, folder_of, read
 from glr_dist.tuning.study import Study
@@ -64,7 +62,7 @@ def run(trial: Trial, records: Sequence[Record]) -> None:
     # As a parameter it goes through memory alone.
     train = tune.with_parameters(_train, trial=trial)
 
-    with _ray(cpus * (settings.concurrent or 1)) as own:
+    with connected(cpus * (settings.concurrent or 1)) as own:
         _check_place(bundles, trial.search.base.execution.placement_timeout, own=own)
         fits = fitting({"CPU": cpus}) if own else None  # a cluster of others may grow
         shutil.rmtree(storage, ignore_errors=True)
@@ -178,17 +176,6 @@ def _scheduler(trial: Trial, records: Sequence[Record]) -> TrialScheduler:
                 told = json.loads(line)
                 scheduler.on_trial_result(None, before, {"epoch": told["epoch"], **objectives.of_record(told)})
     return scheduler  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _ray(cpus: float) -> Iterator[bool]:
-    """A connection to Ray, ended after if it was not there before; yields whether the cluster is this process's own."""
-    before = ray.is_initialized()
-    try:
-        yield connect(cpus)
-    finally:
-        if not before:
-            ray.shutdown()
 
 
 def _check_place(bundles: Sequence[Mapping[str, float]], timeout: float, *, own: bool) -> None:
