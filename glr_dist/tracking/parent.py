@@ -79,7 +79,7 @@ def _opened(tracking: config.Tracking, name: str, params: Mapping[str, Any], run
         if run_id is not None:
             client.update_run(run_id, "RUNNING")
             return Parent(client, run_id)
-        tags = {**provenance(Path.cwd()), **tracking.tags}
+        tags = {**provenance(Path.cwd()), "mlflow.source.name": "glr-dist tune", **tracking.tags}
         run = client.create_run(experiment_of(client, tracking.experiment), tags=tags, run_name=name)
         log_params(client, run.info.run_id, params)
     except Exception as error:
