@@ -214,14 +214,14 @@ def test_the_advised_block_is_small_enough(batch, workers):
     ],
 )
 def test_a_mistake_is_one_line_and_starts_no_ray(tiny_yaml, tmp_path, capsys, monkeypatch, overrides, words):
-    monkeypatch.setattr(replicas, "connect", None)
+    monkeypatch.setattr(replicas, "connected", None)
     assert cli.main(["train", str(tiny_yaml), "--out", str(tmp_path / "run"), *ON_TWO, *overrides]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
 
 
 def test_a_finished_run_is_tested_again_without_ray(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(replicas, "connect", None)
+    monkeypatch.setattr(replicas, "connected", None)
     once = train(tiny("training.epochs=1"), tmp_path / "run")
     assert train(tiny("training.epochs=1", *ON_TWO), tmp_path / "run", resume=True) == once
 
