@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -32,15 +31,11 @@ ROBUST = [
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a Ray with two logical CPUs, which searches of this process and of others join."""
+def cluster(local_ray: None) -> str:
+    """The address of the tests' Ray with four logical CPUs, which searches of this process and of others join."""
     import ray
 
-    from glr_dist.execution.cluster import connect
-
-    assert connect(2)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def trained(out, number):
@@ -83,14 +78,14 @@ def test_trials_side_by_side_leave_a_table_a_configuration_and_plots(cluster, ti
 @pytest.mark.ray
 def test_a_trial_with_actors_of_its_own_gives_the_same_bits(cluster, tiny_search, tmp_path):
     search = tiny_search("tune.trials=1", "tune.actors_per_trial=2")
-    tune(search, tmp_path / "out")  # two actors on two CPUs: the trial itself takes none
+    tune(search, tmp_path / "out")  # the trial itself takes no CPU
     assert train(search.base, tmp_path / "inline")["params_sha256"] == digest(folder_of(tmp_path / "out", 0))
 
 
 @pytest.mark.ray
 def test_a_trial_that_has_no_place_is_one_line(cluster, tiny_search, tmp_path):
-    with pytest.raises(ClusterError, match=r"tune.actors_per_trial: no place for a trial of 3 x 1 CPU.* has 2 CPU"):
-        tune(tiny_search("tune.actors_per_trial=3", "execution.placement_timeout=0.1"), tmp_path / "out")
+    with pytest.raises(ClusterError, match=r"tune.actors_per_trial: no place for a trial of 5 x 1 CPU.* has 4 CPU"):
+        tune(tiny_search("tune.actors_per_trial=5", "execution.placement_timeout=0.1"), tmp_path / "out")
 
 
 def begun(start, address, path, out, *overrides):
