@@ -30,6 +30,8 @@ def test_every_attack_takes_what_its_section_says(name):
     for condition in conditions_of(suite, 10)[1:]:
         attack = ATTACKS[name](**condition.parameters())
         assert getattr(attack, "eps", None) == condition.eps
+        # In Python the attack is by default as strong as in a suite.
+        assert attack == ATTACKS[name](**({} if condition.eps is None else {"eps": condition.eps}))
 
 
 @pytest.mark.parametrize("name", SUITES)
