@@ -28,6 +28,7 @@ def _no_truth_value(value: Any) -> Any:
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Scale = Positive | dict[str, Positive]
 
 
 class Data(Section):
@@ -56,11 +57,25 @@ class Noise(Section):
     """The noise at the sites, and which modules are sites."""
 
     law: Literal["gaussian", "laplace", "logistic", "none"] = "gaussian"
-    scale: Positive | dict[str, Positive] = Field(1.0, description="σ, or one for each pattern of site names")
+    scale: Scale = Field(1.0, description="σ, or one for each pattern of site names")
+    schedule: dict[Count, Scale] = Field({}, description="after so many epochs, another scale")
     learn: Literal["none", "site", "unit"] = Field("none", description="learn log σ by site or by unit")
     floor: Positive = Field(1e-3, description="the least σ that learning may reach")
     sites: tuple[str, ...] = Field(("Linear", "Conv2d"), min_length=1, description="types of torch.nn that are sites")
     names: tuple[str, ...] = Field(("*",), min_length=1, description="patterns of the names of sites")
+
+    @model_validator(mode="after")
+    def _scheduled_scales_are_not_learned(self) -> Noise:
+        if self.schedule and self.learn != "none":
+            raise ConfigError(f"noise.schedule: has no meaning with noise.learn '{self.learn}'; leave one of them out")
+        if self.schedule and self.law == "none":
+            raise ConfigError("noise.schedule: has no meaning with noise.law 'none'; leave it out")
+        return self
+
+    def scale_after(self, epochs: int) -> Scale:
+        """The scale when so many epochs are done."""
+        passed = [epoch for epoch in self.schedule if epoch <= epochs]
+        return self.schedule[max(passed)] if passed else self.scale
 
 
 class Estimator(Section):
@@ -213,6 +228,8 @@ class Config(Section):
         sampler = resolve_sampler(self.estimator, self.noise)
         object.__setattr__(self, "estimator", self.estimator.model_copy(update={"sampler": sampler}))
         check_estimator(self.estimator, self.noise, self.training.loss)
+        if (last := max(self.noise.schedule, default=0)) >= self.training.epochs:
+            raise ConfigError(f"noise.schedule: {last} leaves no epoch of training.epochs={self.training.epochs}")
         return self
 
 

@@ -117,13 +117,15 @@ def diagnose(settings: Config, out: Path, weights: Path | None = None) -> Report
     dataset = data.load(settings.data)
     x, y = dataset.train.to(device).batch(slice(0, chosen.batch))
     loss = LOSSES[settings.training.loss]
-    state = checkpoint.load(weights, device)["network"] if weights is not None else None
+    found = checkpoint.load(weights, device) if weights is not None else None
 
     def net_of(options: config.Estimator) -> GLR:
         net = network_of(settings.model_copy(update={"estimator": options}), dataset, device)
-        if state is not None:
-            loaded = state
+        if found is not None:
+            loaded = state = found["network"]
             if settings.noise.learn == "none":  # the scales are the configuration's, not the checkpoint's
+                if settings.noise.schedule:
+                    net.set_scale(settings.noise.scale_after(found["epoch"]))
                 own = {key: value for key, value in net.state_dict().items() if key.startswith("log_scales.")}
                 loaded = {key: value for key, value in state.items() if not key.startswith("log_scales.")} | own
             try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -140,6 +141,27 @@ class GLR(nn.Module):
                 log_scale.clamp_(min=math.log(self.noise.floor))
             scales[site.name] = log_scale.exp()
         return scales
+
+    def set_scale(self, scale: float | Mapping[str, float]) -> None:
+        """Sets σ at every site, from the next step on.
+
+        Args:
+            scale: as of the noise: one for all sites, or one for each pattern of site names.
+
+        Raises:
+            UserError: there is no noise, or it learns its scales.
+            ConfigError: a scale is not positive.
+            SiteError: a pattern matches no site, or a site no pattern.
+        """
+        if self.noise is None:
+            raise UserError("set_scale: there is no noise")
+        if self.noise.learn != "none":
+            raise UserError("set_scale: the scales are learned")
+        noise = replace(self.noise, scale=scale)
+        if names := [site.name for site in self.network.sites]:
+            for name, value in by_site(scale, names, "noise scale").items():
+                self.log_scales[scale_key(name)].data.fill_(math.log(value))
+        self.noise = noise
 
     def gradients(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Gradients:
         """One estimate of the gradient of J at the current step, without touching `.grad`.

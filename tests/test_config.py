@@ -100,6 +100,7 @@ ROUND_TRIPS = {
     "numbers that YAML takes for text": "noise: {scale: 1e-2}\nmodel: {init_scale: 5e-1}",
     "names that YAML takes for other things": "data: {root: 'no'}",
     "extreme numbers": "seed: 9223372036854775807\nnoise: {scale: 1.0e-300, floor: 1.7976931348623157e+308}",
+    "scales by epoch": "noise: {scale: 1, schedule: {9: {'1': 0.2, '*': 0.1}, 4: 0.5}}",
     "Unicode": "data: {root: /data/Μέτρηση}",
     "pathwise": "estimator: {name: pathwise}\nnoise: {law: none}",
 }
@@ -111,6 +112,13 @@ def test_a_dumped_config_loads_to_an_equal_one(tmp_path, text):
     second = loaded(tmp_path, config.dump(first))
     assert second == first
     assert config.dump(second) == config.dump(first)
+
+
+def test_the_scale_of_an_epoch_is_the_last_of_the_schedule_that_has_begun():
+    noise = config.Noise(scale=1.0, schedule={9: {"1": 0.2, "*": 0.1}, 4: 0.5})
+    found = [noise.scale_after(epochs) for epochs in (0, 3, 4, 8, 9, 20)]
+    assert found == [1.0, 1.0, 0.5, 0.5, {"1": 0.2, "*": 0.1}, {"1": 0.2, "*": 0.1}]
+    assert config.Noise(scale=0.3).scale_after(7) == 0.3
 
 
 def test_a_dump_names_every_field(tmp_path):
@@ -195,7 +203,7 @@ MISTAKES = [
     # file, words that the line holds
     ("modle: {}", ["modle: unknown key", "'model'"]),
     ("model: {hiden: [3]}", ["model.hiden: unknown key", "'hidden'"]),
-    ("noise: {sigma: 1}", ["noise.sigma: unknown key", "law, scale, learn, floor"]),
+    ("noise: {sigma: 1}", ["noise.sigma: unknown key", "law, scale, schedule, learn, floor"]),
     ("estimator: {copis: 2}", ["estimator.copis: unknown key", "'copies'"]),
     ("data: {name: minst}", ["data.name: 'minst'", "did you mean 'mnist'?"]),
     ("model: {activation: sigmod}", ["model.activation: 'sigmod'", "did you mean 'sigmoid'?"]),
@@ -211,6 +219,12 @@ MISTAKES = [
     ("noise: {scale: .inf}", ["noise.scale: inf", "finite"]),
     ("noise: {scale: {'*': 0}}", ["noise.scale", "greater than 0"]),
     ("noise: {scale: big}", ["noise.scale: 'big'", "number"]),
+    ("noise: {schedule: {2: 0}}", ["noise.schedule.2: 0", "greater than 0"]),
+    ("noise: {schedule: {0: 1}}", ["noise.schedule.0: 0", "greater than or equal to 1"]),
+    ("noise: {schedule: {early: 1}}", ["noise.schedule: 'early'", "integer"]),
+    ("noise: {schedule: {2: 1}, learn: site}", ["noise.schedule", "noise.learn 'site'"]),
+    ("noise: {schedule: {2: 1}, law: none}\nestimator: {name: pathwise}", ["noise.schedule", "noise.law 'none'"]),
+    ("noise: {schedule: {3: 1}}\ntraining: {epochs: 3}", ["noise.schedule: 3", "training.epochs=3"]),
     ("noise: {sites: []}", ["noise.sites", "at least 1"]),
     ("noise: {names: []}", ["noise.names", "at least 1"]),
     ("estimator: {copies: 0}", ["estimator.copies: 0", "greater than or equal to 1"]),

@@ -218,6 +218,15 @@ def test_it_measures_at_a_checkpoint_with_learned_scales_and_dropout(tiny, tmp_p
         assert abs(row.bias) <= Z * row.bias_error
 
 
+def test_it_measures_at_the_scale_that_the_schedule_has_at_the_checkpoint(tiny, tmp_path):
+    scheduled = ["noise.scale=0.9", "noise.schedule={1: 0.6, 2: 0.2}"]
+    train(tiny(*scheduled, "training.epochs=4"), tmp_path / "run")
+    weights = tmp_path / "run" / "checkpoints" / checkpoint.name_of(4)
+    found = diagnose(tiny(*SMALL, *scheduled), tmp_path / "scheduled", weights)
+    plain = diagnose(tiny(*SMALL, "noise.scale=0.2"), tmp_path / "plain", weights)
+    assert [row.cosine for row in found.rows] == [row.cosine for row in plain.rows]
+
+
 def test_a_checkpoint_of_another_network_is_a_mistake(tiny, tmp_path, trained):
     with pytest.raises(ConfigError, match="of another network") as caught:
         diagnose(tiny(*SMALL, "model.hidden=[9]", "noise.learn=unit"), tmp_path / "out", trained)

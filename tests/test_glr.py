@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import glr_dist
 from glr_dist.checks import all_finite
-from glr_dist.errors import ConfigError, SiteError
+from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.execution.inline import Inline
 from glr_dist.losses import cross_entropy, zero_one
 from glr_dist.nn import Dropout, Heaviside, Sign, mlp
@@ -450,6 +450,33 @@ def test_scales_have_one_value_or_one_for_each_unit(batch):
         net = glr_dist.GLR(sigmoid_net(), noise=glr_dist.Gaussian(0.5, learn=learn), copies=8)
         net.prepare(batch[0])
         assert [tuple(scale.shape) for scale in net.scales().values()] == shapes
+
+
+def test_a_scale_that_is_set_is_that_of_a_net_made_with_it(batch):
+    scale = {"1": 0.3, "*": 0.7}
+    made = glr_dist.GLR(sigmoid_net(), noise=glr_dist.Gaussian(scale), copies=8).gradients(*batch).grads
+    net = glr_dist.GLR(sigmoid_net(), copies=8)
+    before = net.gradients(*batch).grads
+    net.set_scale(scale)
+    assert same(net.gradients(*batch).grads, made)
+    net.set_scale(1.0)
+    assert same(net.gradients(*batch).grads, before)
+    early = glr_dist.GLR(sigmoid_net(), copies=8)
+    early.set_scale(scale)  # before the sites are known
+    assert same(early.gradients(*batch).grads, made)
+
+
+def test_a_scale_that_cannot_be_set_is_refused_and_changes_nothing(batch):
+    net = glr_dist.GLR(sigmoid_net(), copies=8)
+    before = net.gradients(*batch).grads
+    for scale, error in ((-1.0, ConfigError), ({"9": 1.0}, SiteError), ({"1": 1.0}, SiteError)):
+        with pytest.raises(error, match="noise scale"):
+            net.set_scale(scale)
+    assert same(net.gradients(*batch).grads, before)
+    with pytest.raises(UserError, match="learned"):
+        glr_dist.GLR(sigmoid_net(), noise=glr_dist.Gaussian(learn="site"), copies=8).set_scale(1.0)
+    with pytest.raises(UserError, match="no noise"):
+        glr_dist.GLR(sigmoid_net(), noise=None, estimator="pathwise").set_scale(1.0)
 
 
 def test_fixed_scales_get_no_grad_and_learned_ones_do(batch):

@@ -22,6 +22,7 @@ from glr_dist.execution.inline import Inline
 from glr_dist.glr import GLR
 from glr_dist.nn import mlp
 from glr_dist.noise import LAWS, Key, Role, generator
+from glr_dist.sites import by_site
 
 _UNFIT = {"LBFGS": "evaluates the loss many times a step", "SparseAdam": "takes sparse gradients alone"}
 
@@ -48,7 +49,7 @@ def network_of(settings: Config, dataset: Dataset, device: torch.device) -> GLR:
 
     Raises:
         ConfigError: the noise names a site type that torch.nn does not have.
-        SiteError: the network has no such site.
+        SiteError: the network has no such site, or the noise no scale for one.
     """
     model, noise = settings.model, settings.noise
     stream = generator(Key(settings.seed, role=Role.INIT))
@@ -73,6 +74,8 @@ def network_of(settings: Config, dataset: Dataset, device: torch.device) -> GLR:
         executor=Inline(1 if device.type == "cuda" else settings.execution.threads),
     )
     net.prepare(dataset.train.to(device).batch(slice(0, 2))[0])
+    for epoch, scale in noise.schedule.items():
+        by_site(scale, [site.name for site in net.network.sites], f"noise.schedule.{epoch}")
     return net
 
 

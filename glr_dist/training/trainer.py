@@ -101,6 +101,8 @@ class Trainer:
     def _run_epoch(self, bar: tqdm[Any]) -> None:
         started = time.perf_counter()
         self.net.train()
+        if self.settings.noise.schedule:
+            self.net.set_scale(self.settings.noise.scale_after(self.epoch))
         stream = generator(Key(self.settings.seed, step=self.epoch, role=Role.SHUFFLE))
         order = torch.randperm(len(self.train), generator=stream).to(self.device)
         losses: list[Tensor] = []

@@ -114,6 +114,13 @@ def test_metrics_have_one_line_for_each_epoch(finished):
     assert seconds == sorted(seconds)
 
 
+def test_each_epoch_has_the_scale_of_the_schedule(tiny, tmp_path):
+    out = tmp_path / "run"
+    train(tiny("noise.scale=0.8", "noise.schedule={1: 0.2, 2: {'1': 0.4, '*': 0.1}}"), out)
+    used = [(record["noise_scale/1"], record["noise_scale/3"]) for record in metrics(out)]
+    assert used == [pytest.approx(pair) for pair in ((0.8, 0.8), (0.2, 0.2), (0.4, 0.1))]
+
+
 def test_the_kept_config_is_the_resolved_one(finished, tiny):
     assert config.load(finished[0] / "config.yaml") == tiny()
 
@@ -219,6 +226,7 @@ def test_the_environment_s_number_of_threads_changes_no_bit(python, tiny, tiny_y
 RESUMED = {
     "dropout": ["model.dropout=0.3"],
     "learned scales": ["noise.learn=unit", "noise.floor=0.4"],
+    "scales by epoch": ["noise.schedule={1: 0.2, 2: {'1': 0.4, '*': 0.1}}"],
     "schedule by step": ["training.schedule={name: CosineAnnealingLR, per: step}"],
     "schedule by epoch": ["training.schedule={name: StepLR, step_size: 1, gamma: 0.5}"],
     "plateau": ["training.schedule={name: ReduceLROnPlateau, patience: 0, threshold: 0.9}"],
