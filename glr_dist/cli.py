@@ -252,18 +252,13 @@ def _tune(options: argparse.Namespace) -> int:
     from glr_dist.tuning.settings import load
 
     search = load(options.config, options.given)
-    from glr_dist.tuning.record import read_all
-    from glr_dist.tuning.search import tune
+    from glr_dist.tuning.search import progress, tune
 
     out = options.out = _folder(options.out, f"tune-{options.config.stem}", resume=options.resume)
     try:
         print(tune(search, out, resume=options.resume))
     except KeyboardInterrupt:
-        done = sum(record.done for record in read_all(out))
-        print(
-            f"stopped with {done} of {search.tune.number} trials done; continue with --resume --out {out}",
-            file=sys.stderr,
-        )
+        print(f"stopped with {progress(search, out)} done; continue with --resume --out {out}", file=sys.stderr)
         return 130
     print(f"results  {out}")
     return 0

@@ -83,18 +83,22 @@ class Trainer:
             FloatingPointError: the loss, the gradients or the outputs are not finite.
             OSError: a file cannot be written; finished epochs up to the last checkpoint are safe.
         """
-        if self.epoch == self.settings.training.epochs:
-            return self._finish()
+        self.advance(self.settings.training.epochs)
+        return self._finish()
+
+    def advance(self, epochs: int) -> None:
+        """Trains until so many epochs are done; errors as of `run`, which ends it."""
+        if self.epoch >= epochs:
+            return
         inline = self.net.executor
         try:
             self.net.train()
             step = self.net.bind(*self.train.batch(slice(0, self.settings.training.batch_size)), self.loss)
             with executor_of(self.settings.execution, self.net, step) as self.net.executor, self._progress() as bar:
-                while self.epoch < self.settings.training.epochs:
+                while self.epoch < epochs:
                     self._run_epoch(bar)
         finally:
             self.net.executor = inline
-        return self._finish()
 
     # ------------------------------------------------------------ an epoch
 

@@ -1,4 +1,7 @@
-"""The pictures of a search: each field against what was measured, what the fields matter, the Pareto front."""
+"""The pictures of a search: each field against what was measured, what the fields matter, the Pareto front.
+
+Those of a population: each scale, and what was measured, against the epoch.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,30 @@ from typing import Any
 
 from glr_dist.figures import figure_of
 from glr_dist.tuning.objectives import better_first
-from glr_dist.tuning.record import Record, front
-from glr_dist.tuning.settings import Tune
+from glr_dist.tuning.population import scale_at
+from glr_dist.tuning.record import Record, front, ordered
+from glr_dist.tuning.settings import Search, Tune
 from glr_dist.tuning.study import Study
 
 _ENOUGH = 8  # finished trials that the importance of fields can be told from
 _COLUMNS = 3
 
 
-def draw(tune: Tune, records: Sequence[Record], study: Study, path: Path) -> None:
+def draw(search: Search, records: Sequence[Record], path: Path) -> None:
     """Draws a panel for each field, one of their importance, and one of the first two objectives, into a PNG."""
+    tune = search.tune
     finished = [record for record in records if record.status == "finished"]
     clean = "validation/accuracy"
     names = [*tune.objectives, *([clean] if clean not in tune.objectives else [])]
-    panels: list[Any] = [
-        lambda axes, field=field: _draw_field(axes, tune, records, field, names) for field in tune.space
-    ]
-    if len(tune.space) > 1 and len(finished) >= _ENOUGH:
-        panels.append(lambda axes: _draw_importance(axes, tune, study))
+    panels: list[Any]
+    if tune.algorithm == "pbt":
+        panels = [lambda axes, field=field: _draw_scale(axes, tune, records, field) for field in tune.space]
+        panels += [lambda axes, name=name: _draw_measured(axes, tune, records, name) for name in names]
+    else:
+        panels = [lambda axes, field=field: _draw_field(axes, tune, records, field, names) for field in tune.space]
+        if len(tune.space) > 1 and len(finished) >= _ENOUGH:
+            study = Study(tune, search.base.model_dump(mode="json"), records)
+            panels.append(lambda axes: _draw_importance(axes, tune, study))
     if len(tune.objectives) > 1:
         panels.append(lambda axes: _draw_front(axes, finished, tune.objectives))
     columns = min(_COLUMNS, len(panels))
@@ -37,7 +46,8 @@ def draw(tune: Tune, records: Sequence[Record], study: Study, path: Path) -> Non
     for axes in grid[len(panels) :]:
         axes.axis("off")
     stopped = sum(record.status == "stopped" for record in records)
-    said = f"{len(finished)} trials finished" + (f", {stopped} stopped early (hollow)" if stopped else "")
+    mark = "grey" if tune.algorithm == "pbt" else "hollow"
+    said = f"{len(finished)} trials finished" + (f", {stopped} stopped early ({mark})" if stopped else "")
     figure.suptitle(f"{said}; on the validation images")
     figure.savefig(path, dpi=120)
 
@@ -55,12 +65,8 @@ def _draw_field(axes: Any, tune: Tune, records: Sequence[Record], field: str, na
             label = name if status == "finished" else None
             where.scatter(x, y, 36, facecolors=face, edgecolors=f"C{colour}", label=label)
     if allowed.kind == "loguniform":
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _label_log(axes.xaxis)
     elif allowed.listed is not None:
         axes.set_xticks(range(len(allowed.listed)), [str(value) for value in allowed.listed])
         axes.margins(x=0.2)
@@ -72,6 +78,57 @@ def _draw_field(axes: Any, tune: Tune, records: Sequence[Record], field: str, na
     axes.grid(alpha=0.3)
     handles = [handle for each in dict.fromkeys((axes, other)) for handle in each.get_legend_handles_labels()[0]]
     axes.legend(handles=handles, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+
+
+def _draw_scale(axes: Any, tune: Tune, records: Sequence[Record], field: str) -> None:
+    for record, style in _styled(tune, records):
+        scales = [scale_at(record.point, field, epoch) for epoch in range(record.epochs)]
+        axes.step(range(record.epochs + 1), [*scales, *scales[-1:]], where="post", **style)
+    if tune.space[field].kind == "loguniform":
+        axes.set_yscale("log")
+        _label_log(axes.yaxis)
+    _finish_epochs(axes, field)
+
+
+def _draw_measured(axes: Any, tune: Tune, records: Sequence[Record], name: str) -> None:
+    for record, style in _styled(tune, records):
+        shown = {epoch: figures[name] for epoch, figures in sorted(record.measured.items()) if name in figures}
+        values = [100 * value if _is_share(name) else value for value in shown.values()]
+        axes.plot(list(shown), values, marker="." if len(shown) < _ENOUGH else None, **style)
+    _finish_epochs(axes, _label(name))
+
+
+def _finish_epochs(axes: Any, label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set(xlabel="epochs done", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+
+
+def _styled(tune: Tune, records: Sequence[Record]) -> list[tuple[Record, dict[str, Any]]]:
+    """The trials with the style of their lines, the best one last, so that it lies on top; each style is named once."""
+    lines: list[tuple[Record, dict[str, Any]]] = []
+    named: set[str] = set()
+    for place, record in enumerate(ordered(records, tune.objectives)):
+        if record.status != "finished":
+            kind, style = "stopped", {"color": "tab:gray", "alpha": 0.4, "linewidth": 1}
+        elif place:
+            kind, style = "finished", {"color": "tab:blue", "alpha": 0.6, "linewidth": 1}
+        else:
+            kind, style = f"best, trial {record.number}", {"color": "tab:red", "linewidth": 2.5}
+        lines.append((record, {**style, "label": None if kind in named else kind}))
+        named.add(kind)
+    return lines[::-1]
+
+
+def _label_log(axis: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_importance(axes: Any, tune: Tune, study: Study) -> None:

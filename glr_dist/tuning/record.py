@@ -20,20 +20,25 @@ class Record(Section):
     Attributes:
         number: names it.
         point: the values of the searched fields.
-        status: `started`; `finished`, with all objectives; `stopped` by the scheduler; `failed`, for a reason.
-        metrics: figures on the validation images; of a stopped trial, those of its last epoch.
+        status: `started`; `paused` between two turns; `finished`, with all objectives; `stopped` by the scheduler, or
+            because a better one took its place; `failed`, for a reason.
+        metrics: figures on the validation images; of a stopped trial, the last ones.
+        measured: the same at the end of each turn, by epoch, where trials take turns.
         epochs: that it trained.
         seconds: that it trained, validation included.
         reason: why it failed, in a line.
+        donor: the trial that it goes on from.
     """
 
     number: int
     point: dict[str, Any]
-    status: Literal["started", "finished", "stopped", "failed"] = "started"
+    status: Literal["started", "paused", "finished", "stopped", "failed"] = "started"
     metrics: dict[str, float] = Field(default_factory=dict)
+    measured: dict[int, dict[str, float]] = Field(default_factory=dict)
     epochs: int = 0
     seconds: float = 0.0
     reason: str = ""
+    donor: int | None = None
 
     @property
     def done(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
 from glr_dist.robustness.page import table as markdown_table
 from glr_dist.tuning import plots
+from glr_dist.tuning.population import SCHEDULE
 from glr_dist.tuning.record import Record, folder_of, front, ordered
 from glr_dist.tuning.settings import Search
-from glr_dist.tuning.study import Study
 
 TABLE = "trials.json"
 
@@ -64,8 +64,7 @@ def write(search: Search, records: Sequence[Record], out: Path) -> list[Path]:
         ]
         write_atomically(out / "pareto.yaml", yaml.safe_dump(rows, sort_keys=False).encode())
         files.append(out / "pareto.yaml")
-    study = Study(search.tune, search.base.model_dump(mode="json"), records)
-    plots.draw(search.tune, records, study, out / "search.png")
+    plots.draw(search, records, out / "search.png")
     return [*files, out / "search.png"]
 
 
@@ -85,10 +84,11 @@ def table(search: Search, records: Sequence[Record]) -> str:
     """The trials, the best first; with several objectives a star marks the Pareto front."""
     names, several = search.tune.objectives, len(search.tune.objectives) > 1
     best_of_all = {record.number for record in front(records, names)} if several else set()
+    fields = [*search.tune.space, *([SCHEDULE] if search.tune.algorithm == "pbt" else [])]
     rows = [
         [
             f"{record.number}{' *' if record.number in best_of_all else ''}",
-            *(_short(record.point[field]) for field in search.tune.space),
+            *(_short(record.point.get(field, {})) for field in fields),
             *(f"{record.metrics[name]:.4f}" if name in record.metrics else "–" for name in names),
             str(record.epochs),
             f"{record.seconds:.1f}",
@@ -96,7 +96,7 @@ def table(search: Search, records: Sequence[Record]) -> str:
         ]
         for record in ordered(records, names)
     ]
-    return "\n".join(markdown_table(["trial", *search.tune.space, *names, "epochs", "seconds", "status"], rows))
+    return "\n".join(markdown_table(["trial", *fields, *names, "epochs", "seconds", "status"], rows))
 
 
 def described(record: Record, names: Sequence[str]) -> str:
@@ -111,4 +111,6 @@ def _values(record: Record, names: Sequence[str]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_short(part)}" for key, part in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import sys
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,9 +25,9 @@ from tqdm import tqdm
 from glr_dist.errors import ClusterError
 from glr_dist.execution.cluster import connected, fitting, reserve, resources
 from glr_dist.tuning import objectives, report
+from glr_dist.tuning.agenda import Agenda
 from glr_dist.tuning.record import Record, folder_of, read
-from glr_dist.tuning.study import Study
-from glr_dist.tuning.trial import Trial
+from glr_dist.tuning.trial import Trial, Turn
 
 _RESTARTS = 3  # of a trial whose process dies
 _ENVIRONMENT = {
@@ -41,11 +40,12 @@ _ENVIRONMENT = {
 }
 
 
-def run(trial: Trial, records: Sequence[Record]) -> None:
-    """Runs all trials of a search that are not done.
+def run(trial: Trial, agenda: Agenda, records: Sequence[Record]) -> None:
+    """Runs what is left of a search.
 
     Args:
-        trial: what they have in common.
+        trial: what its trials have in common.
+        agenda: what is left.
         records: of the trials that there are.
 
     Raises:
@@ -66,15 +66,15 @@ def run(trial: Trial, records: Sequence[Record]) -> None:
         _check_place(bundles, trial.search.base.execution.placement_timeout, own=own)
         fits = fitting({"CPU": cpus}) if own else None  # a cluster of others may grow
         shutil.rmtree(storage, ignore_errors=True)
-        with _Progress(trial, records) as progress:
-            suggestions = Suggestions(trial, records, progress)
+        with _Progress(trial, agenda) as progress:
+            suggestions = Suggestions(trial, agenda, records, progress)
             try:
                 tune.Tuner(
                     tune.with_resources(train, tune.PlacementGroupFactory(head + bundles)),
                     tune_config=tune.TuneConfig(
                         search_alg=suggestions,
                         scheduler=_scheduler(trial, records),
-                        num_samples=settings.number - sum(record.done for record in records),
+                        num_samples=agenda.total - agenda.done,
                         max_concurrent_trials=settings.concurrent or fits,
                         reuse_actors=True,  # importing torch takes longer than a small trial
                     ),
@@ -89,55 +89,50 @@ def run(trial: Trial, records: Sequence[Record]) -> None:
                 shutil.rmtree(storage, ignore_errors=True)
 
 
-def _train(config: dict[str, int], trial: Trial) -> None:
-    trial.run(config["number"], tune.report)
+def _train(config: dict[str, Any], trial: Trial) -> None:
+    trial.run(Turn(**config), tune.report)
 
 
 class Suggestions(Searcher):
-    """Hands trials to Ray Tune, first those that were interrupted, and keeps what becomes of them.
+    """Hands turns to Ray Tune, to which each is a trial, and keeps what becomes of them.
 
     Args:
-        trial: what they have in common.
+        trial: what the trials have in common.
+        agenda: says which turns.
         records: of the trials that there are.
-        progress: is told of each that ends.
+        progress: is told of each turn that ends.
     """
 
-    def __init__(self, trial: Trial, records: Sequence[Record], progress: _Progress) -> None:
+    def __init__(self, trial: Trial, agenda: Agenda, records: Sequence[Record], progress: _Progress) -> None:
         super().__init__()
-        self._trial, self._progress = trial, progress
-        self._study = Study(trial.search.tune, trial.search.base.model_dump(mode="json"), records)
-        self._waiting = deque(record for record in records if not record.done)
-        self._ended = [record for record in records if record.done]
-        self._next = len(records)
-        self._numbers: dict[str, int] = {}
+        self._trial, self._agenda, self._progress = trial, agenda, progress
+        self._ended = {record.number: record for record in records if record.status != "started"}
+        self._turns: dict[str, Turn] = {}
 
     def __getstate__(self) -> dict[str, object]:
         """Nothing for Ray Tune's snapshots: a tracking server's address may hold a password."""
         return {}
 
-    def suggest(self, trial_id: str) -> dict[str, int]:
-        if self._waiting:
-            record = self._waiting.popleft().changed(status="started", reason="")
-            self._study.again(record)
-        else:
-            record = Record(number=self._next, point=self._study.suggest(self._next))
-            self._next += 1
-        record.keep(self._trial.out)
-        self._numbers[trial_id] = record.number
-        return {"number": record.number}
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # or FINISHED
+        if self._agenda.done == self._agenda.total:
+            return str(Searcher.FINISHED)
+        if (turn := self._agenda.next()) is None:
+            return None
+        self._turns[trial_id] = turn
+        return turn._asdict()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        record = read(self._trial.out, self._numbers[trial_id])
+        record = read(self._trial.out, self._turns[trial_id].number)
         if record.status == "started":
             record = _unfinished(record, result or {}, died=error)
             record.keep(self._trial.out)
-        self._study.tell(record)
-        self._ended.append(record)
-        report.write_table(self._trial.search, self._ended, self._trial.out)
+        self._agenda.tell(record)
+        self._ended[record.number] = record
+        report.write_table(self._trial.search, list(self._ended.values()), self._trial.out)
         self._progress.tell(record)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """The study learns of a trial when it ends."""
+        """The agenda learns of a turn when it ends."""
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()  # Ray Tune asks for a file
@@ -191,21 +186,23 @@ def _check_place(bundles: Sequence[Mapping[str, float]], timeout: float, *, own:
 
 
 class _Progress:
-    """A bar over the trials, or a line for each that ended where there is no terminal to draw one on."""
+    """A bar over the turns, or a line for each that ended where there is no terminal to draw one on."""
 
-    def __init__(self, trial: Trial, records: Sequence[Record]) -> None:
-        self._objectives, self._number = trial.search.tune.objectives, trial.search.tune.number
-        self._ended = sum(record.done for record in records)
+    def __init__(self, trial: Trial, agenda: Agenda) -> None:
+        self._objectives, self._agenda = trial.search.tune.objectives, agenda
         self._bar = tqdm(
-            total=self._number, initial=self._ended, disable=not sys.stderr.isatty(), unit="trial", dynamic_ncols=True
+            total=agenda.total,
+            initial=agenda.done,
+            disable=not sys.stderr.isatty(),
+            unit=agenda.unit,
+            dynamic_ncols=True,
         )
 
     def tell(self, record: Record) -> None:
-        """That a trial ended."""
-        self._ended += 1
+        """That a turn ended."""
         if self._bar.disable:
             line = f"trial {record.number:<3} {report.described(record, self._objectives)}"
-            print(f"{line}  ({self._ended} of {self._number})", flush=True)
+            print(f"{line}  ({self._agenda.done} of {self._agenda.total})", flush=True)
         else:
             self._bar.set_postfix_str(f"trial {record.number} {record.status}", refresh=False)
             self._bar.update()

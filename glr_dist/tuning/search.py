@@ -15,6 +15,7 @@ from glr_dist.robustness.surrogate import trained_surrogate
 from glr_dist.tracking import parent_run, resolved, sync_children
 from glr_dist.training.setup import device_of, network_of, optimizer_of, schedule_of
 from glr_dist.tuning import report
+from glr_dist.tuning.agenda import agenda_of
 from glr_dist.tuning.record import folder_of, read_all
 from glr_dist.tuning.settings import Search
 from glr_dist.tuning.space import edges
@@ -51,17 +52,25 @@ def tune(search: Search, out: Path, *, resume: bool = False) -> str:
         if parent.run_id is not None:
             write_atomically(kept, parent.run_id.encode())
         try:
-            if sum(record.done for record in records) < search.tune.number:
+            trial = Trial(search, out, tracking, parent.run_id)
+            agenda = agenda_of(trial, records)
+            if agenda.done < agenda.total:
                 _train_surrogate(search)
                 from glr_dist.tuning.run import run  # Ray Tune takes seconds to import
 
-                run(Trial(search, out, tracking, parent.run_id), records)
+                run(trial, agenda, records)
         finally:
             records = read_all(out)
             sync_children(tracking, [folder_of(out, record.number) for record in records], parent.run_id)
         files = report.write(search, records, out)
         parent.finish(report.best(search, records).metrics, files)
     return report.table(search, records)
+
+
+def progress(search: Search, out: Path) -> str:
+    """How much of the search in a folder is done, as "3 of 16 trials"."""
+    agenda = agenda_of(Trial(search, out, search.base.tracking), read_all(out))
+    return f"{agenda.done} of {agenda.total} {agenda.unit}s"
 
 
 def _check_networks(search: Search) -> None:

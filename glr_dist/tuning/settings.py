@@ -18,6 +18,7 @@ from glr_dist.tuning.objectives import EVERY_EPOCH, check
 from glr_dist.tuning.space import Range, edges, grid_of, placed, ranges_of
 
 _TRIALS = 16
+_LEAST = 4  # trials of a population
 _NO_DERIVATIVE = ("threshold", "sign", "staircase")  # units that a white-box attack finds no gradient of
 # What may change when a search is resumed: it changes no trial.
 _MAY_DIFFER = ("trials", "concurrent", "cpus_per_trial", "actors_per_trial")
@@ -44,10 +45,15 @@ class Tune(Section):
         ("validation/accuracy",), description="what is best, on the validation images; the first one orders the trials"
     )
     robustness: Robustness | None = Field(None, description="attacks and corruptions at the end of each trial")
-    algorithm: Literal["random", "grid", "optuna"] = "optuna"
+    algorithm: Literal["random", "grid", "optuna", "pbt"] = Field(
+        "optuna", description="pbt: a population that finds a schedule of noise.scale while it trains"
+    )
+    interval: Count = Field(1, description="epochs between two selections of pbt")
     scheduler: Literal["asha", "none"] = Field("none", description="asha: stops trials that fall behind")
     grace: Count = Field(1, description="epochs before asha may stop a trial")
-    trials: Count | None = Field(None, description=f"how many; {_TRIALS} by default; of 'grid', all points")
+    trials: Count | None = Field(
+        None, description=f"how many; {_TRIALS} by default; of 'grid', all points; of 'pbt', at the same time"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="names the points that are tried; trials train with their own")
     concurrent: Count | None = Field(None, description="the most trials at a time; as many as fit by default")
     cpus_per_trial: Positive = Field(1, description="CPUs of a trial in one process, and its threads")
@@ -72,6 +78,10 @@ class Tune(Section):
                 raise ConfigError(
                     f"tune.trials: {self.trials} has no meaning: the grid has {points} points; leave it out"
                 )
+        if self.algorithm == "pbt":
+            self._check_population()
+        elif self.interval != 1:
+            raise ConfigError(f"tune.interval: {self.interval} is for the algorithm 'pbt', not '{self.algorithm}'")
         if self.actors_per_trial and self.cpus_per_trial != 1:
             raise ConfigError(
                 f"tune.cpus_per_trial: {self.cpus_per_trial:g} has no meaning with actors_per_trial, which take 1 each"
@@ -81,6 +91,19 @@ class Tune(Section):
             known = " or ".join(EVERY_EPOCH)
             raise ConfigError(f"tune.scheduler: 'asha' needs an objective that each epoch has: {known}")
         return self
+
+    def _check_population(self) -> None:
+        for field, allowed in self.space.items():
+            if field.split(".")[:2] != ["noise", "scale"]:
+                raise ConfigError(f"tune.space.{field}: 'pbt' searches a schedule of noise.scale alone; use 'optuna'")
+            if allowed.kind not in ("loguniform", "uniform"):
+                raise ConfigError(f"tune.space.{field}: '{allowed.kind}' cannot be changed a little; use 'loguniform'")
+        if self.scheduler != "none":
+            raise ConfigError(
+                f"tune.scheduler: '{self.scheduler}' has no meaning with 'pbt', which stops trials itself"
+            )
+        if self.number < _LEAST:
+            raise ConfigError(f"tune.trials: {self.number} is no population for 'pbt'; at least {_LEAST}")
 
     @property
     def watched(self) -> str | None:
@@ -138,6 +161,8 @@ class Search:
     def _fixed(self) -> dict[str, Any]:
         base = self.base.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
         tune = self.tune.model_dump(mode="json", exclude={*_MAY_DIFFER})
+        if self.tune.algorithm == "pbt":
+            tune["trials"] = self.tune.number  # who gives way to whom depends on it
         fixed = {"seed": base.pop("seed")}
         fixed |= {f"{section}.{key}": value for section in base for key, value in base[section].items()}
         fixed |= {f"tune.{key}": value for key, value in tune.items()}
@@ -162,7 +187,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Search:
             f"execution.kind: '{base.execution.kind}' has no meaning here; tune.actors_per_trial gives trials actors"
         )
     search = Search(values, base, config.build(Tune, tune, "tune."))
-    _check_grace(search)
+    _check_epochs(search)
     blind = [name for name in search.tune.objectives if name.startswith("robust/white_box/")]
     for field, value, point in edges(search.tune.space):
         if field.split(".")[0] in ("execution", "tracking", "diagnose"):
@@ -179,8 +204,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Search:
     return search
 
 
-def _check_grace(search: Search) -> None:
+def _check_epochs(search: Search) -> None:
     tune, epochs = search.tune, search.base.training.epochs
+    if tune.algorithm == "pbt":
+        if tune.interval >= epochs:
+            raise ConfigError(f"tune.interval: {tune.interval} leaves pbt no selection in {epochs} training.epochs")
+        for key, default in (("learn", "none"), ("schedule", {})):
+            if getattr(search.base.noise, key) != default:
+                raise ConfigError(f"noise.{key}: has no meaning with 'pbt', which makes noise.schedule; leave it out")
     if tune.scheduler == "asha":
         if "training.epochs" in tune.space:
             raise ConfigError("tune.space.training.epochs: 'asha' compares trials of one length; use scheduler 'none'")

@@ -40,6 +40,11 @@ class Range(Section):
         found: tuple[Any, ...] = getattr(self, self.kind)
         return found
 
+    def at(self, u: float) -> float:
+        """What lies at a share u in [0, 1] of the way between two ends."""
+        low, high = self.ends()
+        return float(low * (high / low) ** u if self.kind == "loguniform" else low + (high - low) * u)
+
     def described(self) -> str:
         """Itself in a line."""
         return f"{self.kind} {list(self.ends())}"

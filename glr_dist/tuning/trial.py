@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glr_dist.config import Config, Execution, Tracking
 from glr_dist.data import root_of
@@ -19,6 +19,22 @@ from glr_dist.training.trainer import Trainer
 from glr_dist.tuning import objectives
 from glr_dist.tuning.record import Record, folder_of, read
 from glr_dist.tuning.settings import Search
+
+
+class Turn(NamedTuple):
+    """What a trial is asked to do.
+
+    Attributes:
+        number: of the trial.
+        until: after how many epochs it is measured, and pauses if that are not all; None: all, in one go.
+    """
+
+    number: int
+    until: int | None = None
+
+
+class _PauseError(SystemExit):
+    """Ends a turn: to MLflow the trial was stopped early, unless it goes on."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +69,19 @@ class Trial:
         data = settings.data.model_copy(update={"root": str(root_of(settings.data).absolute())})
         return settings.model_copy(update={"execution": Execution(**execution), "tracking": tracking, "data": data})
 
-    def run(self, number: int, report: Callable[[dict[str, Any]], None]) -> None:
+    def run(self, turn: Turn, report: Callable[[dict[str, Any]], None]) -> None:
         """Trains, measures, and keeps the record; a failure is a line in it.
 
         Args:
-            number: of the trial, whose record says its point.
+            turn: the trial, whose record says its point, and how far it goes.
             report: called after each epoch with its figures; it ends the trial by SystemExit.
         """
+        number = turn.number
         with _alone(folder_of(self.out, number)):
             record = read(self.out, number)
             if not record.done:
                 try:
-                    record = self._measured(record, report)
+                    record = self._measured(record, turn.until, report)
                 except (UserError, FloatingPointError, OSError) as error:
                     record = record.changed(status="failed", reason=" ".join(str(error).split()))
                 except Exception as error:
@@ -74,20 +91,26 @@ class Trial:
                 record.keep(self.out)
         report({**_of_every_epoch(record), "epoch": record.epochs})
 
-    def _measured(self, record: Record, report: Callable[[dict[str, Any]], None]) -> Record:
+    def _measured(self, record: Record, until: int | None, report: Callable[[dict[str, Any]], None]) -> Record:
         settings, folder = self.settings(record.point), folder_of(self.out, record.number)
         trainer = Trainer(settings, folder, resume=True)
+        epochs = settings.training.epochs
+        last = until or epochs
+        metrics: dict[str, float] = {}
 
         def on_epoch(told: dict[str, Any]) -> None:
-            if told["epoch"] < settings.training.epochs:  # the last one is told when all is measured
+            if told["epoch"] < last:  # the last one is told when all is measured
                 report({**objectives.of_record(told), "epoch": told["epoch"]})
 
         trainer.on_epoch = on_epoch
-        with tracked(settings, folder):
+        with suppress(_PauseError), tracked(settings, folder):
             for told in trainer.history:  # of a run that goes on: the scheduler has forgotten it, and may stop it here
                 on_epoch(told)
-            trainer.run()
-            metrics = objectives.of_record(trainer.history[-1])
+            if last == epochs:
+                trainer.run()
+            else:
+                trainer.advance(last)
+            metrics |= objectives.of_record(trainer.history[-1])
             if (suite := self.search.tune.robustness) is not None:
                 (found,) = evaluate([folder], suite, device="cpu", actors=0)
                 metrics |= found.metrics()
@@ -97,8 +120,15 @@ class Trial:
                         raise ConfigError(
                             f"'{name}' could not be measured: {'; '.join(reasons) or 'it is not defined'}"
                         )
+            if last < epochs:
+                raise _PauseError
         return record.changed(
-            status="finished", metrics=metrics, epochs=trainer.epoch, seconds=round(trainer.seconds, 3), reason=""
+            status="finished" if last == epochs else "paused",
+            metrics=metrics,
+            measured={**record.measured, last: metrics} if until else {},
+            epochs=trainer.epoch,
+            seconds=round(trainer.seconds, 3),
+            reason="",
         )
 
 

@@ -20,7 +20,7 @@ from glr_dist.training.trainer import train
 from glr_dist.tuning import report
 from glr_dist.tuning.record import Record, folder_of, read_all
 from glr_dist.tuning.search import tune
-from glr_dist.tuning.trial import Trial
+from glr_dist.tuning.trial import Trial, Turn
 
 TIMEOUT = 120  # seconds after which a process is taken to hang
 CONTROL = "robust/control/random_sign/eps_0.1/accuracy"
@@ -216,11 +216,11 @@ def test_a_trial_is_a_run_that_reports_each_epoch_and_goes_on_from_its_checkpoin
 
     trial = Trial(search, tmp_path, search.base.tracking)
     with pytest.raises(SystemExit):
-        trial.run(0, stop_at_2)
+        trial.run(Turn(0), stop_at_2)
     assert [figures["epoch"] for figures in told] == [1, 2]
     assert read_all(tmp_path) == [record]  # the driver says what became of it
     told.clear()
-    trial.run(0, told.append)
+    trial.run(Turn(0), told.append)
     assert [figures["epoch"] for figures in told] == [1, 2, 3]
     (finished,) = read_all(tmp_path)
     assert (finished.status, finished.epochs) == ("finished", 3)
@@ -229,7 +229,7 @@ def test_a_trial_is_a_run_that_reports_each_epoch_and_goes_on_from_its_checkpoin
     assert finished.metrics["validation/accuracy"] == whole["validation_accuracy"]
     told.clear()
     before = trained(tmp_path, 0)
-    trial.run(0, told.append)
+    trial.run(Turn(0), told.append)
     assert [figures["epoch"] for figures in told] == [3]
     assert trained(tmp_path, 0) == before
 
@@ -237,7 +237,7 @@ def test_a_trial_is_a_run_that_reports_each_epoch_and_goes_on_from_its_checkpoin
 def test_a_trial_that_fails_says_why_and_a_search_of_them_is_a_mistake(tiny_search, tmp_path):
     search = tiny_search("model.activation=relu", "training.optimizer={name: SGD, lr: 1.0e+30}")
     Record(number=0, point={"noise.scale": 0.7}).keep(tmp_path)
-    Trial(search, tmp_path, search.base.tracking).run(0, lambda figures: None)
+    Trial(search, tmp_path, search.base.tracking).run(Turn(0), lambda figures: None)
     (failed,) = records = read_all(tmp_path)
     assert failed.status == "failed"
     assert not failed.done  # it is tried again when the search is resumed
@@ -252,6 +252,6 @@ def test_an_objective_that_the_attack_cannot_measure_fails_the_trial(tiny_search
     blind = "tune.robustness={attacks: [{name: fgsm, threats: [white_box]}]}"
     search = replace(search, tune=search.tune.model_copy(update={"robustness": tiny_search(blind).tune.robustness}))
     Record(number=0, point={"noise.scale": 0.7}).keep(tmp_path)
-    Trial(search, tmp_path, search.base.tracking).run(0, lambda figures: None)
+    Trial(search, tmp_path, search.base.tracking).run(Turn(0), lambda figures: None)
     (failed,) = read_all(tmp_path)
     assert failed.reason.startswith(f"'{name}' could not be measured: ")

@@ -14,6 +14,7 @@ from glr_dist.tuning import settings
 from glr_dist.tuning.space import grid_of, placed, present, ranges_of
 
 GRID = {"algorithm": "grid", "trials": None}
+PBT = {"algorithm": "pbt"}
 FGSM = {"attacks": [{"name": "fgsm"}]}
 
 WRONG = {
@@ -67,6 +68,18 @@ WRONG = {
         {"scheduler": "asha", "space": {"training.epochs": {"choice": [1, 2]}}},
         ["tune.space.training.epochs", "one length"],
     ),
+    "a population of other fields": (
+        {**PBT, "space": {"training.optimizer.lr": {"uniform": [0.001, 0.02]}}},
+        ["tune.space.training.optimizer.lr", "noise.scale", "'optuna'"],
+    ),
+    "a population of a list": (
+        {**PBT, "space": {"noise.scale": {"choice": [1, 2]}}},
+        ["tune.space.noise.scale: 'choice'", "'loguniform'"],
+    ),
+    "a population that is stopped": ({**PBT, "scheduler": "asha"}, ["tune.scheduler: 'asha'"]),
+    "a population of two": ({**PBT, "trials": 2}, ["tune.trials: 2", "at least 4"]),
+    "no selection": ({**PBT, "interval": 2}, ["tune.interval: 2", "2 training.epochs"]),
+    "an interval of none": ({"interval": 2}, ["tune.interval: 2", "'optuna'"]),
     "CPUs of actors": ({"actors_per_trial": 2, "cpus_per_trial": 2}, ["tune.cpus_per_trial: 2"]),
     "no trial": ({"trials": 0}, ["tune.trials: 0"]),
     "unknown key": ({"trails": 3}, ["tune.trails", "'trials'"]),
@@ -182,6 +195,20 @@ def test_a_search_is_continued_as_it_was_begun_but_may_grow(tiny_search, tmp_pat
     ):
         with pytest.raises(ConfigError, match=named):
             tiny_search(override).check_same(kept)
+
+
+def test_a_population_is_continued_at_its_size(tiny_search, tmp_path):
+    kept = tmp_path / "tune.yaml"
+    kept.write_text(tiny_search("tune.algorithm=pbt").dump())
+    tiny_search("tune.algorithm=pbt", "tune.concurrent=2").check_same(kept)
+    with pytest.raises(ConfigError, match=r"tune.trials: the search in .* has 4, not 9"):
+        tiny_search("tune.algorithm=pbt", "tune.trials=9").check_same(kept)
+
+
+@pytest.mark.parametrize("noise", ["learn=site", "schedule={1: 0.3}"])
+def test_a_population_makes_the_schedule_itself(tiny_search, noise):
+    with pytest.raises(ConfigError, match=rf"noise\.{noise.partition('=')[0]}: has no meaning with 'pbt'"):
+        tiny_search("tune.algorithm=pbt", f"noise.{noise}")
 
 
 def test_the_file_that_is_kept_has_no_word_of_where_metrics_go(tiny_search):
