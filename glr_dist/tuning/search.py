@@ -45,10 +45,9 @@ def tune(search: Search, out: Path, *, resume: bool = False) -> str:
     _open(search, out, resume)
     records = read_all(out)
     tracking = resolved(search.base.tracking)
-    parameters = {field: allowed.described() for field, allowed in search.tune.space.items()}
     kept = out / _PARENT
     known = kept.read_text() if kept.exists() else None
-    with parent_run(tracking, out.name, parameters, known) as parent:
+    with parent_run(tracking, out.name, search.parameters(), known) as parent:
         if parent.run_id is not None:
             write_atomically(kept, parent.run_id.encode())
         try:

@@ -138,6 +138,12 @@ class Search:
         """
         return config.build(Config, placed(self.values, point))
 
+    def parameters(self) -> dict[str, Any]:
+        """The whole search, and the configuration that it starts from, as nested mappings for a tracking server."""
+        space = {field: allowed.described() for field, allowed in self.tune.space.items()}
+        tune = {**self.tune.model_dump(mode="json", exclude_none=True), "space": space}
+        return {**self.base.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"}), "tune": tune}
+
     def dump(self) -> str:
         """The file of the search, but for what differs from place to place, as YAML that `load` reads back."""
         values = {key: value for key, value in self.values.items() if key != "tracking"}
