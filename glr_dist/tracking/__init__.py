@@ -149,7 +149,7 @@ def resolved(tracking: config.Tracking) -> config.Tracking:
 
 @contextmanager
 def parent_run(
-    tracking: config.Tracking, name: str, params: Mapping[str, Any], run_id: str | None = None
+    tracking: config.Tracking, folder: Path, params: Mapping[str, Any], run_id: str | None = None
 ) -> Iterator[Parent | NoParent]:
     """A run that others are put under, by the tag `mlflow.parentRunId`.
 
@@ -157,12 +157,12 @@ def parent_run(
 
     Args:
         tracking: where.
-        name: of the run.
+        folder: of what the run is of; it gives the run its name.
         params: its parameters, nested as they may be.
         run_id: of a run that is continued.
     """
     if tracking.kind == "none":
         yield NoParent()
         return
-    with opened(tracking, name, params, run_id) as parent:
+    with opened(tracking, folder, params, run_id) as parent:
         yield parent

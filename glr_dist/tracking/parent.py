@@ -60,10 +60,10 @@ class Parent:
 
 @contextmanager
 def opened(
-    tracking: config.Tracking, name: str, params: Mapping[str, Any], run_id: str | None
+    tracking: config.Tracking, folder: Path, params: Mapping[str, Any], run_id: str | None
 ) -> Iterator[Parent | NoParent]:
     """See `parent_run`."""
-    parent = _opened(tracking, name, params, run_id)
+    parent = _opened(tracking, folder, params, run_id)
     try:
         yield parent
     finally:
@@ -71,7 +71,9 @@ def opened(
             parent.end(sys.exc_info()[0])
 
 
-def _opened(tracking: config.Tracking, name: str, params: Mapping[str, Any], run_id: str | None) -> Parent | NoParent:
+def _opened(
+    tracking: config.Tracking, folder: Path, params: Mapping[str, Any], run_id: str | None
+) -> Parent | NoParent:
     try:
         from glr_dist.tracking.server import connect, experiment_of, log_params, uri_of
 
@@ -79,8 +81,8 @@ def _opened(tracking: config.Tracking, name: str, params: Mapping[str, Any], run
         if run_id is not None:
             client.update_run(run_id, "RUNNING")
             return Parent(client, run_id)
-        tags = {**provenance(Path.cwd()), "mlflow.source.name": "glr-dist tune", **tracking.tags}
-        run = client.create_run(experiment_of(client, tracking.experiment), tags=tags, run_name=name)
+        tags = {**provenance(folder), "mlflow.source.name": "glr-dist tune", **tracking.tags}
+        run = client.create_run(experiment_of(client, tracking.experiment), tags=tags, run_name=folder.name)
         log_params(client, run.info.run_id, params)
     except Exception as error:
         _warn("has no parent run", error)

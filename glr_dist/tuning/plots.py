@@ -159,6 +159,7 @@ def _draw_front(axes: Any, finished: Sequence[Record], names: Sequence[str]) -> 
         at = [scale * record.metrics[name] for scale, name in zip(scales, (first, second), strict=True)]
         axes.annotate(str(record.number), at, textcoords="offset points", xytext=(5, 5), fontsize=8)
     axes.set(xlabel=_label(first), ylabel=_label(second), title="Pareto front, with the trials' numbers")
+    axes.margins(0.08)  # room for the numbers
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 

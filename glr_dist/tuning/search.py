@@ -47,7 +47,7 @@ def tune(search: Search, out: Path, *, resume: bool = False) -> str:
     tracking = resolved(search.base.tracking)
     kept = out / _PARENT
     known = kept.read_text() if kept.exists() else None
-    with parent_run(tracking, out.name, search.parameters(), known) as parent:
+    with parent_run(tracking, out, search.parameters(), known) as parent:
         if parent.run_id is not None:
             write_atomically(kept, parent.run_id.encode())
         try:

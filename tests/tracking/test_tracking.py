@@ -224,7 +224,8 @@ def test_a_parent_and_its_children(database, tiny, tmp_path):
     place = config.Tracking(kind="mlflow", uri=database, experiment="search")
     client = MlflowClient(database)
     (tmp_path / "best.yaml").write_text("seed: 1")
-    with tracking.parent_run(place, "search-1", {"tune": {"trials": 2}, "noise.scale": "x" * 9000}) as parent:
+    folder = tmp_path / "search-1"
+    with tracking.parent_run(place, folder, {"tune": {"trials": 2}, "noise.scale": "x" * 9000}) as parent:
         child = place.model_copy(update={"tags": {"mlflow.parentRunId": parent.run_id}})
         tracked_run(tiny("training.epochs=1").model_copy(update={"tracking": child}), tmp_path / "trial")
         parent.finish({"best/validation/accuracy": 0.5}, [tmp_path / "best.yaml"])
@@ -232,7 +233,7 @@ def test_a_parent_and_its_children(database, tiny, tmp_path):
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"best/validation/accuracy": 0.5})
     assert run.data.params["tune.trials"] == "2"
     assert client.get_run(State.read(tmp_path / "trial").run_id).data.tags["mlflow.parentRunId"] == parent.run_id
-    with pytest.raises(KeyboardInterrupt), tracking.parent_run(place, "search-1", {}, parent.run_id) as again:
+    with pytest.raises(KeyboardInterrupt), tracking.parent_run(place, folder, {}, parent.run_id) as again:
         raise KeyboardInterrupt
     assert again.run_id == parent.run_id
     assert client.get_run(parent.run_id).info.status == "KILLED"
@@ -251,7 +252,7 @@ def test_what_children_could_not_send_is_sent_under_a_parent_that_came_later(dat
     assert line.endswith("the same command with --resume sends the rest")
     away.unlink()
     away.symlink_to(Path(database.removeprefix("sqlite:///")).parent)
-    with tracking.parent_run(place, "late-1", {}) as parent:
+    with tracking.parent_run(place, tmp_path / "late-1", {}) as parent:
         tracking.sync_children(place, folders, parent.run_id)
     assert capsys.readouterr().err == ""
     client = MlflowClient(database)

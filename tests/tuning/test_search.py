@@ -170,6 +170,7 @@ def test_asha_stops_what_falls_behind_and_trials_are_nested_in_mlflow(cluster, t
     assert parent.data.metrics == best["metrics"]
     known = {"tune.space.training.optimizer.lr": "choice [0.02, 1e-09]", "tune.scheduler": "asha", "noise.scale": "0.5"}
     assert parent.data.params.items() >= known.items()
+    assert parent.data.tags["folder"] == str(out)
     files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert files == {"best.yaml", "search.png", "trials.json"}
     assert runs.keys() == {str(record.number) for record in records}
