@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from glr_dist.noise import Gaussian, Laplace, Logistic
 
 __all__ = ["GLR", "Gaussian", "Gradients", "Laplace", "Logistic", "UserError", "losses", "nn"]
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOMES = {
     "GLR": "glr_dist.glr",
