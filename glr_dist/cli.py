@@ -171,7 +171,7 @@ def _train(options: argparse.Namespace) -> int:
     settings = _settings(options)
     from glr_dist.tracking import tracked
     from glr_dist.training.checkpoint import last_epoch
-    from glr_dist.training.trainer import trainer_of
+    from glr_dist.training.train import trainer_of
 
     out = options.out = _folder(options.out, options.config.stem, resume=options.resume)
     try:

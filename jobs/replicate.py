@@ -18,7 +18,7 @@ from glr_dist.config import load
 from glr_dist.errors import UserError
 from glr_dist.files import write_atomically
 from glr_dist.tracking import tracked
-from glr_dist.training.trainer import trainer_of
+from glr_dist.training.train import trainer_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -91,8 +91,8 @@ def test_the_rules_see_the_package():
     assert "glr_dist.config.Config" in imports(PACKAGE / "training" / "trainer.py")
     assert "torch.Tensor" in imports(PACKAGE / "noise.py", top=True)
     # Found inside a function, and left out where only the module's own imports count.
-    assert "glr_dist.training.trainer.trainer_of" in imports(PACKAGE / "cli.py")
-    assert "glr_dist.training.trainer.trainer_of" not in imports(PACKAGE / "cli.py", top=True)
+    assert "glr_dist.training.train.trainer_of" in imports(PACKAGE / "cli.py")
+    assert "glr_dist.training.train.trainer_of" not in imports(PACKAGE / "cli.py", top=True)
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) != "__init__.py"], ids=name_of)

@@ -7,7 +7,7 @@ from glr_dist import GLR, Gaussian, Laplace
 from glr_dist.nn import mlp
 from glr_dist.robustness.evaluate import evaluate
 from glr_dist.robustness.suite import load_suite
-from glr_dist.training.trainer import train
+from glr_dist.training.train import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

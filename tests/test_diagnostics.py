@@ -13,7 +13,7 @@ from glr_dist.diagnostics import Report, diagnose
 from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.glr import GLR
 from glr_dist.training import checkpoint
-from glr_dist.training.trainer import train
+from glr_dist.training.train import train
 
 SMALL = (
     "model.activation=sigmoid",

@@ -5,7 +5,7 @@ import pytest
 from glr_dist import config
 from glr_dist.config import Config
 from glr_dist.diagnostics import diagnose
-from glr_dist.training.trainer import train
+from glr_dist.training.train import train
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from glr_dist import __version__
 from glr_dist.config import Config
 from glr_dist.data import Dataset
 from glr_dist.errors import CheckpointError, ConfigError
+from glr_dist.training.train import train
 from glr_dist.training.trained import Trained, load_trained
-from glr_dist.training.trainer import train
 
 
 def cache() -> Path:

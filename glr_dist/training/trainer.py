@@ -328,17 +328,3 @@ class Trainer:
                 f"{record['copies_per_second']:,.0f} copies/s  {left:.0f} s left",
                 flush=True,
             )
-
-
-def trainer_of(settings: Config, out: Path, *, resume: bool = False) -> Trainer:
-    """The trainer that the configuration asks for; arguments and errors as of `Trainer`."""
-    if settings.execution.kind == "replicas":
-        from glr_dist.training.replicas import Replicas  # a subclass
-
-        return Replicas(settings, out, resume=resume)
-    return Trainer(settings, out, resume=resume)
-
-
-def train(settings: Config, out: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Trains as configured and returns the summary; arguments and errors as of `Trainer` and its `run`."""
-    return trainer_of(settings, out, resume=resume).run()

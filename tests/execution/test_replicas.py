@@ -24,7 +24,8 @@ from glr_dist.execution.all_reduce import LostReplicaError, OtherReplicaError, R
 from glr_dist.execution.replicas import check_workers, run_replicas
 from glr_dist.training import checkpoint
 from glr_dist.training.replicas import Replicas, _train
-from glr_dist.training.trainer import Trainer, train
+from glr_dist.training.train import train
+from glr_dist.training.trainer import Trainer
 
 TIMEOUT = 120  # seconds after which a process is taken to hang
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from glr_dist import config
-from glr_dist.training.trainer import train
+from glr_dist.training.train import train
 
 # Digits, a second or two each. On the CPU, so that it is the same on any machine.
 RUNS = {

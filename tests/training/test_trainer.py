@@ -16,7 +16,8 @@ import yaml
 from glr_dist import cli, config
 from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.training import checkpoint
-from glr_dist.training.trainer import Trainer, train
+from glr_dist.training.train import train
+from glr_dist.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TIMEOUT = 300  # seconds after which a process is taken to hang
@@ -202,7 +203,7 @@ RUN = """
 import sys
 from pathlib import Path
 from glr_dist import config
-from glr_dist.training.trainer import train
+from glr_dist.training.train import train
 path, out, *overrides = sys.argv[1:]
 print(train(config.load(path, overrides), Path(out))["params_sha256"])
 """

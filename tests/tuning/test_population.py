@@ -10,7 +10,7 @@ import pytest
 from glr_dist import config
 from glr_dist.files import write_atomically
 from glr_dist.training import checkpoint
-from glr_dist.training.trainer import train
+from glr_dist.training.train import train
 from glr_dist.tuning import population, report
 from glr_dist.tuning.agenda import agenda_of
 from glr_dist.tuning.population import scale_at

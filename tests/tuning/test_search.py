@@ -16,7 +16,7 @@ import yaml
 from glr_dist import config
 from glr_dist.errors import ClusterError, ConfigError
 from glr_dist.robustness.report import read_report
-from glr_dist.training.trainer import train
+from glr_dist.training.train import train
 from glr_dist.tuning import report
 from glr_dist.tuning.record import Record, folder_of, read_all
 from glr_dist.tuning.search import tune
