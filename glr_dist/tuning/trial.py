@@ -26,7 +26,7 @@ class Turn(NamedTuple):
 
     Attributes:
         number: of the trial.
-        until: after how many epochs it is measured, and pauses if that are not all; None: all, in one go.
+        until: after how many epochs it is measured, and pauses unless these are all; None: all of them in one go.
     """
 
     number: int
