@@ -110,31 +110,31 @@ def diagnose(settings: Config, out: Path, weights: Path | None = None) -> Report
     ]
     for options in tried:
         config.check_estimator(options, settings.noise, settings.training.loss)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "diagnose.yaml", config.dump(settings).encode())
     keep_freed_memory()
     device = device_of(settings.execution)
     dataset = data.load(settings.data)
     x, y = dataset.train.to(device).batch(slice(0, chosen.batch))
     loss = LOSSES[settings.training.loss]
-    found = checkpoint.load(weights, device) if weights is not None else None
+    kept = checkpoint.load(weights, device) if weights is not None else None
 
     def net_of(options: config.Estimator) -> GLR:
         net = network_of(settings.model_copy(update={"estimator": options}), dataset, device)
-        if found is not None:
-            loaded = state = found["network"]
+        if kept is not None:
+            state = dict(kept["network"])
             if settings.noise.learn == "none":  # the scales are the configuration's, not the checkpoint's
                 if settings.noise.schedule:
-                    net.set_scale(settings.noise.scale_after(found["epoch"]))
-                own = {key: value for key, value in net.state_dict().items() if key.startswith("log_scales.")}
-                loaded = {key: value for key, value in state.items() if not key.startswith("log_scales.")} | own
+                    net.set_scale(settings.noise.scale_after(kept["epoch"]))
+                state |= {key: value for key, value in net.state_dict().items() if key.startswith("log_scales.")}
             try:
-                net.load_state_dict(loaded)
+                net.load_state_dict(state)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 raise ConfigError(f"--checkpoint: {weights} is of another network ({reason})") from None
         return net.train()
 
+    net_of(tried[0])  # what is wrong with it is said before anything is written
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "diagnose.yaml", config.dump(settings).encode())
     bar = tqdm(total=_CHUNKS + len(tried) * chosen.draws, disable=not sys.stderr.isatty(), desc="diagnose")
     with bar:
         batch = Batch(x, y, loss, bar)

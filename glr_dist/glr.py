@@ -151,7 +151,7 @@ class GLR(nn.Module):
         Raises:
             UserError: there is no noise, or it learns its scales.
             ConfigError: a scale is not positive.
-            SiteError: a pattern matches no site, or a site no pattern.
+            SiteError: a pattern matches no site, or a site no pattern; before the sites are known, `prepare` says so.
         """
         if self.noise is None:
             raise UserError("set_scale: there is no noise")

@@ -140,7 +140,8 @@ def by_site(value: T | Mapping[str, T], names: Sequence[str], what: str) -> dict
     for name in names:
         match = next((pattern for pattern in value if fnmatchcase(name, pattern)), None)
         if match is None:
-            raise SiteError(f"{what}: no pattern of {', '.join(value)} matches the site '{name}'")
+            known = ", ".join(value) or "an empty mapping"
+            raise SiteError(f"{what}: no pattern of {known} matches the site '{name}'")
         found[name] = value[match]
     return found
 

@@ -114,6 +114,12 @@ def test_a_dumped_config_loads_to_an_equal_one(tmp_path, text):
     assert config.dump(second) == config.dump(first)
 
 
+def test_whole_numbers_as_keys_are_text_wherever_they_come_from(tmp_path):
+    text = "noise: {scale: {1: 0.5, '*': 1}, schedule: {4: {1: 0.2, '*': 0.1}}}"
+    found = loaded(tmp_path, text, "noise.scale={1: 0.3, '*': 2}", "noise.schedule.4.1=0.4").noise
+    assert (found.scale, found.schedule) == ({"1": 0.3, "*": 2}, {4: {"1": 0.4, "*": 0.1}})
+
+
 def test_the_scale_of_an_epoch_is_the_last_of_the_schedule_that_has_begun():
     noise = config.Noise(scale=1.0, schedule={9: {"1": 0.2, "*": 0.1}, 4: 0.5})
     found = [noise.scale_after(epochs) for epochs in (0, 3, 4, 8, 9, 20)]
@@ -217,11 +223,16 @@ MISTAKES = [
     ("noise: {scale: -1}", ["noise.scale: -1", "greater than 0"]),
     ("noise: {scale: .nan}", ["noise.scale: nan", "finite"]),
     ("noise: {scale: .inf}", ["noise.scale: inf", "finite"]),
-    ("noise: {scale: {'*': 0}}", ["noise.scale", "greater than 0"]),
+    ("noise: {scale: true}", ["noise.scale: True", "a number, not a truth value"]),
+    ("noise: {scale: {'*': 0}}", ["noise.scale.*: 0", "greater than 0"]),
+    ("noise: {scale: {1: 0.5, 3: -1}}", ["noise.scale.3: -1", "greater than 0"]),
+    ("noise: {scale: {}}", ["noise.scale: {}", "a valid number or a mapping that is not empty"]),
     ("noise: {scale: big}", ["noise.scale: 'big'", "number"]),
     ("noise: {schedule: {2: 0}}", ["noise.schedule.2: 0", "greater than 0"]),
-    ("noise: {schedule: {0: 1}}", ["noise.schedule.0: 0", "greater than or equal to 1"]),
-    ("noise: {schedule: {early: 1}}", ["noise.schedule: 'early'", "integer"]),
+    ("noise: {schedule: {0: 1}}", ["noise.schedule.0: '0'", "greater than or equal to 1"]),
+    ("noise: {schedule: {early: 1}}", ["noise.schedule.early: 'early'", "integer"]),
+    ("noise: {schedule: {2: {1: 0.5, '*': -1}}}", ["noise.schedule.2.*: -1", "greater than 0"]),
+    ("noise: {schedule: {2: 1, '2': 3}}", ["'2' stands twice"]),
     ("noise: {schedule: {2: 1}, learn: site}", ["noise.schedule", "noise.learn 'site'"]),
     ("noise: {schedule: {2: 1}, law: none}\nestimator: {name: pathwise}", ["noise.schedule", "noise.law 'none'"]),
     ("noise: {schedule: {3: 1}}\ntraining: {epochs: 3}", ["noise.schedule: 3", "training.epochs=3"]),
@@ -249,7 +260,8 @@ MISTAKES = [
     ("diagnose: {copies: []}", ["diagnose.copies", "at least 1"]),
     ("diagnose: {reference: layerwise}", ["diagnose.reference: 'layerwise'"]),
     ("model: 3", ["model: 3"]),
-    ("1: 2", ["1", "strings"]),
+    ("1: 2", ["1: unknown key", "seed, data, model"]),
+    ("true: 2", ["True", "strings"]),
     ("- 1", ["must hold a mapping of sections, holds a list"]),
     ("a: [1\nb: }", ["is not YAML"]),
     ("a: \x07", ["is not YAML"]),

@@ -10,11 +10,18 @@ import yaml
 
 from glr_dist.errors import ConfigError
 
+_INT, _STR = "tag:yaml.org,2002:int", "tag:yaml.org,2002:str"
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice is a mistake: by default the last one wins silently."""
+
+class _Loader(yaml.SafeLoader):
+    """YAML with whole numbers as keys taken for text, as the names of sites, and epochs, are text in JSON.
+
+    A key that stands twice is a mistake: by default the last one wins silently.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            key.tag = _STR if key.tag == _INT else key.tag
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
@@ -29,7 +36,7 @@ def read(path: str | Path) -> dict[str, Any]:
         ConfigError: the file is missing, no YAML, or no mapping.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
     except yaml.YAMLError as error:
@@ -63,7 +70,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ConfigError(f"{override!r}: an override must have the form section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise ConfigError(f"{key}: {text!r} is not a YAML value") from None
     *parents, last = key.split(".")

@@ -24,14 +24,19 @@ def build(section: type[S], values: Mapping[str, Any], where: str = "") -> S:
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(_one_line(section, error, where)) from None
+        raise ConfigError(_one_line(section, error, values, where)) from None
 
 
-def _one_line(section: type[BaseModel], error: ValidationError, where: str) -> str:
+def _one_line(section: type[BaseModel], error: ValidationError, values: Mapping[str, Any], where: str) -> str:
     first = error.errors()[0]
     if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):
         return str(cause)
-    field, known = _field(section, first["loc"])
+    begin = _field(section, first["loc"], values)[0]
+    # Of what the branches of a union say, that which goes deepest into the values is meant.
+    places = [_field(section, e["loc"], values)[0] for e in error.errors()]
+    deepest = max((place for place in places if place.startswith(f"{begin}.")), key=len, default=begin)
+    first = error.errors()[places.index(deepest)]
+    field, known = _field(section, first["loc"], values)
     field = where + field
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(field.rpartition(".")[2], known.model_fields, 1)
@@ -39,10 +44,8 @@ def _one_line(section: type[BaseModel], error: ValidationError, where: str) -> s
         return f"{field}: unknown key{hint}"
     if first["type"] == "missing":
         return f"{field}: is missing"
-    place = [str(part) for part in first["loc"]]
-    allowed = " or ".join(
-        dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors() if _same(e, place))
-    )
+    about = [e for e, place in zip(error.errors(), places, strict=True) if place == deepest]
+    allowed = " or ".join(dict.fromkeys(_said(e) for e in about))
     value, expected = first["input"], first.get("ctx", {}).get("expected", "")
     if first["type"].startswith("union_tag"):  # which of several sections it is, is said by its key `name`
         if first["type"] == "union_tag_not_found":
@@ -57,7 +60,7 @@ def _one_line(section: type[BaseModel], error: ValidationError, where: str) -> s
     return f"{field}: {value!r} is not allowed: {allowed}{hint}"
 
 
-def _field(section: type[BaseModel], place: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
+def _field(section: type[BaseModel], place: Sequence[int | str], values: Any) -> tuple[str, type[BaseModel]]:
     """The dotted name of the field at a place, and the section that it is in.
 
     A union reports one error per branch and puts the branch's name into the place, which is noise for a reader.
@@ -73,9 +76,13 @@ def _field(section: type[BaseModel], place: Sequence[int | str]) -> tuple[str, t
             known = _models(owner.model_fields[part].annotation)
         elif tagged := [model for model in known if part == _tag(model)]:
             known = tagged
-        else:
-            fields += [part] * bool(known)  # an unknown key
+        elif known:  # an unknown key
+            fields.append(part)
             break
+        elif isinstance(values, Mapping) and part in values:  # of a mapping of sites, or of epochs
+            fields.append(part)
+        if isinstance(values, Mapping):
+            values = values.get(part, values)
     return ".".join(fields), known[0] if known else section
 
 
@@ -90,8 +97,9 @@ def _tag(model: type[BaseModel]) -> Any:
     return model.model_fields["name"].default if "name" in model.model_fields else None
 
 
-def _same(error: Any, place: list[str]) -> bool:
-    """Whether an error is about the same field: its first two steps; deeper ones may name a union's branches."""
-    if error["type"] == "too_short" and len(error["loc"]) < len(place):
-        return False  # of a list whose members are wrong: they were dropped
-    return [str(part) for part in error["loc"]][:2] == place[:2]
+def _said(error: Any) -> str:
+    """What pydantic says is allowed, in the words of a YAML file."""
+    if error["type"] == "too_short" and error["ctx"]["field_type"] == "Dictionary":
+        return "a mapping that is not empty"
+    text: str = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return text.replace("a valid dictionary", "a mapping")

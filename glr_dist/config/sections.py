@@ -21,10 +21,10 @@ def _no_truth_value(value: Any) -> Any:
     return value
 
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_truth_value)]
 Count = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Scale = Positive | dict[str, Positive]
+Scale = Positive | Annotated[dict[str, Positive], Field(min_length=1)]
 
 
 class Data(Section):

@@ -23,6 +23,8 @@ def described(settings: Mapping[str, Any]) -> str:
     """A run's configuration in a line."""
     model, noise, estimator = settings["model"], settings["noise"], settings["estimator"]
     law = "no noise" if noise["law"] == "none" else f"{noise['law']} noise {noise['scale']}"
+    schedule = sorted(noise.get("schedule", {}).items(), key=lambda item: int(item[0]))
+    law += "".join(f", {scale} after epoch {epoch}" for epoch, scale in schedule)
     hidden = "-".join(map(str, model["hidden"]))
     loss = settings["training"]["loss"]
     return f"{settings['data']['name']}, {hidden} {model['activation']} units, {loss}, {estimator['name']}, {law}"

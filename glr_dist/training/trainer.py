@@ -215,7 +215,7 @@ class Trainer:
 
     def _check_same(self, kept: Path) -> None:
         """A run is continued with the settings that it began with, or it would not be the same run."""
-        before, now = (config.flat(settings.model_dump(mode="json")) for settings in (config.load(kept), self.settings))
+        before, now = _by_name(config.load(kept)), _by_name(self.settings)
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER):
                 raise ConfigError(
@@ -328,3 +328,10 @@ class Trainer:
                 f"{record['copies_per_second']:,.0f} copies/s  {left:.0f} s left",
                 flush=True,
             )
+
+
+def _by_name(settings: Config) -> dict[str, Any]:
+    """The values by dotted name; what is given by site or by epoch is one value."""
+    values = settings.model_dump(mode="json")
+    named = config.flat({"training": values.pop("training"), "seed": values.pop("seed")})
+    return named | {f"{section}.{key}": value for section in values for key, value in values[section].items()}

@@ -5,13 +5,13 @@ Those of a population: each scale, and what was measured, against the epoch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from glr_dist.figures import figure_of
 from glr_dist.tuning.objectives import better_first
-from glr_dist.tuning.population import scale_at
 from glr_dist.tuning.record import Record, front, ordered
 from glr_dist.tuning.settings import Search, Tune
 from glr_dist.tuning.study import Study
@@ -21,14 +21,17 @@ _COLUMNS = 3
 
 
 def draw(search: Search, records: Sequence[Record], path: Path) -> None:
-    """Draws a panel for each field, one of their importance, and one of the first two objectives, into a PNG."""
+    """Draws a panel for each field, one of their importance, and one of the first two objectives, into a PNG.
+
+    Of a population: a panel for each scale, one for each objective, and one of the first two.
+    """
     tune = search.tune
     finished = [record for record in records if record.status == "finished"]
     clean = "validation/accuracy"
     names = [*tune.objectives, *([clean] if clean not in tune.objectives else [])]
     panels: list[Any]
     if tune.algorithm == "pbt":
-        panels = [lambda axes, field=field: _draw_scale(axes, tune, records, field) for field in tune.space]
+        panels = [lambda axes, field=field: _draw_scale(axes, search, records, field) for field in tune.space]
         panels += [lambda axes, name=name: _draw_measured(axes, tune, records, name) for name in names]
     else:
         panels = [lambda axes, field=field: _draw_field(axes, tune, records, field, names) for field in tune.space]
@@ -45,10 +48,10 @@ def draw(search: Search, records: Sequence[Record], path: Path) -> None:
         panel(axes)
     for axes in grid[len(panels) :]:
         axes.axis("off")
-    stopped = sum(record.status == "stopped" for record in records)
-    mark = "grey" if tune.algorithm == "pbt" else "hollow"
-    said = f"{len(finished)} trials finished" + (f", {stopped} stopped early ({mark})" if stopped else "")
-    figure.suptitle(f"{said}; on the validation images")
+    marks = {"stopped": "stopped early, grey" if tune.algorithm == "pbt" else "stopped early, hollow"}
+    counts = Counter(record.status for record in records if record.status != "finished")
+    said = [f"{count} {marks.get(status, status)}" for status, count in sorted(counts.items())]
+    figure.suptitle(f"{'; '.join([f'{len(finished)} trials finished', *said])}; on the validation images")
     figure.savefig(path, dpi=120)
 
 
@@ -80,11 +83,11 @@ def _draw_field(axes: Any, tune: Tune, records: Sequence[Record], field: str, na
     axes.legend(handles=handles, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
 
-def _draw_scale(axes: Any, tune: Tune, records: Sequence[Record], field: str) -> None:
-    for record, style in _styled(tune, records):
-        scales = [scale_at(record.point, field, epoch) for epoch in range(record.epochs)]
+def _draw_scale(axes: Any, search: Search, records: Sequence[Record], field: str) -> None:
+    for record, style in _styled(search.tune, records):
+        scales = [search.scale(record.point, field, epoch) for epoch in range(record.epochs)]
         axes.step(range(record.epochs + 1), [*scales, *scales[-1:]], where="post", **style)
-    if tune.space[field].kind == "loguniform":
+    if search.tune.space[field].kind == "loguniform":
         axes.set_yscale("log")
         _label_log(axes.yaxis)
     _finish_epochs(axes, field)
@@ -108,18 +111,19 @@ def _finish_epochs(axes: Any, label: str) -> None:
 
 
 def _styled(tune: Tune, records: Sequence[Record]) -> list[tuple[Record, dict[str, Any]]]:
-    """The trials with the style of their lines, the best one last, so that it lies on top; each style is named once."""
+    """The trials that were measured, with the style of their lines, the best on top; each style is named once."""
     lines: list[tuple[Record, dict[str, Any]]] = []
     named: set[str] = set()
-    for place, record in enumerate(ordered(records, tune.objectives)):
-        if record.status != "finished":
-            kind, style = "stopped", {"color": "tab:gray", "alpha": 0.4, "linewidth": 1}
-        elif place:
-            kind, style = "finished", {"color": "tab:blue", "alpha": 0.6, "linewidth": 1}
-        else:
-            kind, style = f"best, trial {record.number}", {"color": "tab:red", "linewidth": 2.5}
-        lines.append((record, {**style, "label": None if kind in named else kind}))
-        named.add(kind)
+    measured = [record for record in records if record.measured]
+    for place, record in enumerate(ordered(measured, tune.objectives)):
+        label: str = record.status
+        style: dict[str, Any] = {"color": "tab:gray", "alpha": 0.4, "linewidth": 1}
+        if label == "finished":
+            style = {"color": "tab:blue", "alpha": 0.6, "linewidth": 1}
+            if not place:
+                label, style = f"best, trial {record.number}", {"color": "tab:red", "linewidth": 2.5}
+        lines.append((record, {**style, "label": None if label in named else label}))
+        named.add(label)
     return lines[::-1]
 
 

@@ -21,18 +21,19 @@ class Record(Section):
         number: names it.
         point: the values of the searched fields.
         status: `started`; `paused` between two turns; `finished`, with all objectives; `stopped` by the scheduler, or
-            because a better one took its place; `failed`, for a reason.
+            replaced by a better one; `failed` by its settings or its numbers; `lost` to its process, its disk or the
+            cluster.
         metrics: figures on the validation images; of a stopped trial, the last ones.
         measured: the same at the end of each turn, by epoch, where trials take turns.
         epochs: that it trained.
         seconds: that it trained, validation included.
-        reason: why it failed, in a line.
+        reason: why it failed or was lost, in a line.
         donor: the trial that it goes on from.
     """
 
     number: int
     point: dict[str, Any]
-    status: Literal["started", "paused", "finished", "stopped", "failed"] = "started"
+    status: Literal["started", "paused", "finished", "stopped", "failed", "lost"] = "started"
     metrics: dict[str, float] = Field(default_factory=dict)
     measured: dict[int, dict[str, float]] = Field(default_factory=dict)
     epochs: int = 0
@@ -42,7 +43,7 @@ class Record(Section):
 
     @property
     def done(self) -> bool:
-        """Whether it is never run again; one that failed is, when the search is resumed: its reason may be gone."""
+        """Whether it is never run again; one that failed or was lost is, when the search is resumed."""
         return self.status in ("finished", "stopped")
 
     def changed(self, **values: Any) -> Record:

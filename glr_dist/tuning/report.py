@@ -14,16 +14,17 @@ from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
 from glr_dist.robustness.page import table as markdown_table
 from glr_dist.tuning import plots
-from glr_dist.tuning.population import SCHEDULE
 from glr_dist.tuning.record import Record, folder_of, front, ordered
 from glr_dist.tuning.settings import Search
+from glr_dist.tuning.space import SCHEDULE
 
 TABLE = "trials.json"
 
 
 def write_table(search: Search, records: Sequence[Record], out: Path) -> None:
-    """Writes all trials, the best first, as JSON."""
+    """Writes all trials whose turns have ended, the best first, as JSON."""
     names = search.tune.objectives
+    records = [record for record in records if record.status != "started"]
     best_of_all = {record.number for record in front(records, names)}
     rows = [
         {
@@ -76,7 +77,8 @@ def best(search: Search, records: Sequence[Record]) -> Record:
     """
     first = ordered(records, search.tune.objectives)[0]
     if first.status != "finished":
-        raise ConfigError(f"no trial could be finished; trial {first.number}: {first.reason or first.status}")
+        told = next((record for record in records if record.reason), first)
+        raise ConfigError(f"no trial could be finished; trial {told.number}: {told.reason or told.status}")
     return first
 
 

@@ -26,7 +26,7 @@ from glr_dist.errors import ClusterError
 from glr_dist.execution.cluster import connected, fitting, reserve, resources
 from glr_dist.tuning import objectives, report
 from glr_dist.tuning.agenda import Agenda
-from glr_dist.tuning.record import Record, folder_of, read
+from glr_dist.tuning.record import Record, folder_of, read, read_all
 from glr_dist.tuning.trial import Trial, Turn
 
 _RESTARTS = 3  # of a trial whose process dies
@@ -67,7 +67,7 @@ def run(trial: Trial, agenda: Agenda, records: Sequence[Record]) -> None:
         fits = fitting({"CPU": cpus}) if own else None  # a cluster of others may grow
         shutil.rmtree(storage, ignore_errors=True)
         with _Progress(trial, agenda) as progress:
-            suggestions = Suggestions(trial, agenda, records, progress)
+            suggestions = Suggestions(trial, agenda, progress)
             try:
                 tune.Tuner(
                     tune.with_resources(train, tune.PlacementGroupFactory(head + bundles)),
@@ -99,14 +99,12 @@ class Suggestions(Searcher):
     Args:
         trial: what the trials have in common.
         agenda: says which turns.
-        records: of the trials that there are.
         progress: is told of each turn that ends.
     """
 
-    def __init__(self, trial: Trial, agenda: Agenda, records: Sequence[Record], progress: _Progress) -> None:
+    def __init__(self, trial: Trial, agenda: Agenda, progress: _Progress) -> None:
         super().__init__()
         self._trial, self._agenda, self._progress = trial, agenda, progress
-        self._ended = {record.number: record for record in records if record.status != "started"}
         self._turns: dict[str, Turn] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -127,8 +125,7 @@ class Suggestions(Searcher):
             record = _unfinished(record, result or {}, died=error)
             record.keep(self._trial.out)
         self._agenda.tell(record)
-        self._ended[record.number] = record
-        report.write_table(self._trial.search, list(self._ended.values()), self._trial.out)
+        report.write_table(self._trial.search, read_all(self._trial.out), self._trial.out)
         self._progress.tell(record)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -144,7 +141,7 @@ class Suggestions(Searcher):
 def _unfinished(record: Record, result: Mapping[str, Any], *, died: bool) -> Record:
     """The record of a trial that did not reach its end: the scheduler stopped it, or its process died."""
     if died:
-        return record.changed(status="failed", reason=f"its process died {_RESTARTS + 1} times")
+        return record.changed(status="lost", reason=f"its process died {_RESTARTS + 1} times")
     metrics = {name: result[name] for name in objectives.EVERY_EPOCH if name in result}
     return record.changed(
         status="stopped", metrics=metrics, epochs=result["epoch"], seconds=round(result["time_total_s"], 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from glr_dist import data
@@ -12,13 +13,14 @@ from glr_dist.losses import LOSSES
 from glr_dist.robustness.conditions import conditions_of
 from glr_dist.robustness.suite import surrogate_settings
 from glr_dist.robustness.surrogate import trained_surrogate
+from glr_dist.sites import by_site
 from glr_dist.tracking import parent_run, resolved, sync_children
 from glr_dist.training.setup import device_of, network_of, optimizer_of, schedule_of
 from glr_dist.tuning import report
 from glr_dist.tuning.agenda import agenda_of
 from glr_dist.tuning.record import folder_of, read_all
 from glr_dist.tuning.settings import Search
-from glr_dist.tuning.space import edges
+from glr_dist.tuning.space import BY_SITE, edges
 from glr_dist.tuning.trial import Trial
 
 _KEPT = "tune.yaml"
@@ -41,8 +43,9 @@ def tune(search: Search, out: Path, *, resume: bool = False) -> str:
             trial, or no trial could be finished.
         OSError: the folder cannot be written.
     """
+    _check_folder(search, out, resume)
     _check_networks(search)
-    _open(search, out, resume)
+    _keep(search, out)
     records = read_all(out)
     tracking = resolved(search.base.tracking)
     kept = out / _PARENT
@@ -61,6 +64,8 @@ def tune(search: Search, out: Path, *, resume: bool = False) -> str:
         finally:
             records = read_all(out)
             sync_children(tracking, [folder_of(out, record.number) for record in records], parent.run_id)
+            with suppress(OSError):  # what has ended the search is to be told
+                report.write_table(search, records, out)
         files = report.write(search, records, out)
         parent.finish(report.best(search, records).metrics, files)
     return report.table(search, records)
@@ -87,19 +92,29 @@ def _check_networks(search: Search) -> None:
             net.bind(*loaded[named].train.to(device).batch(slice(0, 2)), LOSSES[settings.training.loss])
         except UserError as error:
             raise ConfigError(f"tune.space.{field}: {value!r} is not possible ({error})") from None
+        section, key, pattern = [*field.split(".", 2), "", ""][:3]
+        if pattern and f"{section}.{key}" in BY_SITE:
+            patterns = {known: known for known in getattr(getattr(settings, section), key)}
+            if pattern not in by_site(patterns, [site.name for site in net.network.sites], field).values():
+                raise ConfigError(f"tune.space.{field}: has no effect, a pattern before it has its sites; put it first")
 
 
-def _open(search: Search, out: Path, resume: bool) -> None:
-    """Makes the search's folder, or takes up what it holds."""
+def _check_folder(search: Search, out: Path, resume: bool) -> None:
+    """That the folder is new or empty, or this search's."""
+    kept = out / _KEPT
+    if resume and kept.exists():
+        search.check_same(kept)
+    elif out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        advice = "it is no search to resume" if resume else "continue it with --resume, or choose another --out"
+        raise ConfigError(f"--out: {out} is not empty; {advice}")
+
+
+def _keep(search: Search, out: Path) -> None:
+    """Writes the search into its folder, unless it is there."""
     kept = out / _KEPT
     try:
-        if resume and kept.exists():
-            search.check_same(kept)
-            return
-        if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
-            advice = "it is no search to resume" if resume else "continue it with --resume, or choose another --out"
-            raise ConfigError(f"--out: {out} is not empty; {advice}")
-        write_atomically(kept, search.dump().encode())
+        if not kept.exists():
+            write_atomically(kept, search.dump().encode())
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be written ({error.strerror})") from None
 

@@ -20,7 +20,7 @@ from glr_dist.tuning.space import Range, edges, grid_of, placed, ranges_of
 _TRIALS = 16
 _LEAST = 4  # trials of a population
 _NO_DERIVATIVE = ("threshold", "sign", "staircase")  # units that a white-box attack finds no gradient of
-# What may change when a search is resumed: it changes no trial.
+# What may change when a search is resumed: it changes no trial, but for the number of those of a population.
 _MAY_DIFFER = ("trials", "concurrent", "cpus_per_trial", "actors_per_trial")
 
 
@@ -44,7 +44,9 @@ class Tune(Section):
     objectives: Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1)] = Field(
         ("validation/accuracy",), description="what is best, on the validation images; the first one orders the trials"
     )
-    robustness: Robustness | None = Field(None, description="attacks and corruptions at the end of each trial")
+    robustness: Robustness | None = Field(
+        None, description="attacks and corruptions at the end of each trial, or of each turn of a population"
+    )
     algorithm: Literal["random", "grid", "optuna", "pbt"] = Field(
         "optuna", description="pbt: a population that finds a schedule of noise.scale while it trains"
     )
@@ -64,6 +66,8 @@ class Tune(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Tune:
         for field, allowed in self.space.items():
+            if whole := next((other for other in self.space if field.startswith(f"{other}.")), None):
+                raise ConfigError(f"tune.space.{field}: is a part of {whole}, which the space has too; leave one out")
             if self.algorithm == "grid" and allowed.listed is None:
                 raise ConfigError(f"tune.space.{field}: '{allowed.kind}' is no list of points for 'grid'; list them")
             if self.algorithm != "grid" and allowed.grid is not None:
@@ -86,6 +90,8 @@ class Tune(Section):
             raise ConfigError(
                 f"tune.cpus_per_trial: {self.cpus_per_trial:g} has no meaning with actors_per_trial, which take 1 each"
             )
+        if self.scheduler != "asha" and self.grace != 1:
+            raise ConfigError(f"tune.grace: {self.grace} is for the scheduler 'asha', not '{self.scheduler}'")
         check(self.objectives, self.robustness)
         if self.scheduler == "asha" and self.watched is None:
             known = " or ".join(EVERY_EPOCH)
@@ -138,10 +144,20 @@ class Search:
         """
         return config.build(Config, placed(self.values, point))
 
+    def scale(self, point: Mapping[str, Any], field: str, epochs: int) -> float:
+        """The scale at a point of the space, when so many epochs are done.
+
+        Args:
+            point: values by dotted field, `noise.schedule` among them where it has one.
+            field: `noise.scale`, or `noise.scale.PATTERN`.
+            epochs: that are done.
+        """
+        scale = self.settings(point).noise.scale_after(epochs)
+        return scale[field.removeprefix("noise.scale.")] if isinstance(scale, Mapping) else scale
+
     def parameters(self) -> dict[str, Any]:
         """The whole search, and the configuration that it starts from, as nested mappings for a tracking server."""
-        space = {field: allowed.described() for field, allowed in self.tune.space.items()}
-        tune = {**self.tune.model_dump(mode="json", exclude_none=True), "space": space}
+        tune = {**self.tune.model_dump(mode="json", exclude_none=True), "space": self._space()}
         return {**self.base.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"}), "tune": tune}
 
     def dump(self) -> str:
@@ -164,9 +180,12 @@ class Search:
                     "leave out --resume to begin another one"
                 )
 
+    def _space(self) -> dict[str, str]:
+        return {field: allowed.described() for field, allowed in self.tune.space.items()}
+
     def _fixed(self) -> dict[str, Any]:
         base = self.base.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
-        tune = self.tune.model_dump(mode="json", exclude={*_MAY_DIFFER})
+        tune = self.tune.model_dump(mode="json", exclude={*_MAY_DIFFER}) | {"space": self._space()}
         if self.tune.algorithm == "pbt":
             tune["trials"] = self.tune.number  # who gives way to whom depends on it
         fixed = {"seed": base.pop("seed")}
@@ -193,7 +212,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Search:
             f"execution.kind: '{base.execution.kind}' has no meaning here; tune.actors_per_trial gives trials actors"
         )
     search = Search(values, base, config.build(Tune, tune, "tune."))
-    _check_epochs(search)
+    _check_base(search)
     blind = [name for name in search.tune.objectives if name.startswith("robust/white_box/")]
     for field, value, point in edges(search.tune.space):
         if field.split(".")[0] in ("execution", "tracking", "diagnose"):
@@ -210,14 +229,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Search:
     return search
 
 
-def _check_epochs(search: Search) -> None:
+def _check_base(search: Search) -> None:
     tune, epochs = search.tune, search.base.training.epochs
     if tune.algorithm == "pbt":
         if tune.interval >= epochs:
             raise ConfigError(f"tune.interval: {tune.interval} leaves pbt no selection in {epochs} training.epochs")
-        for key, default in (("learn", "none"), ("schedule", {})):
-            if getattr(search.base.noise, key) != default:
-                raise ConfigError(f"noise.{key}: has no meaning with 'pbt', which makes noise.schedule; leave it out")
+        noise = search.base.noise
+        wrong = {"law": noise.law == "none", "learn": noise.learn != "none", "schedule": noise.schedule}
+        for key in (key for key in wrong if wrong[key]):
+            raise ConfigError(f"noise.{key}: {getattr(noise, key)!r} has no meaning with 'pbt', which makes a schedule")
     if tune.scheduler == "asha":
         if "training.epochs" in tune.space:
             raise ConfigError("tune.space.training.epochs: 'asha' compares trials of one length; use scheduler 'none'")

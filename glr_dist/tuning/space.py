@@ -6,13 +6,16 @@ import copy
 import difflib
 import itertools
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from glr_dist.config import Positive, Section, build
+from glr_dist.config import Config, Positive, Section, build
 from glr_dist.errors import ConfigError
 
+SCHEDULE = "noise.schedule"  # the field that a population finds
+BY_SITE = ("noise.scale", "estimator.copies", "estimator.passes")  # one for all, or one for each pattern of site names
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -58,6 +61,7 @@ class Range(Section):
 
 
 Space = Mapping[str, Range]
+_DEFAULTS = Config()
 
 
 def ranges_of(given: Any) -> dict[str, Range]:
@@ -97,7 +101,8 @@ def placed(values: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any
     """The values of a configuration file with a point of the space in them; the arguments stay as they are.
 
     What follows the second dot is a key of a mapping: an argument of the optimizer, or a pattern of site names, which
-    goes before the patterns of the file, as the first one that matches counts.
+    goes before the patterns of the file, as the first one that matches counts. Where the file has one number for all
+    sites, the others keep it.
 
     Args:
         values: the sections of the file.
@@ -120,7 +125,9 @@ def placed(values: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any
             inner.setdefault(f"{section}.{key}", {})[pattern] = value
     for field, mapping in inner.items():
         section, _, key = field.partition(".")
-        before = result[section].get(key)
+        before = result[section].get(key, getattr(getattr(_DEFAULTS, section, None), key, None))
+        if field in BY_SITE and not isinstance(before, Mapping):
+            before = {"*": before}
         others = before if isinstance(before, Mapping) else {}
         result[section][key] = {**mapping, **{name: others[name] for name in others if name not in mapping}}
     return result
@@ -135,7 +142,7 @@ def present(settings: Mapping[str, Any], space: Space) -> dict[str, Any] | None:
         value = settings.get(section)
         value = value.get(key) if rest and isinstance(value, Mapping) else value
         if pattern and isinstance(value, Mapping):
-            value = value.get(pattern, value.get("*"))
+            value = next((value[known] for known in value if known == pattern or fnmatchcase(pattern, known)), None)
         if not allowed.holds(value):
             return None
         point[field] = value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from glr_dist.config import Config, Execution, Tracking
 from glr_dist.data import root_of
-from glr_dist.errors import ConfigError, UserError
+from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.robustness.evaluate import evaluate
 from glr_dist.tracking import tracked
 from glr_dist.training.trainer import Trainer
@@ -53,18 +53,18 @@ class Trial:
     tracking: Tracking
     parent: str | None = None
 
-    def settings(self, point: Mapping[str, Any]) -> Config:
+    def settings(self, record: Record) -> Config:
         """The configuration that a trial is computed by: no field that changes the result differs from the search's."""
-        tune, settings = self.search.tune, self.search.settings(point)
+        tune, settings = self.search.tune, self.search.settings(record.point)
         execution: dict[str, Any] = {"device": "cpu"}
         if tune.actors_per_trial:
             execution |= {"kind": "layers", "actors": tune.actors_per_trial}
         else:
             execution |= {"threads": max(1, int(tune.cpus_per_trial))}
         tracking = self.tracking
-        if self.parent is not None:
-            tags = {**tracking.tags, "mlflow.parentRunId": self.parent}
-            tracking = tracking.model_copy(update={"tags": tags})
+        tags = {"mlflow.parentRunId": self.parent, "donor": None if record.donor is None else str(record.donor)}
+        known = {name: value for name, value in tags.items() if value is not None}
+        tracking = tracking.model_copy(update={"tags": {**tracking.tags, **known}})
         # Workers have another working directory.
         data = settings.data.model_copy(update={"root": str(root_of(settings.data).absolute())})
         return settings.model_copy(update={"execution": Execution(**execution), "tracking": tracking, "data": data})
@@ -82,7 +82,9 @@ class Trial:
             if not record.done:
                 try:
                     record = self._measured(record, turn.until, report)
-                except (UserError, FloatingPointError, OSError) as error:
+                except (ClusterError, OSError) as error:
+                    record = record.changed(status="lost", reason=" ".join(str(error).split()))
+                except (UserError, FloatingPointError) as error:
                     record = record.changed(status="failed", reason=" ".join(str(error).split()))
                 except Exception as error:
                     told = folder_of(self.out, number).with_suffix(".error.txt")
@@ -92,7 +94,7 @@ class Trial:
         report({**_of_every_epoch(record), "epoch": record.epochs})
 
     def _measured(self, record: Record, until: int | None, report: Callable[[dict[str, Any]], None]) -> Record:
-        settings, folder = self.settings(record.point), folder_of(self.out, record.number)
+        settings, folder = self.settings(record), folder_of(self.out, record.number)
         trainer = Trainer(settings, folder, resume=True)
         epochs = settings.training.epochs
         last = until or epochs

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.conditions import conditions_of
 from glr_dist.robustness.outcome import Outcome
-from glr_dist.robustness.page import markdown
+from glr_dist.robustness.page import described, markdown
 from glr_dist.robustness.report import FILE, Rate, read_report, report_of
 
 from .reports import FGSM, NOISE, SETTINGS, SQUARE, report, suite_of, whole
@@ -22,6 +22,11 @@ def test_the_interval_is_wilsons(examples):
         assert rate.accuracy == correct / examples
         assert rate.low == pytest.approx(expected.low, abs=1e-12)
         assert rate.high == pytest.approx(expected.high, abs=1e-12)
+
+
+def test_a_schedule_of_the_noise_is_said():
+    noise = {**SETTINGS["noise"], "scale": 1.0, "schedule": {"12": 0.1, "4": 0.5}}
+    assert described({**SETTINGS, "noise": noise}).endswith("noise 1.0, 0.5 after epoch 4, 0.1 after epoch 12")
 
 
 def test_blocks_are_put_together_in_their_order():

@@ -420,6 +420,14 @@ def test_a_run_is_not_resumed_with_another_setting(tiny, tmp_path, override):
     assert "\n" not in str(caught.value)
 
 
+def test_a_changed_schedule_of_the_noise_is_told_as_a_whole(tiny, tmp_path):
+    out = tmp_path / "run"
+    train(tiny("noise.schedule={1: 0.2}"), out)
+    told = r"noise.schedule: the run in .* has \{'1': 0.2\}, not \{'1': 0.2, '2': 0.1\}; leave out --resume"
+    with pytest.raises(ConfigError, match=told):
+        Trainer(tiny("noise.schedule={1: 0.2, 2: 0.1}"), out, resume=True)
+
+
 @pytest.mark.parametrize(
     "override", ["execution.threads=1", "data.root=/elsewhere", "training.keep_checkpoints=5", "diagnose.draws=3"]
 )

@@ -8,12 +8,12 @@ import random
 import pytest
 
 from glr_dist import config
+from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
 from glr_dist.training import checkpoint
 from glr_dist.training.train import train
 from glr_dist.tuning import population, report
 from glr_dist.tuning.agenda import agenda_of
-from glr_dist.tuning.population import scale_at
 from glr_dist.tuning.record import folder_of, read, read_all
 from glr_dist.tuning.search import tune
 from glr_dist.tuning.trial import Trial
@@ -22,13 +22,13 @@ PBT = ["tune.algorithm=pbt", "training.epochs=4", "tune.interval=2"]
 
 
 def imagined(value_of):
-    """A turn that trains nothing: what it would measure is said by `value_of(record, end)`; None is a failure."""
+    """A turn that trains nothing: `value_of(record, end)` is what it measures, or the status of one that does not."""
 
     def run(trial, turn):
         record = read(trial.out, turn.number)
         value = value_of(record, turn.until)
-        if value is None:
-            record.changed(status="failed", reason="imagined").keep(trial.out)
+        if isinstance(value, str):
+            record.changed(status=value, reason="imagined").keep(trial.out)
             return
         name = checkpoint.name_of(turn.until)
         write_atomically(folder_of(trial.out, turn.number) / "checkpoints" / name, str(turn.number).encode())
@@ -70,8 +70,15 @@ def lasting(records):
     return [record.changed(seconds=0.0) for record in records]
 
 
+def scale_of(record, epochs):
+    """Where the space has nothing but `noise.scale`."""
+    schedule = {int(epoch): scale for epoch, scale in record.point.get("noise.schedule", {}).items()}
+    begun = [epoch for epoch in sorted(schedule) if epoch <= epochs]
+    return schedule[begun[-1]] if begun else record.point["noise.scale"]
+
+
 def by_scale(record, end):
-    return 1 - abs(scale_at(record.point, "noise.scale", end - 1) - 0.2) / 10
+    return 1 - abs(scale_of(record, end - 1) - 0.2) / 10
 
 
 # ---------------------------------------------------------------- who gives way to whom
@@ -92,7 +99,7 @@ def test_a_quarter_gives_way_to_changed_copies_of_the_best_quarter(tiny_search, 
         assert born.point["noise.scale"] == donor.point["noise.scale"]
         (end,) = {*born.point["noise.schedule"]} - {"4"}
         assert end == "2"
-        old, new = scale_at(born.point, "noise.scale", 1), scale_at(born.point, "noise.scale", 2)
+        old, new = scale_of(born, 1), scale_of(born, 2)
         assert 0.05 <= new <= 3
         assert new != old
         content = (folder_of(tmp_path, born.number) / "checkpoints" / checkpoint.name_of(2)).read_bytes()
@@ -111,7 +118,7 @@ def test_copies_are_changed_a_little_or_drawn_anew_and_stay_within_the_range(tin
     factors = []
     for record in born:
         last = max(map(int, record.point["noise.schedule"]))
-        old, new = (scale_at(record.point, "noise.scale", epoch) for epoch in (last - 1, last))
+        old, new = (scale_of(record, epoch) for epoch in (last - 1, last))
         assert 0.05 <= new <= 3
         factors.append(new / old)
     near = sum(1 / 1.5 <= factor <= 1.5 for factor in factors)
@@ -124,12 +131,14 @@ def test_the_scales_of_sites_move_each_on_its_own(tiny_search, tmp_path):
     search = tiny_search(*PBT, "tune.trials=4", space)
 
     def value_of(record, end):
-        return scale_at(record.point, "noise.scale.3", end - 1) / 10
+        return search.scale(record.point, "noise.scale.3", end - 1) / 10
 
     born = carried_out(search, tmp_path, imagined(value_of))[-1]
     settings = search.settings(born.point)
-    assert settings.noise.scale == {"1": born.point["noise.scale.1"], "3": born.point["noise.scale.3"]}
-    assert settings.noise.scale_after(2) == {site: scale_at(born.point, f"noise.scale.{site}", 2) for site in "13"}
+    assert settings.noise.scale == {"1": born.point["noise.scale.1"], "3": born.point["noise.scale.3"], "*": 0.5}
+    assert settings.noise.scale_after(2) == {"*": 0.5} | {
+        s: search.scale(born.point, f"noise.scale.{s}", 2) for s in "13"
+    }
     assert all(settings.noise.scale[site] != settings.noise.scale_after(2)[site] for site in "13")
 
 
@@ -143,17 +152,35 @@ def test_less_is_better_where_it_is(tiny_search, tmp_path):
 def test_one_that_fails_is_replaced_and_when_all_fail_the_search_ends(tiny_search, tmp_path):
     search = tiny_search(*PBT, "tune.trials=8")
     records = carried_out(
-        search, tmp_path / "some", imagined(lambda r, end: None if r.number in (1, 4, 6) else r.number)
+        search, tmp_path / "some", imagined(lambda r, end: "failed" if r.number in (1, 4, 6) else r.number)
     )
     assert [record.number for record in records if record.status == "failed"] == [1, 4, 6]
     assert [record.number for record in records if record.status == "stopped"] == []  # more than a quarter failed
     assert {record.donor for record in records[8:]} <= {5, 7}
     assert sum(record.status == "finished" for record in records) == 8
+    files = report.write(search, records, tmp_path / "some")  # three of them have no epoch to draw
+    assert all(file.exists() for file in files)
+    assert report.table(search, records).count("failed: imagined") == 3
 
-    records = carried_out(search, tmp_path / "all", imagined(lambda record, end: None))
+    records = carried_out(search, tmp_path / "all", imagined(lambda record, end: "failed"))
     assert [record.status for record in records] == ["failed"] * 8
     records = carried_out(search, tmp_path / "all", imagined(by_scale))  # resumed: the reason is gone
     assert sum(record.status == "finished" for record in records) == 8
+
+
+def test_one_that_is_lost_to_its_machine_is_waited_for(tiny_search, tmp_path):
+    search = tiny_search("tune.algorithm=pbt", "training.epochs=4", "tune.trials=4")
+    expected = carried_out(search, tmp_path / "whole", imagined(by_scale))
+    last = next(record.number for record in expected if record.status == "finished")
+    for number, end in ((2, 1), (4, 2), (last, 4)):
+        out = tmp_path / f"{number}-{end}"
+        losing = imagined(lambda r, e, lost=(number, end): "lost" if (r.number, e) == lost else by_scale(r, e))
+        records = carried_out(search, out, losing)  # comes to an end
+        assert records[number].status == "lost"
+        if end < 4:
+            with pytest.raises(ConfigError, match=f"no trial could be finished; trial {number}: imagined"):
+                report.write(search, records, out)
+        assert carried_out(search, out, imagined(by_scale)) == expected
 
 
 # ---------------------------------------------------------------- the same, however it came about
@@ -173,7 +200,7 @@ def test_a_search_that_is_cut_after_any_turn_goes_on_as_if_it_had_not_been(tiny_
     search = tiny_search("tune.algorithm=pbt", "training.epochs=4", "tune.trials=4")
 
     def value_of(record, end):
-        return None if (record.number, end) == (2, 2) else by_scale(record, end)
+        return "failed" if (record.number, end) == (2, 2) else by_scale(record, end)
 
     expected = carried_out(search, tmp_path / "whole", imagined(value_of))
     for turns in range(1, 16):
@@ -229,7 +256,7 @@ def test_what_a_trial_has_become_is_its_configuration_and_can_be_trained_again(t
         )
         told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [line["epoch"] for line in told] == [1, 2, 3, 4]  # those before its birth are the donor's
-        assert told[3]["noise_scale/1"] == pytest.approx(scale_at(record.point, "noise.scale", 3))
+        assert told[3]["noise_scale/1"] == pytest.approx(scale_of(record, 3))
     stopped = next(record for record in records if record.status == "stopped")
     assert stopped.epochs == 2
     assert not (folder_of(tmp_path / "out", stopped.number) / "summary.json").exists()
@@ -263,7 +290,8 @@ def test_on_ray_it_is_the_same_population_nested_in_mlflow(local_ray, tiny_searc
         run = runs[str(record.number)]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.info.status == "FINISHED"
+        assert run.data.tags.get("donor") == (None if record.donor is None else str(record.donor))
         assert run.data.tags["stopped_early"] == str(record.status == "stopped").lower()
         scales = client.get_metric_history(run.info.run_id, "noise_scale/1")
         assert [point.step for point in scales] == list(range(1, record.epochs + 1))
-        assert scales[-1].value == pytest.approx(scale_at(record.point, "noise.scale", record.epochs - 1))
+        assert scales[-1].value == pytest.approx(scale_of(record, record.epochs - 1))

@@ -11,7 +11,9 @@ from glr_dist import cli, config
 from glr_dist.errors import ConfigError
 from glr_dist.nn.activations import ACTIVATIONS
 from glr_dist.tuning import settings
+from glr_dist.tuning.record import Record, read_all
 from glr_dist.tuning.space import grid_of, placed, present, ranges_of
+from glr_dist.tuning.study import Study
 
 GRID = {"algorithm": "grid", "trials": None}
 PBT = {"algorithm": "pbt"}
@@ -30,7 +32,15 @@ WRONG = {
     "an end that is impossible": ({"space": {"noise.scale": {"uniform": [-1, 1]}}}, ["noise.scale: -1.0", "possible"]),
     "a choice that is impossible": ({"space": {"noise.law": {"choice": ["gaussian", "cauchy"]}}}, ["'cauchy'"]),
     "a site that is not there": ({"space": {"noise.scale.7": {"choice": [1]}}}, ["noise.scale.7: 1", "sites are 1, 3"]),
-    "some sites": ({"space": {"noise.scale.1": {"choice": [1]}}}, ["tune.space.noise.scale.1: 1", "the site '3'"]),
+    "a field and its part": (
+        {"space": {"noise.scale": {"choice": [1]}, "noise.scale.1": {"choice": [1]}}},
+        ["tune.space.noise.scale.1", "part of noise.scale"],
+    ),
+    "a pattern without effect": (
+        {"space": {"noise.scale.*": {"choice": [1]}, "noise.scale.1": {"choice": [1]}}},
+        ["tune.space.noise.scale.1", "no effect", "put it first"],
+    ),
+    "grace without asha": ({"grace": 2}, ["tune.grace: 2", "'asha'"]),
     "an argument": ({"space": {"training.optimizer.lrr": {"choice": [1]}}}, ["training.optimizer.lrr: 1", "'lr'"]),
     "what changes no result": ({"space": {"execution.threads": {"choice": [1, 2]}}}, ["execution.threads"]),
     "unknown objective": ({"objectives": "validation/acuracy"}, ["tune.objectives", "'validation/accuracy'"]),
@@ -129,7 +139,7 @@ def test_units_without_a_derivative_are_those_that_no_gradient_passes():
 
 
 def test_a_point_goes_where_its_field_is_and_leaves_the_file_alone():
-    values = {"noise": {"scale": 0.5}, "training": {"optimizer": {"name": "Adam", "lr": 0.1}}}
+    values = {"noise": {"scale": {"1": 0.5}}, "training": {"optimizer": {"name": "Adam", "lr": 0.1}}}
     before = json.dumps(values)
     point = {
         "noise.scale.1": 2.0,
@@ -148,6 +158,22 @@ def test_a_point_goes_where_its_field_is_and_leaves_the_file_alone():
     assert json.dumps(values) == before
 
 
+def test_other_sites_keep_the_number_of_the_file_or_its_default():
+    assert placed({"noise": {"scale": 0.5}}, {"noise.scale.1": 2.0}) == {"noise": {"scale": {"1": 2.0, "*": 0.5}}}
+    assert placed({}, {"estimator.copies.1": 20}) == {"estimator": {"copies": {"1": 20, "*": 100}}}
+
+
+def test_an_entry_of_the_schedule_is_a_field_and_a_schedule_is_a_value(tiny_search, tmp_path):
+    search = tiny_search("noise.schedule={1: 0.5}", "tune.space={noise.schedule.1: {uniform: [0.1, 0.9]}}")
+    assert search.settings({"noise.schedule.1": 0.3}).noise.schedule == {1: 0.3}
+    grid = ["tune.algorithm=grid", "tune.trials=null", "tune.space={noise.schedule: {grid: [{}, {1: 0.5}]}}"]
+    search = tiny_search(*grid)
+    for number, point in enumerate(grid_of(search.tune.space)):
+        Record(number=number, point=point, status="finished", metrics={"validation/accuracy": 0.5}).keep(tmp_path)
+    again = Study(search.tune, search.base.model_dump(mode="json"), read_all(tmp_path))
+    assert [trial.state.name for trial in again.optuna.trials] == ["COMPLETE"] * 2
+
+
 def test_a_searched_site_goes_before_the_patterns_of_the_file_that_would_hide_it():
     found = placed({"noise": {"scale": {"*": 0.5, "3": 1.0}}}, {"noise.scale.3": 2.0})
     assert list(found["noise"]["scale"].items()) == [("3", 2.0), ("*", 0.5)]
@@ -159,6 +185,9 @@ def test_the_present_settings_are_a_point_where_the_space_has_them(tiny_search):
     assert present(base, ranges_of(space)) == {"noise.scale": 0.5, "training.optimizer.lr": 0.02}
     assert present(base, ranges_of({"noise.scale.1": {"uniform": [0.1, 1]}})) == {"noise.scale.1": 0.5}
     assert present(base, ranges_of({"noise.scale": {"uniform": [0.6, 1]}})) is None
+    by_site = {"noise": {"scale": {"[12]": 0.7, "*": 0.2}}}
+    assert present(by_site, ranges_of({"noise.scale.1": {"uniform": [0.1, 1]}})) == {"noise.scale.1": 0.7}
+    assert present(by_site, ranges_of({"noise.scale.*": {"uniform": [0.1, 1]}})) == {"noise.scale.*": 0.2}
 
 
 def test_ranges_may_be_nested_as_overrides_are_and_the_last_one_counts(tiny_search):
@@ -205,10 +234,10 @@ def test_a_population_is_continued_at_its_size(tiny_search, tmp_path):
         tiny_search("tune.algorithm=pbt", "tune.trials=9").check_same(kept)
 
 
-@pytest.mark.parametrize("noise", ["learn=site", "schedule={1: 0.3}"])
+@pytest.mark.parametrize("noise", ["learn=site", "schedule={1: 0.3}", "law=none"])
 def test_a_population_makes_the_schedule_itself(tiny_search, noise):
-    with pytest.raises(ConfigError, match=rf"noise\.{noise.partition('=')[0]}: has no meaning with 'pbt'"):
-        tiny_search("tune.algorithm=pbt", f"noise.{noise}")
+    with pytest.raises(ConfigError, match=rf"noise\.{noise.partition('=')[0]}: .* has no meaning with 'pbt'"):
+        tiny_search("tune.algorithm=pbt", f"noise.{noise}", "estimator={name: pathwise}", "model.activation=tanh")
 
 
 def test_the_file_that_is_kept_has_no_word_of_where_metrics_go(tiny_search):
