@@ -112,7 +112,8 @@ def _values(record: Record, names: Sequence[str]) -> str:
     return "  ".join(f"{name} {record.metrics[name]:.4f}" for name in names if name in record.metrics)
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, inner: str = "{}") -> str:
+    """A value in a few characters; `inner` goes around a mapping."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_short(part)}" for key, part in value.items())
+        return inner.format(", ".join(f"{key}: {_short(part, '{{{}}}')}" for key, part in value.items()))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

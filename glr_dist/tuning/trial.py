@@ -61,10 +61,12 @@ class Trial:
             execution |= {"kind": "layers", "actors": tune.actors_per_trial}
         else:
             execution |= {"threads": max(1, int(tune.cpus_per_trial))}
-        tracking = self.tracking
-        tags = {"mlflow.parentRunId": self.parent, "donor": None if record.donor is None else str(record.donor)}
-        known = {name: value for name, value in tags.items() if value is not None}
-        tracking = tracking.model_copy(update={"tags": {**tracking.tags, **known}})
+        tags = dict(self.tracking.tags)
+        if self.parent is not None:
+            tags["mlflow.parentRunId"] = self.parent
+        if record.donor is not None:
+            tags["donor"] = str(record.donor)
+        tracking = self.tracking.model_copy(update={"tags": tags})
         # Workers have another working directory.
         data = settings.data.model_copy(update={"root": str(root_of(settings.data).absolute())})
         return settings.model_copy(update={"execution": Execution(**execution), "tracking": tracking, "data": data})
@@ -112,16 +114,7 @@ class Trial:
                 trainer.run()
             else:
                 trainer.advance(last)
-            metrics |= objectives.of_record(trainer.history[-1])
-            if (suite := self.search.tune.robustness) is not None:
-                (found,) = evaluate([folder], suite, device="cpu", actors=0)
-                metrics |= found.metrics()
-                for name in self.search.tune.objectives:
-                    if name not in metrics:
-                        reasons = [attack.reason for attack in found.attacks if attack.reason and attack.attack in name]
-                        raise ConfigError(
-                            f"'{name}' could not be measured: {'; '.join(reasons) or 'it is not defined'}"
-                        )
+            metrics |= objectives.of_record(trainer.history[-1]) | self._robustness(folder)
             if last < epochs:
                 raise _PauseError
         return record.changed(
@@ -132,6 +125,23 @@ class Trial:
             seconds=round(trainer.seconds, 3),
             reason="",
         )
+
+    def _robustness(self, folder: Path) -> dict[str, float]:
+        """What the suite measures of the run in a folder.
+
+        Raises:
+            ConfigError: an objective is not among it.
+        """
+        tune = self.search.tune
+        if tune.robustness is None:
+            return {}
+        (found,) = evaluate([folder], tune.robustness, device="cpu", actors=0)
+        metrics = found.metrics()
+        for name in tune.objectives:
+            if name not in metrics and name not in objectives.EVERY_EPOCH:
+                reasons = [attack.reason for attack in found.attacks if attack.reason and attack.attack in name]
+                raise ConfigError(f"'{name}' could not be measured: {'; '.join(reasons) or 'it is not defined'}")
+        return metrics
 
 
 def _of_every_epoch(record: Record) -> dict[str, float]:

@@ -136,9 +136,10 @@ def test_the_scales_of_sites_move_each_on_its_own(tiny_search, tmp_path):
     born = carried_out(search, tmp_path, imagined(value_of))[-1]
     settings = search.settings(born.point)
     assert settings.noise.scale == {"1": born.point["noise.scale.1"], "3": born.point["noise.scale.3"], "*": 0.5}
-    assert settings.noise.scale_after(2) == {"*": 0.5} | {
-        s: search.scale(born.point, f"noise.scale.{s}", 2) for s in "13"
-    }
+    then = {site: search.scale(born.point, f"noise.scale.{site}", 2) for site in "13"}
+    assert settings.noise.scale_after(2) == {**then, "*": 0.5}
+    said = report.described(born, ["validation/accuracy"])
+    assert f"noise.schedule 2: {{1: {then['1']:.4g}, 3: {then['3']:.4g}, *: 0.5}}  " in said
     assert all(settings.noise.scale[site] != settings.noise.scale_after(2)[site] for site in "13")
 
 
