@@ -85,7 +85,7 @@ def _draw_field(axes: Any, tune: Tune, records: Sequence[Record], field: str, na
 
 def _draw_scale(axes: Any, search: Search, records: Sequence[Record], field: str) -> None:
     for record, style in _styled(search.tune, records):
-        scales = [search.scale(record.point, field, epoch) for epoch in range(record.epochs)]
+        scales = search.scales(record.point, field, record.epochs)
         axes.step(range(record.epochs + 1), [*scales, *scales[-1:]], where="post", **style)
     if search.tune.space[field].kind == "loguniform":
         axes.set_yscale("log")

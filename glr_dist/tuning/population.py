@@ -168,7 +168,7 @@ class Population:
         whose, *chances = uniforms((1 + 2 * len(search.tune.space),), stream).tolist()
         donor = donors[int(whose * len(donors))]
         scales = {
-            field: _explored(allowed, search.scale(donor.point, field, milestone), chances.pop(), chances.pop())
+            field: _explored(allowed, search.scales(donor.point, field, milestone)[-1], chances.pop(), chances.pop())
             for field, allowed in search.tune.space.items()
         }
         scale = search.settings(scales).model_dump(mode="json")["noise"]["scale"]

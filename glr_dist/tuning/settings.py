@@ -144,16 +144,17 @@ class Search:
         """
         return config.build(Config, placed(self.values, point))
 
-    def scale(self, point: Mapping[str, Any], field: str, epochs: int) -> float:
-        """The scale at a point of the space, when so many epochs are done.
+    def scales(self, point: Mapping[str, Any], field: str, epochs: int) -> list[float]:
+        """The scale of each of the first epochs at a point of the space.
 
         Args:
             point: values by dotted field, `noise.schedule` among them where it has one.
             field: `noise.scale`, or `noise.scale.PATTERN`.
-            epochs: that are done.
+            epochs: how many.
         """
-        scale = self.settings(point).noise.scale_after(epochs)
-        return scale[field.removeprefix("noise.scale.")] if isinstance(scale, Mapping) else scale
+        noise, pattern = self.settings(point).noise, field.removeprefix("noise.scale.")
+        found = [noise.scale_after(epoch) for epoch in range(epochs)]
+        return [scale[pattern] if isinstance(scale, Mapping) else scale for scale in found]
 
     def parameters(self) -> dict[str, Any]:
         """The whole search, and the configuration that it starts from, as nested mappings for a tracking server."""

@@ -131,12 +131,12 @@ def test_the_scales_of_sites_move_each_on_its_own(tiny_search, tmp_path):
     search = tiny_search(*PBT, "tune.trials=4", space)
 
     def value_of(record, end):
-        return search.scale(record.point, "noise.scale.3", end - 1) / 10
+        return search.scales(record.point, "noise.scale.3", end)[-1] / 10
 
     born = carried_out(search, tmp_path, imagined(value_of))[-1]
     settings = search.settings(born.point)
     assert settings.noise.scale == {"1": born.point["noise.scale.1"], "3": born.point["noise.scale.3"], "*": 0.5}
-    then = {site: search.scale(born.point, f"noise.scale.{site}", 2) for site in "13"}
+    then = {site: search.scales(born.point, f"noise.scale.{site}", 3)[-1] for site in "13"}
     assert settings.noise.scale_after(2) == {**then, "*": 0.5}
     said = report.described(born, ["validation/accuracy"])
     assert f"noise.schedule 2: {{1: {then['1']:.4g}, 3: {then['3']:.4g}, *: 0.5}}  " in said
