@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -64,6 +65,12 @@ def connect(uri: str) -> MlflowClient:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        if not path.exists():
+            # Whole or not at all: MLflow opens none that was left half made. It remembers places that it has opened.
+            with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+                made = Path(folder) / path.name
+                MlflowClient(f"{_SQLITE}{made}").search_experiments(max_results=1)
+                made.rename(path)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
         return client

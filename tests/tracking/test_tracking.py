@@ -32,6 +32,8 @@ from glr_dist.training.trainer import Trainer
 mlflow = pytest.importorskip("mlflow")
 from mlflow import MlflowClient  # noqa: E402
 
+from glr_dist.tracking.server import connect  # noqa: E402  # it imports mlflow
+
 TIMEOUT = 120  # seconds after which a server is taken to hang
 
 
@@ -274,6 +276,24 @@ def test_a_uri_takes_its_credentials_from_the_environment_and_a_file_is_absolute
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.setattr("glr_dist.tracking.server.connect", lambda uri: None)
     assert tracking.resolved(config.Tracking(kind="mlflow")).uri == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_a_database_whose_making_was_interrupted_is_made_anew(monkeypatch, tmp_path):
+    class CrashError(BaseException):
+        """The end of the process."""
+
+    def crashing(client, **_):
+        Path(client.tracking_uri.removeprefix("sqlite:///")).write_text("half made")
+        raise CrashError
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "search_experiments", crashing)
+        with pytest.raises(CrashError):
+            connect(uri)
+    assert not (tmp_path / "mlflow.db").exists()
+    assert [experiment.name for experiment in connect(uri).search_experiments()] == ["Default"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
 
 
 # ---------------------------------------------------------------- several at once
