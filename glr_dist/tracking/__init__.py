@@ -19,9 +19,9 @@ from glr_dist.config import Config
 from glr_dist.errors import ConfigError, TrackingError, without_credentials
 from glr_dist.tracking.follower import following
 from glr_dist.tracking.parent import NoParent, Parent, opened
-from glr_dist.tracking.state import FILE, State, ended_with, held, reason_of, warn, with_credentials
+from glr_dist.tracking.state import FILE, Paused, State, ended_with, held, reason_of, warn, with_credentials
 
-__all__ = ["parent_run", "resolved", "send_report", "sync", "sync_children", "tracked"]
+__all__ = ["Paused", "parent_run", "resolved", "send_report", "sync", "sync_children", "tracked"]
 
 _PATIENCE = 5.0  # seconds for processes that follow a run and are being ended
 
@@ -32,7 +32,8 @@ def tracked(settings: Config, out: Path) -> Iterator[None]:
 
     A mistake or absence of the server ends, blocks or slows nothing: what has not arrived in the end is left to `sync`,
     which a line on stderr says. The run ends there as FINISHED, as KILLED after a `KeyboardInterrupt`, as FINISHED
-    with the tag `stopped_early` after a `SystemExit` (by which Ray Tune stops a trial), else as FAILED.
+    with the tag `stopped_early` after a `SystemExit` (by which Ray Tune stops a trial), else as FAILED. After `Paused`,
+    which is one, a server that is away is not waited for at all.
 
     Args:
         settings: the configuration.

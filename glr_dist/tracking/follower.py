@@ -12,13 +12,13 @@ from pathlib import Path
 from glr_dist.config import Config
 from glr_dist.tracking.machine import Machine
 from glr_dist.tracking.provenance import provenance
-from glr_dist.tracking.state import FILE, State, ended_with, held, warn
+from glr_dist.tracking.state import FILE, Paused, State, ended_with, held, warn
 
 _LOOK = 0.5  # seconds between looks at the folder
 _AGAIN = 5.0  # seconds until a server that was away is asked again
 _SAMPLE = 10.0  # seconds between samples of the machine
 _SLOW = 10.0  # seconds that an ended run waits for the next answer of a server
-_DOWN = 3.0  # the same, for one that was away
+_DOWN = 3.0  # the same, for one that was away; and for any, if the run goes on later
 _TRIES = 3  # of an ended run, if the server is away; where nobody listens, they take a second
 
 
@@ -105,12 +105,12 @@ class Follower(threading.Thread):
 
     def finish(self, error: type[BaseException] | None) -> None:
         """The run has ended, by an exception or well: waits a while for the rest to arrive, or says how to send it."""
-        ended = time.monotonic()
+        ended, paused = time.monotonic(), error is not None and issubclass(error, Paused)
         try:
             self._state.ended(*ended_with(error))
             self._ended.set()
-            while self.is_alive():
-                patience = _SLOW if self._error is None else _DOWN
+            while self.is_alive() and not (paused and self._error is not None):
+                patience = _SLOW if self._error is None and not paused else _DOWN
                 if time.monotonic() > max(ended, self._last_answer) + patience:
                     break
                 self.join(0.05)
@@ -118,5 +118,5 @@ class Follower(threading.Thread):
             self._error = reason
         finally:
             self._left = True
-        if self.is_alive() or self._error is not None:
+        if not paused and (self.is_alive() or self._error is not None):
             warn(self._folder, self._error)

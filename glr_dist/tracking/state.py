@@ -25,6 +25,10 @@ FILE = "tracking.json"
 _LOCK = ".tracking.lock"
 
 
+class Paused(SystemExit):
+    """Ends a run that goes on later, or was stopped: what has not arrived is sent then, or by `sync`."""
+
+
 @dataclass
 class State:
     """What is remembered of a run on a server. Changed by its methods, which write it to the disk.

@@ -14,7 +14,7 @@ from glr_dist.config import Config, Execution, Tracking
 from glr_dist.data import root_of
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.robustness.evaluate import evaluate
-from glr_dist.tracking import tracked
+from glr_dist.tracking import Paused, tracked
 from glr_dist.training.trainer import Trainer
 from glr_dist.tuning import objectives
 from glr_dist.tuning.record import Record, folder_of, read
@@ -31,10 +31,6 @@ class Turn(NamedTuple):
 
     number: int
     until: int | None = None
-
-
-class _PauseError(SystemExit):
-    """Ends a turn: to MLflow the trial was stopped early, unless it goes on."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class Trial:
                 report({**objectives.of_record(told), "epoch": told["epoch"]})
 
         trainer.on_epoch = on_epoch
-        with suppress(_PauseError), tracked(settings, folder):
+        with suppress(Paused), tracked(settings, folder):
             for told in trainer.history:  # of a run that goes on: the scheduler has forgotten it, and may stop it here
                 on_epoch(told)
             if last == epochs:
@@ -116,7 +112,7 @@ class Trial:
                 trainer.advance(last)
             metrics |= objectives.of_record(trainer.history[-1]) | self._robustness(folder)
             if last < epochs:
-                raise _PauseError
+                raise Paused  # to MLflow it was stopped early, unless it goes on
         return record.changed(
             status="finished" if last == epochs else "paused",
             metrics=metrics,

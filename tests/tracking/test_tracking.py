@@ -406,6 +406,15 @@ def test_a_server_that_is_down_at_first_or_goes_away_and_comes_back(server, tiny
     assert f"glr-dist sync {early}" in line
     with pytest.raises(TrackingError) as caught:
         tracking.sync(early)
+    # One that goes on later waits for nothing, and says nothing.
+    with pytest.raises(tracking.Paused), tracking.tracked(settings, early):
+        time.sleep(2)
+        ended = time.monotonic()
+        raise tracking.Paused
+    assert time.monotonic() - ended < 0.5
+    assert capfd.readouterr().err == ""
+    with tracking.tracked(settings, early):
+        pass
     server.start()
     server.await_answer()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
