@@ -18,7 +18,8 @@ _LOOK = 0.5  # seconds between looks at the folder
 _AGAIN = 5.0  # seconds until a server that was away is asked again
 _SAMPLE = 10.0  # seconds between samples of the machine
 _SLOW = 10.0  # seconds that an ended run waits for the next answer of a server
-_DOWN = 3.0  # the same, for one that was away; and for any, if the run goes on later
+_DOWN = 3.0  # the same, for one that was away
+_PAUSED = 1.0  # the same, of a run that goes on later
 _TRIES = 3  # of an ended run, if the server is away; where nobody listens, they take a second
 
 
@@ -110,7 +111,7 @@ class Follower(threading.Thread):
             self._state.ended(*ended_with(error))
             self._ended.set()
             while self.is_alive() and not (paused and self._error is not None):
-                patience = _SLOW if self._error is None and not paused else _DOWN
+                patience = _PAUSED if paused else _SLOW if self._error is None else _DOWN
                 if time.monotonic() > max(ended, self._last_answer) + patience:
                     break
                 self.join(0.05)
