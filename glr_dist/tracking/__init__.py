@@ -33,7 +33,7 @@ def tracked(settings: Config, out: Path) -> Iterator[None]:
     A mistake or absence of the server ends, blocks or slows nothing: what has not arrived in the end is left to `sync`,
     which a line on stderr says. The run ends there as FINISHED, as KILLED after a `KeyboardInterrupt`, as FINISHED
     with the tag `stopped_early` after a `SystemExit` (by which Ray Tune stops a trial), else as FAILED. After `Paused`,
-    which is one, a server that is away is not waited for at all.
+    which is one, a server that is away is not waited for, and one that is slow for a second at most.
 
     Args:
         settings: the configuration.

@@ -20,7 +20,7 @@ from glr_dist.tuning import report
 from glr_dist.tuning.agenda import agenda_of
 from glr_dist.tuning.record import folder_of, read_all
 from glr_dist.tuning.settings import Search
-from glr_dist.tuning.space import BY_SITE, edges
+from glr_dist.tuning.space import BY_SITE, edges, parts
 from glr_dist.tuning.trial import Trial
 
 _KEPT = "tune.yaml"
@@ -92,7 +92,7 @@ def _check_networks(search: Search) -> None:
             net.bind(*loaded[named].train.to(device).batch(slice(0, 2)), LOSSES[settings.training.loss])
         except UserError as error:
             raise ConfigError(f"tune.space.{field}: {value!r} is not possible ({error})") from None
-        section, key, pattern = [*field.split(".", 2), "", ""][:3]
+        section, key, pattern = parts(field)
         if pattern and f"{section}.{key}" in BY_SITE:
             patterns = {known: known for known in getattr(getattr(settings, section), key)}
             if pattern not in by_site(patterns, [site.name for site in net.network.sites], field).values():

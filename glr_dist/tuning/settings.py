@@ -15,7 +15,7 @@ from glr_dist.config import Config, Count, Positive, Section
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.suite import Corruptions, Suite
 from glr_dist.tuning.objectives import EVERY_EPOCH, check
-from glr_dist.tuning.space import Range, edges, grid_of, placed, ranges_of
+from glr_dist.tuning.space import Range, edges, grid_of, parts, placed, ranges_of
 
 _TRIALS = 16
 _LEAST = 4  # trials of a population
@@ -100,7 +100,7 @@ class Tune(Section):
 
     def _check_population(self) -> None:
         for field, allowed in self.space.items():
-            if field.split(".")[:2] != ["noise", "scale"]:
+            if parts(field)[:2] != ("noise", "scale"):
                 raise ConfigError(f"tune.space.{field}: 'pbt' searches a schedule of noise.scale alone; use 'optuna'")
             if allowed.kind not in ("loguniform", "uniform"):
                 raise ConfigError(f"tune.space.{field}: '{allowed.kind}' cannot be changed a little; use 'loguniform'")
@@ -152,7 +152,7 @@ class Search:
             field: `noise.scale`, or `noise.scale.PATTERN`.
             epochs: how many.
         """
-        noise, pattern = self.settings(point).noise, field.removeprefix("noise.scale.")
+        noise, pattern = self.settings(point).noise, parts(field)[2]
         found = [noise.scale_after(epoch) for epoch in range(epochs)]
         return [scale[pattern] if isinstance(scale, Mapping) else scale for scale in found]
 
@@ -216,7 +216,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Search:
     _check_base(search)
     blind = [name for name in search.tune.objectives if name.startswith("robust/white_box/")]
     for field, value, point in edges(search.tune.space):
-        if field.split(".")[0] in ("execution", "tracking", "diagnose"):
+        if parts(field)[0] in ("execution", "tracking", "diagnose"):
             raise ConfigError(f"tune.space.{field}: changes no result; search another field")
         try:
             settings = search.settings(point)

@@ -61,7 +61,6 @@ class Range(Section):
 
 
 Space = Mapping[str, Range]
-_DEFAULTS = Config()
 
 
 def ranges_of(given: Any) -> dict[str, Range]:
@@ -97,12 +96,21 @@ def _ranges(given: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Range]
             yield from _ranges(value, f"{field}.")
 
 
+def parts(field: str) -> tuple[str, str, str]:
+    """The section of a dotted field, its key there, and what follows: the key of a mapping; empty where there is none.
+
+    What follows is an argument of the optimizer, or a pattern of site names.
+    """
+    section, _, rest = field.partition(".")
+    key, _, inner = rest.partition(".")
+    return section, key, inner
+
+
 def placed(values: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a configuration file with a point of the space in them; the arguments stay as they are.
 
-    What follows the second dot is a key of a mapping: an argument of the optimizer, or a pattern of site names, which
-    goes before the patterns of the file, as the first one that matches counts. Where the file has one number for all
-    sites, the others keep it.
+    A pattern of site names goes before those of the file, as the first one that matches counts. Where the file has one
+    number for all sites, the others keep it.
 
     Args:
         values: the sections of the file.
@@ -111,9 +119,8 @@ def placed(values: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any
     result = copy.deepcopy(dict(values))
     inner: dict[str, dict[str, Any]] = {}
     for field, value in point.items():
-        section, _, rest = field.partition(".")
-        key, _, pattern = rest.partition(".")
-        if not rest:
+        section, key, pattern = parts(field)
+        if not key:
             result[section] = value
             continue
         held = result.get(section)
@@ -124,10 +131,10 @@ def placed(values: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any
         else:
             inner.setdefault(f"{section}.{key}", {})[pattern] = value
     for field, mapping in inner.items():
-        section, _, key = field.partition(".")
-        before = result[section].get(key, getattr(getattr(_DEFAULTS, section, None), key, None))
+        section, key, _ = parts(field)
+        before = result[section].get(key)
         if field in BY_SITE and not isinstance(before, Mapping):
-            before = {"*": before}
+            before = {"*": getattr(getattr(Config(), section), key) if before is None else before}
         others = before if isinstance(before, Mapping) else {}
         result[section][key] = {**mapping, **{name: others[name] for name in others if name not in mapping}}
     return result
@@ -137,10 +144,9 @@ def present(settings: Mapping[str, Any], space: Space) -> dict[str, Any] | None:
     """The point of the space that a resolved configuration is at, None if it is outside."""
     point = {}
     for field, allowed in space.items():
-        section, _, rest = field.partition(".")
-        key, _, pattern = rest.partition(".")
+        section, key, pattern = parts(field)
         value = settings.get(section)
-        value = value.get(key) if rest and isinstance(value, Mapping) else value
+        value = value.get(key) if key and isinstance(value, Mapping) else value
         if pattern and isinstance(value, Mapping):
             value = next((value[known] for known in value if known == pattern or fnmatchcase(pattern, known)), None)
         if not allowed.holds(value):

@@ -6,6 +6,7 @@ import json
 import random
 
 import pytest
+from mlflow import MlflowClient
 
 from glr_dist import config
 from glr_dist.errors import ConfigError
@@ -283,7 +284,7 @@ def test_on_ray_it_is_the_same_population_nested_in_mlflow(local_ray, tiny_searc
     assert config.load(out / "best.yaml") == search.settings(best.point)
     assert tune(search, out, resume=True) == printed  # nothing is left to do
 
-    client = pytest.importorskip("mlflow").MlflowClient(uri)
+    client = MlflowClient(uri)
     runs = {r.info.run_name: r for r in client.search_runs([client.get_experiment_by_name("glr_dist").experiment_id])}
     parent = runs.pop("out")
     assert runs.keys() == {str(record.number) for record in records}

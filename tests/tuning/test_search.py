@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from glr_dist import config
 from glr_dist.errors import ClusterError, ConfigError
@@ -160,7 +161,7 @@ def test_asha_stops_what_falls_behind_and_trials_are_nested_in_mlflow(cluster, t
         assert record.epochs == 1 == len((folder_of(out, record.number) / "metrics.jsonl").read_text().splitlines())
         assert record.metrics["validation/accuracy"] < records[0].metrics["validation/accuracy"]
 
-    client = pytest.importorskip("mlflow").MlflowClient(uri)
+    client = MlflowClient(uri)
     runs = {
         run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("glr_dist").experiment_id])
     }

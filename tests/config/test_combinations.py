@@ -1,0 +1,87 @@
+"""Combinations that would be biased or mean nothing are refused, their neighbours are not."""
+
+from __future__ import annotations
+
+import pytest
+
+from glr_dist import config
+from glr_dist.config import Config
+from glr_dist.errors import ConfigError
+
+REFUSED = [
+    # estimator, noise, loss, the field at fault, the reason
+    ({"copies": 7}, {}, None, "estimator.copies", "odd"),
+    ({"copies": {"1": 8, "*": 5}}, {}, None, "estimator.copies", "5 is odd"),
+    ({"sampler": "orthogonal"}, {"law": "laplace"}, None, "estimator.sampler", "gaussian"),
+    ({"sampler": "orthogonal"}, {"law": "logistic"}, None, "estimator.sampler", "gaussian"),
+    ({"sampler": "sobol", "baseline": "leave_one_out"}, {}, None, "estimator.baseline", "biased"),
+    (
+        {"sampler": "orthogonal", "baseline": "leave_one_out"},
+        {"learn": "unit"},
+        None,
+        "estimator.baseline",
+        "biased for unit scales",
+    ),
+    ({"baseline": "leave_one_out", "copies": 2}, {}, None, "estimator.copies", "at least 4"),
+    (
+        {"baseline": "leave_one_out", "copies": 1, "antithetic": False, "sampler": "iid"},
+        {},
+        None,
+        "estimator.copies",
+        "at least 2",
+    ),
+    ({"baseline": "leave_one_out", "copies": {"1": 8, "*": 2}}, {}, None, "estimator.copies", "at least 4"),
+    ({"name": "joint", "copies": {"*": 8}}, {}, None, "estimator.copies", "all sites at once"),
+    ({"name": "joint", "passes": {"*": 1}}, {}, None, "estimator.passes", "all sites at once"),
+    ({"name": "joint", "passes": 2}, {}, None, "estimator.passes", "only 1"),
+    ({"name": "layerwise", "passes": 2}, {}, None, "estimator.passes", "only 1"),
+    ({"name": "layerwise", "passes": {"1": 1, "*": 2}}, {}, None, "estimator.passes", "only 1"),
+    ({"exact_head": True}, {}, "zero_one", "estimator.exact_head", "no derivative"),
+    ({}, {"law": "none"}, None, "noise.law", "needs noise"),
+    ({"name": "joint"}, {"law": "none"}, None, "noise.law", "needs noise"),
+    ({"name": "pathwise", "copies": 8}, {}, None, "estimator.copies", "redraws nothing"),
+    ({"name": "pathwise", "antithetic": False}, {}, None, "estimator.antithetic", "redraws nothing"),
+    ({"name": "pathwise", "baseline": "none"}, {}, None, "estimator.baseline", "redraws nothing"),
+    ({"name": "pathwise", "exact_head": True}, {}, None, "estimator.exact_head", "redraws nothing"),
+    ({"name": "pathwise", "sampler": "sobol"}, {}, None, "estimator.sampler", "redraws nothing"),
+    ({"name": "pathwise", "passes": {"*": 2}}, {}, None, "estimator.passes", "one number"),
+    ({"name": "pathwise", "passes": 2}, {"law": "none"}, None, "noise.law", "one pass"),
+    ({"name": "pathwise"}, {"law": "none", "learn": "site"}, None, "noise.law", "no scale to learn"),
+    ({"name": "pathwise"}, {}, "zero_one", "training.loss", "no derivative"),
+]
+
+
+@pytest.mark.parametrize(("estimator", "noise", "loss", "field", "reason"), REFUSED, ids=str)
+def test_a_combination_that_would_be_biased_or_mean_nothing_is_refused(estimator, noise, loss, field, reason):
+    values = {"estimator": estimator, "noise": noise, "training": {"loss": loss} if loss else {}}
+    with pytest.raises(ConfigError) as caught:
+        config.build(Config, values)
+    message = str(caught.value)
+    assert message.startswith(f"{field}: ")
+    assert reason in message
+    assert "\n" not in message
+
+
+ALLOWED = [
+    # the nearest allowed neighbours of what is refused: a check that refuses too much fails here
+    ({"copies": 7, "antithetic": False}, {}, None),
+    ({"sampler": "iid"}, {"law": "laplace"}, None),
+    ({"sampler": "sobol"}, {"law": "logistic"}, None),
+    ({"sampler": "orthogonal", "baseline": "leave_one_out"}, {"learn": "site"}, None),
+    ({"sampler": "iid", "baseline": "leave_one_out"}, {"learn": "unit"}, None),
+    ({"baseline": "leave_one_out", "copies": 4}, {}, None),
+    ({"baseline": "leave_one_out", "copies": 2, "antithetic": False}, {}, None),
+    ({"name": "layerwise", "copies": {"*": 8}, "passes": {"*": 1}}, {}, None),
+    ({"passes": {"*": 8}}, {}, "zero_one"),
+    ({"exact_head": True}, {}, "cross_entropy"),
+    ({"name": "pathwise"}, {"law": "none"}, "cross_entropy"),
+    ({"name": "pathwise", "passes": 4, "sampler": "iid"}, {"learn": "unit"}, None),
+]
+
+
+@pytest.mark.parametrize(("estimator", "noise", "loss"), ALLOWED, ids=str)
+def test_the_neighbours_of_what_is_refused_are_allowed(estimator, noise, loss):
+    values = {"estimator": estimator, "noise": noise, "training": {"loss": loss} if loss else {}}
+    resolved = config.build(Config, values)
+    for key, value in estimator.items():
+        assert getattr(resolved.estimator, key) == value

@@ -1,0 +1,143 @@
+"""A run in MLflow: what arrives, the model that was trained, the end as it was."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from tracking.arrived import assert_complete, tracked_run
+
+from glr_dist import cli, tracking
+from glr_dist.errors import ConfigError
+from glr_dist.robustness.evaluate import evaluate
+from glr_dist.robustness.suite import load_suite
+from glr_dist.tracking.state import State, held
+from glr_dist.training.trained import load_trained
+from glr_dist.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def followed(tiny, database, tmp_path_factory) -> tuple[Path, MlflowClient]:
+    out = tmp_path_factory.mktemp("runs") / "mine"
+    tags = f"tracking={{kind: mlflow, uri: '{database}', tags: {{mlflow.note.content: hello}}, register_as: digits}}"
+    tracked_run(tiny(tags, "model.dropout=0.2"), out)
+    return out, MlflowClient(database)
+
+
+def test_nothing_is_tracked_unless_it_is_asked_for(tiny, tmp_path):
+    tracked_run(tiny("training.epochs=1"), tmp_path / "run")
+    assert not [path.name for path in (tmp_path / "run").iterdir() if "track" in path.name or "system" in path.name]
+
+
+def test_a_run_arrives_whole(followed):
+    out, client = followed
+    assert_complete(client, out, epochs=3)
+    run = client.get_run(State.read(out).run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "mine")
+    assert run.data.params["noise.scale"] == "0.5"
+    assert run.data.params["training.optimizer.name"] == "Adam"
+    assert run.data.tags.keys() >= {"mlflow.note.content", "version.torch", "version.mlflow", "version.python"}
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.tags[0].value) == ("digits", "training")
+    summary = json.loads((out / "summary.json").read_text())
+    assert run.data.metrics["test/accuracy"] == summary["test_accuracy"]
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert names == {"config.yaml", "learning_curve.png", "metrics.jsonl", "summary.json"}
+
+
+def test_the_model_predicts_what_the_network_does_and_is_registered(followed):
+    out, client = followed
+    mlflow.set_tracking_uri(client.tracking_uri)
+    (version,) = client.search_model_versions("name = 'digits'")
+    assert version.run_id == State.read(out).run_id
+    loaded = mlflow.pyfunc.load_model("models:/digits/1")
+    trained = load_trained(out, "cpu")  # threshold units, and dropout that must be off
+    x, _ = trained.dataset.test.batch(slice(None))
+    for some in (x, x[:1]):
+        assert np.array_equal(loaded.predict(some.numpy()), trained.net.model(some).detach().numpy())
+    assert loaded.metadata.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
+    assert loaded.input_example.shape == (2, 1, 8, 8)
+
+
+def test_the_report_and_nothing_twice(followed, capsys):
+    out, client = followed
+    evaluate([out], load_suite("quick", []), actors=0)
+    tracking.send_report(out)
+    run_id = State.read(out).run_id
+    assert "warning" not in capsys.readouterr().err
+
+    def everything() -> tuple:
+        run = client.get_run(run_id)
+        history = {name: len(client.get_metric_history(run_id, name)) for name in run.data.metrics}
+        models = client.search_logged_models([run.info.experiment_id])
+        return history, run.data.tags, run.info.end_time, len(models), client.search_model_versions("name = 'digits'")
+
+    before = everything()
+    assert before[0]["clean/accuracy"] == 1
+    assert any(re.fullmatch(r"robust/.*/eps_0\.1/accuracy", name) for name in before[0])
+    table = json.loads(Path(client.download_artifacts(run_id, "robustness/table.json")).read_text())
+    assert table["columns"][0] == "condition"
+    assert table["data"][0][0] == "clean"
+    assert cli.main(["sync", str(out)]) == 0
+    assert f"run {run_id}" in capsys.readouterr().out
+    # Also where it is not remembered what has arrived.
+    State.read(out).change(lines={}, sent={})
+    tracking.sync(out)
+    after = everything()
+    assert after[0] == before[0]
+    assert after[1:4] == before[1:4]
+    assert len(after[4]) == 1
+
+
+ENDS = {
+    "Ctrl-C": (KeyboardInterrupt, "KILLED", "false"),
+    "stopped by Tune": (SystemExit, "FINISHED", "true"),
+    "exception": (RuntimeError, "FAILED", "false"),
+}
+
+
+@pytest.mark.parametrize(("error", "status", "early"), ENDS.values(), ids=ENDS)
+def test_a_run_ends_as_what_ended_it_and_is_continued_as_the_same(tiny, database, tmp_path, error, status, early):
+    out, client = tmp_path / "run", MlflowClient(database)
+    settings = tiny("training.epochs=3", f"tracking={{kind: mlflow, uri: '{database}'}}")
+    trainer = Trainer(settings, out)
+    square_norms = trainer._square_norms
+
+    def stopped(squares: dict) -> None:
+        if trainer.net.step == 5:
+            raise error
+        square_norms(squares)
+
+    trainer._square_norms = stopped
+    with pytest.raises(error), tracking.tracked(settings, out):
+        trainer.run()
+    run_id = State.read(out).run_id
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["stopped_early"]) == (status, early)
+    assert_complete(client, out, epochs=1)
+    # From another folder, and with no word on where: as it was.
+    elsewhere = tiny("training.epochs=3", "tracking.kind=mlflow")
+    tracked_run(elsewhere, out, resume=True)
+    assert State.read(out).run_id == run_id
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["stopped_early"]) == ("FINISHED", "false")
+    assert_complete(client, out, epochs=3)
+
+
+def test_a_run_that_goes_on_is_not_synced(followed):
+    out, _ = followed
+    with held(out) as mine:
+        assert mine
+        with pytest.raises(ConfigError, match="goes on"):
+            tracking.sync(out)
+
+
+def test_a_run_that_was_not_tracked_is_not_synced(tiny, tmp_path):
+    Trainer(tiny(), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"tracking\.kind=mlflow"):
+        tracking.sync(tmp_path / "run")
