@@ -280,9 +280,9 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from glr_dist.config import dump
+    from glr_dist.config import dump_config
 
-    print(dump(_settings(options)), end="")
+    print(dump_config(_settings(options)), end="")
     return 0
 
 
@@ -299,9 +299,9 @@ _COMMANDS = {
 
 
 def _settings(options: argparse.Namespace) -> Config:
-    from glr_dist.config import load
+    from glr_dist.config import load_config
 
-    return load(options.config, options.given)
+    return load_config(options.config, options.given)
 
 
 def _check_runs(runs: Sequence[Path]) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from glr_dist.config import Data
 from glr_dist.errors import ConfigError
-from glr_dist.noise import Key, Role, generator
+from glr_dist.streams import Key, Role, generator
+from glr_dist.text import one_line
 
 if TYPE_CHECKING:
     from torchvision.datasets import MNIST
@@ -144,4 +145,4 @@ def _fetched(kind: type[MNIST], data: Data, root: Path, *, train: bool) -> MNIST
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from glr_dist import config, data
+from glr_dist.build import device_of, network_of
 from glr_dist.config import Config
 from glr_dist.errors import ConfigError, NoGradientError
 from glr_dist.execution.memory import keep_freed_memory
@@ -35,8 +36,8 @@ from glr_dist.figures import figure_of
 from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
 from glr_dist.losses import LOSSES, Loss
+from glr_dist.text import one_line
 from glr_dist.training import checkpoint
-from glr_dist.training.setup import device_of, network_of
 
 _CHUNKS = 20  # independent parts of the reference, which give its error
 # Steps key the noise: those of the reference and of the draws are disjoint, and far from those of training.
@@ -128,13 +129,13 @@ def diagnose(settings: Config, out: Path, weights: Path | None = None) -> Report
             try:
                 net.load_state_dict(state)
             except RuntimeError as error:
-                reason = " ".join(str(error).split())
+                reason = one_line(error)
                 raise ConfigError(f"--checkpoint: {weights} is of another network ({reason})") from None
         return net.train()
 
     net_of(tried[0])  # what is wrong with it is said before anything is written
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "diagnose.yaml", config.dump(settings).encode())
+    write_atomically(out / "diagnose.yaml", config.dump_config(settings).encode())
     bar = tqdm(total=_CHUNKS + len(tried) * chosen.draws, disable=not sys.stderr.isatty(), desc="diagnose")
     with bar:
         batch = Batch(x, y, loss, bar)

@@ -17,9 +17,10 @@ from glr_dist.estimators import ESTIMATORS, Gradients, Step
 from glr_dist.execution.base import Executor
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.losses import Loss, cross_entropy
-from glr_dist.noise import Gaussian, Key, Noise, generator
+from glr_dist.noise import Gaussian, Noise
 from glr_dist.rules import direct_rule
 from glr_dist.sites import Network, by_site
+from glr_dist.streams import Key, generator
 
 
 class GLR(nn.Module):

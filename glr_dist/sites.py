@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from glr_dist.checks import check_batch_first, check_examples_apart, unkeyed_randomness_is_an_error
 from glr_dist.errors import SiteError
 from glr_dist.nn.dropout import KEYED, Uniforms
-from glr_dist.noise import Key, Role, generator
+from glr_dist.streams import Key, Role, generator
 
 T = TypeVar("T")
 Visit = Callable[[str, Tensor, Tensor], Tensor]

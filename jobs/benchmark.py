@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from glr_dist import config, data
+from glr_dist.build import device_of, network_of, optimizer_of
 from glr_dist.config import Config
 from glr_dist.errors import UserError
 from glr_dist.execution.base import Executor
@@ -32,7 +33,6 @@ from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
 from glr_dist.losses import LOSSES
-from glr_dist.training.setup import device_of, network_of, optimizer_of
 
 SCALING = Path(__file__).resolve().parents[1] / "configs" / "benchmark" / "scaling.yaml"
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--actors, --rounds and --steps: at least 1")
     paths = [given for given in options.config if "=" not in given] or [SCALING]
     try:
-        settings = config.load(paths[0], [given for given in options.config if "=" in given])
+        settings = config.load_config(paths[0], [given for given in options.config if "=" in given])
         report = scaling(settings, options.actors, options.rounds, options.steps)
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)
@@ -185,8 +185,8 @@ def _serve(settings: Config, pipe: Connection) -> None:
     with one_thread(), torch.no_grad(), net.network.hooked():
         work = []
         for shared_pass in range(estimator.passes(step)):
-            tapes = {examples: estimator.tape(step, shared_pass, examples) for examples in step.blocks}
-            work += [(item, tapes[item.examples]) for item in estimator.items(step, shared_pass)]
+            tapes = {examples: estimator.tape(step, shared_pass, examples) for examples in step.example_blocks}
+            work += [(item, tapes[item.example_block]) for item in estimator.items(step, shared_pass)]
         while (order := pipe.recv()) is not None:
             rank, number, steps = order
             for _ in range(steps):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from glr_dist.config import load
+from glr_dist.config import load_config
 from glr_dist.errors import UserError
 from glr_dist.files import write_atomically
 from glr_dist.tracking import tracked
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stems = [path.stem for path in paths]  # two files of one name in two folders take the folder's name too
         names = [f"{p.parent.name}-{p.stem}" if stems.count(p.stem) > 1 else p.stem for p in paths]
         runs = [
-            (name, seed, load(path, [*overrides, f"seed={seed}"]))
+            (name, seed, load_config(path, [*overrides, f"seed={seed}"]))
             for name, path in zip(names, paths, strict=True)
             for seed in options.seeds
         ]

@@ -51,7 +51,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     """`tiny("noise.scale=2", …)`: the configuration of a tiny run with overrides."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(TINY)
-    return lambda *overrides: config.load(path, overrides)
+    return lambda *overrides: config.load_config(path, overrides)
 
 
 # What the installed script `glr-dist` does; `test_cli` holds that the two are the same.

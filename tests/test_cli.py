@@ -70,7 +70,7 @@ def test_config_prints_yaml_that_loads_to_the_same_config(tiny_yaml, tmp_path, c
     assert cli.main(["config", str(tiny_yaml), *overrides]) == 0
     printed = tmp_path / "printed.yaml"
     printed.write_text(capsys.readouterr().out)
-    assert config.load(printed) == config.load(tiny_yaml, overrides)
+    assert config.load_config(printed) == config.load_config(tiny_yaml, overrides)
 
 
 def test_overrides_may_stand_before_and_after_options(tiny_yaml, tmp_path, capsys):

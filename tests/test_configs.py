@@ -21,10 +21,10 @@ def test_there_are_configurations():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(FOLDER).as_posix())
 def test_the_configuration_loads_and_round_trips(path, tmp_path):
-    loaded = config.load(path)
+    loaded = config.load_config(path)
     again = tmp_path / "again.yaml"
-    again.write_text(config.dump(loaded))
-    assert config.load(again) == loaded
+    again.write_text(config.dump_config(loaded))
+    assert config.load_config(again) == loaded
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.name)

@@ -55,7 +55,7 @@ def test_the_folder_holds_the_report_the_picture_and_the_config(measured, tiny):
             "milliseconds",
         }  # fmt: skip
     overrides = ["diagnose.copies=[2, 8, 64]", "diagnose.passes=[1, 4]"]
-    assert config.load(out / "diagnose.yaml") == tiny(*SMALL, *overrides)
+    assert config.load_config(out / "diagnose.yaml") == tiny(*SMALL, *overrides)
 
 
 def test_every_site_is_measured_at_every_k_and_m(measured):

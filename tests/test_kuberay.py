@@ -98,7 +98,7 @@ def test_the_entry_point_runs_what_this_repository_holds():
     assert (ROOT / script.removeprefix(IMAGE_ROOT)).is_file()
     options, overrides = cli._parser().parse_known_args(["train", *arguments])  # as `main` does
     assert options.resume
-    settings = config.load(ROOT / str(options.config).removeprefix(IMAGE_ROOT), [*options.given, *overrides])
+    settings = config.load_config(ROOT / str(options.config).removeprefix(IMAGE_ROOT), [*options.given, *overrides])
     assert settings.execution.kind == "layers"
     mounts = {mount["mountPath"] for pod in _pods(ray=True) for c in pod["containers"] for mount in c["volumeMounts"]}
     environment = yaml.safe_load(MANIFEST["spec"]["runtimeEnvYAML"])["env_vars"]

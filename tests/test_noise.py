@@ -7,8 +7,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from glr_dist.estimators.samplers import SAMPLERS, DirectionBlock
 from glr_dist.execution.inline import Inline, one_thread
-from glr_dist.noise import LAWS, SAMPLERS, Gaussian, Key, Laplace, Noise, Role, Rows, generator, uniforms
+from glr_dist.noise import LAWS, Gaussian, Laplace, Noise
+from glr_dist.streams import Key, Role, generator, uniforms
 
 CPU = torch.device("cpu")
 SCIPY = {"gaussian": stats.norm, "laplace": stats.laplace, "logistic": stats.logistic}
@@ -20,7 +22,7 @@ LOG_DENSITY: dict[str, Callable[[Tensor], Tensor]] = {
 ALLOWED = [(law, sampler) for law in LAWS for sampler in SAMPLERS if sampler != "orthogonal" or law == "gaussian"]
 
 
-def draw(sampler: str, law: Noise, rows: Rows, n: int, units: int, key: Key = Key(0)) -> Tensor:  # noqa: B008
+def draw(sampler: str, law: Noise, rows: DirectionBlock, n: int, units: int, key: Key = Key(0)) -> Tensor:  # noqa: B008
     with one_thread():  # as every estimate draws
         return SAMPLERS[sampler](law, key, rows, n, units, torch.float64, CPU)
 
@@ -88,7 +90,7 @@ def test_noise_refuses_what_it_cannot_mean(arguments: dict[str, object], said: s
 @pytest.mark.parametrize(("law", "sampler"), ALLOWED)
 def test_every_row_of_a_sampler_has_the_law_with_independent_units(law: str, sampler: str, row: int) -> None:
     """Over independent streams, one example each: Kolmogorov-Smirnov for each unit, |correlation| within 4.5 / √T."""
-    rows, streams = Rows(0, 0, 5, 5), 2000
+    rows, streams = DirectionBlock(0, 0, 5, 5), 2000
     drawn = torch.stack([draw(sampler, LAWS[law](), rows, 1, 3, Key(1, step))[row, 0] for step in range(streams)])
     for unit in drawn.T:
         assert stats.kstest(unit.numpy(), SCIPY[law].cdf).pvalue > 1e-4
@@ -100,14 +102,16 @@ def test_every_row_of_a_sampler_has_the_law_with_independent_units(law: str, sam
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_examples_of_one_call_are_uncorrelated(sampler: str) -> None:
-    drawn = torch.stack([draw(sampler, Gaussian(), Rows(0, 0, 2, 2), 3, 2, Key(2, t))[:, :, 0] for t in range(2000)])
+    drawn = torch.stack(
+        [draw(sampler, Gaussian(), DirectionBlock(0, 0, 2, 2), 3, 2, Key(2, t))[:, :, 0] for t in range(2000)]
+    )
     for row in (0, 1):
         correlation = drawn[:, row].T.corrcoef() - torch.eye(3, dtype=torch.float64)
         assert correlation.abs().max() < 4.5 / 2000**0.5
 
 
 def test_rows_of_a_frame_are_orthogonal_and_frames_are_not_to_each_other() -> None:
-    eps = draw("orthogonal", Gaussian(), Rows(0, 0, 12, 12), 7, 5)
+    eps = draw("orthogonal", Gaussian(), DirectionBlock(0, 0, 12, 12), 7, 5)
     units = eps / eps.norm(dim=-1, keepdim=True)
     products = torch.einsum("rnd,snd->nrs", units, units)
     frame = torch.arange(12) // 5
@@ -118,7 +122,7 @@ def test_rows_of_a_frame_are_orthogonal_and_frames_are_not_to_each_other() -> No
 
 @pytest.mark.montecarlo
 def test_radii_of_frames_are_chi_and_independent() -> None:
-    radii = draw("orthogonal", Gaussian(), Rows(0, 0, 4, 4), 3000, 4).norm(dim=-1)
+    radii = draw("orthogonal", Gaussian(), DirectionBlock(0, 0, 4, 4), 3000, 4).norm(dim=-1)
     assert stats.kstest(radii.flatten().numpy(), stats.chi(4).cdf).pvalue > 1e-4
     assert (radii.corrcoef() - torch.eye(4, dtype=torch.float64)).abs().max() < 4.5 / 3000**0.5
 
@@ -126,8 +130,11 @@ def test_radii_of_frames_are_chi_and_independent() -> None:
 @pytest.mark.parametrize("cut", [3, 5, 8])
 def test_pair_blocks_share_their_frame_but_not_their_radii(cut: int) -> None:
     """A row's direction does not depend on where blocks end; frames of 5 rows, the last one short."""
-    whole = draw("orthogonal", Gaussian(), Rows(0, 0, 12, 12), 4, 5)
-    parts = [draw("orthogonal", Gaussian(), Rows(i, *edges, 12), 4, 5) for i, edges in enumerate([(0, cut), (cut, 12)])]
+    whole = draw("orthogonal", Gaussian(), DirectionBlock(0, 0, 12, 12), 4, 5)
+    parts = [
+        draw("orthogonal", Gaussian(), DirectionBlock(i, *edges, 12), 4, 5)
+        for i, edges in enumerate([(0, cut), (cut, 12)])
+    ]
     again = torch.cat(parts)
     torch.testing.assert_close(again / again.norm(dim=-1, keepdim=True), whole / whole.norm(dim=-1, keepdim=True))
     assert torch.equal(again[:cut], whole[:cut])  # the first block's radii come from the same stream
@@ -135,25 +142,30 @@ def test_pair_blocks_share_their_frame_but_not_their_radii(cut: int) -> None:
 
 
 def test_pair_blocks_continue_one_sobol_set() -> None:
-    whole = draw("sobol", Laplace(), Rows(0, 0, 12, 12), 4, 5)
-    parts = [draw("sobol", Laplace(), Rows(i, *edges, 12), 4, 5) for i, edges in enumerate([(0, 1), (1, 5), (5, 12)])]
+    whole = draw("sobol", Laplace(), DirectionBlock(0, 0, 12, 12), 4, 5)
+    parts = [
+        draw("sobol", Laplace(), DirectionBlock(i, *edges, 12), 4, 5)
+        for i, edges in enumerate([(0, 1), (1, 5), (5, 12)])
+    ]
     assert torch.equal(torch.cat(parts), whole)
 
 
 def test_pair_blocks_of_iid_noise_differ() -> None:
-    first, second = (draw("iid", Gaussian(), Rows(i, 4 * i, 4 * i + 4, 8), 3, 2) for i in (0, 1))
+    first, second = (draw("iid", Gaussian(), DirectionBlock(i, 4 * i, 4 * i + 4, 8), 3, 2) for i in (0, 1))
     assert (first != second).all()
 
 
 def test_a_sobol_set_is_more_even_than_independent_points() -> None:
     """Each half of a unit's range holds half of the points, exactly, for every example."""
-    eps = draw("sobol", Gaussian(), Rows(0, 0, 16, 16), 50, 6)
+    eps = draw("sobol", Gaussian(), DirectionBlock(0, 0, 16, 16), 50, 6)
     assert ((eps > 0).sum(0) == 8).all()
-    assert not ((draw("iid", Gaussian(), Rows(0, 0, 16, 16), 50, 6) > 0).sum(0) == 8).all()
+    assert not ((draw("iid", Gaussian(), DirectionBlock(0, 0, 16, 16), 50, 6) > 0).sum(0) == 8).all()
 
 
 def test_example_blocks_share_frames_up_to_signs() -> None:
-    one, other = (draw("orthogonal", Gaussian(), Rows(0, 0, 4, 4), 2, 4, Key(0, examples=e)) for e in (0, 1))
+    one, other = (
+        draw("orthogonal", Gaussian(), DirectionBlock(0, 0, 4, 4), 2, 4, Key(0, example_block=e)) for e in (0, 1)
+    )
     absolute = [(eps / eps.norm(dim=-1, keepdim=True)).abs()[:, 0] for eps in (one, other)]
     torch.testing.assert_close(*absolute)
     assert not torch.equal(one, other)
@@ -162,7 +174,7 @@ def test_example_blocks_share_frames_up_to_signs() -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_samplers_give_finite_noise_of_the_shape_and_type_asked_for(sampler: str, dtype: torch.dtype) -> None:
-    eps = SAMPLERS[sampler](Gaussian(), Key(0), Rows(1, 3, 10, 20), 5, 4, dtype, CPU)
+    eps = SAMPLERS[sampler](Gaussian(), Key(0), DirectionBlock(1, 3, 10, 20), 5, 4, dtype, CPU)
     assert eps.shape == (7, 5, 4)
     assert eps.dtype == dtype
     assert eps.isfinite().all()
@@ -173,14 +185,14 @@ def test_samplers_give_finite_noise_of_the_shape_and_type_asked_for(sampler: str
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_equal_keys_give_equal_noise(sampler: str) -> None:
-    rows = Rows(2, 3, 9, 12)
+    rows = DirectionBlock(2, 3, 9, 12)
     assert torch.equal(*(draw(sampler, Gaussian(), rows, 4, 3, Key(5, 1, 2, 3, 0, 6)) for _ in range(2)))
 
 
-@pytest.mark.parametrize("field", ["seed", "step", "shared_pass", "site", "examples"])
+@pytest.mark.parametrize("field", ["seed", "step", "shared_pass", "site", "example_block"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_each_field_of_a_key_changes_all_noise(sampler: str, field: str) -> None:
-    key, rows = Key(5, 1, 2, 3, 0, 6), Rows(2, 3, 9, 12)
+    key, rows = Key(5, 1, 2, 3, 0, 6), DirectionBlock(2, 3, 9, 12)
     other = key._replace(**{field: getattr(key, field) + 1})
     assert (draw(sampler, Gaussian(), rows, 4, 3, key) != draw(sampler, Gaussian(), rows, 4, 3, other)).all()
 
@@ -217,7 +229,7 @@ def test_the_cpu_generator_is_a_mersenne_twister_in_the_keys_state() -> None:
 def test_a_stream_does_not_touch_the_global_generator() -> None:
     before = torch.get_rng_state()
     for sampler in SAMPLERS:
-        draw(sampler, Gaussian(), Rows(0, 0, 4, 4), 3, 2)
+        draw(sampler, Gaussian(), DirectionBlock(0, 0, 4, 4), 3, 2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -248,7 +260,7 @@ def test_noise_does_not_depend_on_the_number_of_threads(law: str, sampler: str) 
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            return draw(sampler, LAWS[law](), Rows(0, 0, 40, 40), 64, 100, Key(9))
+            return draw(sampler, LAWS[law](), DirectionBlock(0, 0, 40, 40), 64, 100, Key(9))
         finally:
             torch.set_num_threads(before)
 

@@ -7,11 +7,11 @@ import json
 import pytest
 
 from glr_dist import cli, data
+from glr_dist.build import device_of, network_of
 from glr_dist.execution.predict import Machine
 from glr_dist.planning import GPU, plan_step
 from glr_dist.planning.bench import Bench
 from glr_dist.planning.report import METHODS
-from glr_dist.training.setup import device_of, network_of
 
 
 def planned(tiny_yaml, out, *arguments: object) -> dict:

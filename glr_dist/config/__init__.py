@@ -47,9 +47,9 @@ __all__ = [
     "Training",
     "build",
     "check_estimator",
-    "dump",
+    "dump_config",
     "flat",
-    "load",
+    "load_config",
     "overridden",
     "per_site",
     "read",
@@ -80,7 +80,7 @@ class Config(Section):
         return self
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file with `section.key=value` overrides.
 
     Raises:
@@ -89,6 +89,6 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return build(Config, overridden(read(path), overrides))
 
 
-def dump(config: Config) -> str:
-    """The resolved configuration with every default, as YAML that `load` reads back to an equal one."""
+def dump_config(config: Config) -> str:
+    """The resolved configuration with every default, as YAML that `load_config` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from glr_dist.errors import ConfigError
+from glr_dist.text import one_line
 
 _INT, _STR = "tag:yaml.org,2002:int", "tag:yaml.org,2002:str"
 
@@ -40,7 +41,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"{path}: is not YAML ({one_line(error)})") from None
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: must hold a mapping of sections, holds a {type(values).__name__}")
     return values or {}

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from glr_dist.estimators.base import Partial, Step, WorkItem, accumulate, slope_at
+from glr_dist.estimators.samplers import DirectionBlock
+from glr_dist.estimators.step import Partial, Step, WorkItem, accumulate, head_gradient
 from glr_dist.estimators.variance import blocks, centred, grouped
 from glr_dist.losses import per_example
-from glr_dist.noise import Rows
 from glr_dist.sites import Site, Tape
 
 
@@ -28,9 +28,9 @@ class Joint:
     def passes(self, step: Step) -> int:
         return 1
 
-    def tape(self, step: Step, shared_pass: int, examples: int) -> Tape:
+    def tape(self, step: Step, shared_pass: int, example_block: int) -> Tape:
         if step.options.baseline == "shared":
-            return step.shared_tape(shared_pass, examples, noisy=False)
+            return step.shared_tape(shared_pass, example_block, noisy=False)
         return Tape()
 
     def items(self, step: Step, shared_pass: int) -> Iterator[WorkItem]:
@@ -40,28 +40,28 @@ class Joint:
         limit = step.options.block_elements // (step.signs * step.options.example_block * width)
         cut = blocks(step.copies[sites[0].name] // step.signs, None, limit, least)
         parts = grouped(cut, step.options.items_per_site)
-        for examples in step.blocks:
-            for rows in parts:
-                yield WorkItem(shared_pass, examples, None, rows)
+        for example_block in step.example_blocks:
+            for directions in parts:
+                yield WorkItem(shared_pass, example_block, None, directions)
 
     def partial(self, step: Step, item: WorkItem, tape: Tape) -> Partial:
         result = Partial()
-        for rows in item.rows:
-            result.add(self._passes(step, item, rows, tape))
+        for block in item.directions:
+            result.add(self._passes(step, item, block, tape))
         return result
 
-    def _passes(self, step: Step, item: WorkItem, rows: Rows, tape: Tape) -> Partial:
+    def _passes(self, step: Step, item: WorkItem, block: DirectionBlock, tape: Tape) -> Partial:
         """The share of one block of whole passes."""
         assert step.noise is not None
-        noise, x = step.noise, step.x[step.rows(item.examples)]
-        n, directions = len(x), rows.stop - rows.start
+        noise, x = step.noise, step.x[step.examples_of(item.example_block)]
+        n, directions = len(x), block.stop - block.start
         copies = step.signs * directions
         first = step.network.sites[0]
         eps: dict[str, Tensor] = {}
         noisy: dict[str, Tensor] = {}
 
         def visit(site: Site, z: Tensor) -> Tensor:
-            drawn = step.draw(site, item, rows, n)
+            drawn = step.draw(site, item, block, n)
             eps[site.name] = torch.stack([drawn, -drawn]) if step.options.antithetic else drawn[None]
             added = (eps[site.name] * step.scales[site.name]).view(copies, n, *site.shape)
             v = (z.view(-1, n, *site.shape) + added).view(-1, *site.shape)
@@ -73,12 +73,12 @@ class Joint:
 
         last = step.network.sites[-1]
         exact = step.options.exact_head
-        uniforms = step.uniforms(item.shared_pass, item.examples, block=1 + rows.block)
+        uniforms = step.uniforms(item.shared_pass, item.example_block, block=1 + block.number)
         # What precedes the first site is the same for all copies: it runs once, unless that site is nested.
         start = x if first.top else x.repeat(copies, *[1] * (x.dim() - 1))
         with torch.no_grad():
             outputs, own = step.network.record(start, visit, uniforms)
-            losses = per_example(step.loss(outputs, step.targets(item.examples, copies)), copies * n)
+            losses = per_example(step.loss(outputs, step.targets(item.example_block, copies)), copies * n)
         share = 1 / (len(step.y) * step.copies[first.name])
         result = Partial(loss=losses.detach().sum() * share)
         weights = centred(losses.detach().view(step.signs, directions, n), step.options.baseline, tape.losses)
@@ -86,7 +86,7 @@ class Joint:
             e, scale = eps[site.name], step.scales[site.name]
             score = noise.score(e)
             if exact and site is last:
-                slope = slope_at(noisy[site.name], losses, site).view(e.shape)
+                slope = head_gradient(noisy[site.name], losses, site).view(e.shape)
                 delta, units = slope * share, (slope * e * scale).sum((0, 1, 2)) * share
             else:
                 w = weights.view(*weights.shape, *[1] * len(site.shape))
@@ -104,7 +104,7 @@ class Joint:
                     accumulate(result.grads, name, grad)
         return result
 
-    def finish(self, step: Step, shared_pass: int, examples: int, site: str, delta: Tensor, tape: Tape) -> Partial:
+    def finish(self, step: Step, shared_pass: int, example_block: int, site: str, delta: Tensor, tape: Tape) -> Partial:
         raise AssertionError("joint items return parameter gradients")
 
     def evaluations(self, step: Step) -> int:

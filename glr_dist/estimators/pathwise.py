@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glr_dist.errors import NoGradientError
-from glr_dist.estimators.base import Partial, Step, WorkItem
+from glr_dist.estimators.step import Partial, Step, WorkItem
 from glr_dist.losses import per_example
 from glr_dist.sites import Tape
 
@@ -26,27 +26,27 @@ class Pathwise:
         assert isinstance(step.options.passes, int)
         return step.options.passes
 
-    def tape(self, step: Step, shared_pass: int, examples: int) -> Tape:
+    def tape(self, step: Step, shared_pass: int, example_block: int) -> Tape:
         return Tape()
 
     def items(self, step: Step, shared_pass: int) -> Iterator[WorkItem]:
-        return (WorkItem(shared_pass, examples) for examples in step.blocks)
+        return (WorkItem(shared_pass, example_block) for example_block in step.example_blocks)
 
     def partial(self, step: Step, item: WorkItem, tape: Tape) -> Partial:
-        rows = step.rows(item.examples)
-        n = len(step.y[rows])
+        examples = step.examples_of(item.example_block)
+        n = len(step.y[examples])
 
         def visit(name: str, x: Tensor, z: Tensor) -> Tensor:
             if step.noise is None:
                 return z
             learned = step.log_scales.get(name)
             scale = step.scales[name] if learned is None else learned.exp()
-            return z + scale * step.shared_eps(step.network.by_name[name], item.shared_pass, item.examples, n)
+            return z + scale * step.shared_eps(step.network.by_name[name], item.shared_pass, item.example_block, n)
 
         leaves = {**step.network.parameters, **{f"scale {name}": p for name, p in step.log_scales.items()}}
         with torch.enable_grad():
-            outputs = step.network.run(step.x[rows], visit, step.uniforms(item.shared_pass, item.examples))
-            loss = per_example(step.loss(outputs, step.y[rows]), n).sum() / (len(step.y) * self.passes(step))
+            outputs = step.network.run(step.x[examples], visit, step.uniforms(item.shared_pass, item.example_block))
+            loss = per_example(step.loss(outputs, step.y[examples]), n).sum() / (len(step.y) * self.passes(step))
         if not loss.requires_grad:
             raise NoGradientError("pathwise: the loss has no gradient; use another estimator")
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
@@ -63,7 +63,7 @@ class Pathwise:
                 result.scales[name.removeprefix("scale ")] = grad
         return result
 
-    def finish(self, step: Step, shared_pass: int, examples: int, site: str, delta: Tensor, tape: Tape) -> Partial:
+    def finish(self, step: Step, shared_pass: int, example_block: int, site: str, delta: Tensor, tape: Tape) -> Partial:
         raise AssertionError("pathwise items return parameter gradients")
 
     def evaluations(self, step: Step) -> int:

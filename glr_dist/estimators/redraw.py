@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from glr_dist.estimators.base import Partial, Step, WorkItem, accumulate, slope_at, unchanged
+from glr_dist.estimators.samplers import DirectionBlock
+from glr_dist.estimators.step import Partial, Step, WorkItem, accumulate, head_gradient, unchanged
 from glr_dist.estimators.variance import blocks, centred, grouped
 from glr_dist.losses import per_example
-from glr_dist.noise import Rows
 from glr_dist.sites import Site, Tape
 
 
@@ -30,8 +30,8 @@ class Redraw:
     def passes(self, step: Step) -> int:
         return max((step.passes[site.name] for site in step.learned()), default=1)
 
-    def tape(self, step: Step, shared_pass: int, examples: int) -> Tape:
-        return step.shared_tape(shared_pass, examples, noisy=self.noisy)
+    def tape(self, step: Step, shared_pass: int, example_block: int) -> Tape:
+        return step.shared_tape(shared_pass, example_block, noisy=self.noisy)
 
     def items(self, step: Step, shared_pass: int) -> Iterator[WorkItem]:
         options = step.options
@@ -43,17 +43,17 @@ class Redraw:
             limit = options.block_elements // (step.signs * options.example_block * site.width)
             cut = blocks(step.copies[site.name] // step.signs, site.units if frames else None, limit, least)
             parts = grouped(cut, options.items_per_site)
-            for examples in step.blocks:
-                for rows in parts:
-                    yield WorkItem(shared_pass, examples, site.name, rows)
+            for example_block in step.example_blocks:
+                for directions in parts:
+                    yield WorkItem(shared_pass, example_block, site.name, directions)
 
     def partial(self, step: Step, item: WorkItem, tape: Tape) -> Partial:
         assert item.site is not None
         site = step.network.by_name[item.site]
         result = Partial()
         deltas: dict[str, Tensor] = {}
-        for rows in item.rows:
-            delta, scales = self._redrawn(step, item, rows, site, tape)
+        for block in item.directions:
+            delta, scales = self._redrawn(step, item, block, site, tape)
             accumulate(deltas, site.name, delta)
             if scales is not None:
                 accumulate(result.scales, site.name, scales)
@@ -63,15 +63,17 @@ class Redraw:
             result.delta = deltas
         else:
             delta = deltas[site.name]
-            result.grads = self.finish(step, item.shared_pass, item.examples, site.name, delta, tape).grads
+            result.grads = self.finish(step, item.shared_pass, item.example_block, site.name, delta, tape).grads
         return result
 
-    def _redrawn(self, step: Step, item: WorkItem, rows: Rows, site: Site, tape: Tape) -> tuple[Tensor, Tensor | None]:
+    def _redrawn(
+        self, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape
+    ) -> tuple[Tensor, Tensor | None]:
         """From a block of redraws: shares of δ / N [n, *S] and, where σ is learned, of the gradient of log σ."""
         assert step.noise is not None
         scale, z = step.scales[site.name], tape.logits[site.name]
         n = len(z)
-        eps = step.draw(site, item, rows, n)
+        eps = step.draw(site, item, block, n)
         directions = len(eps)
         shift = scale * eps
         v = torch.empty(step.signs, *eps.shape, dtype=z.dtype, device=z.device)
@@ -84,7 +86,7 @@ class Redraw:
         if step.options.exact_head and site.index == len(step.network.sites) - 1:
             with torch.enable_grad():
                 losses = self._losses(step, item, site, tape, v.requires_grad_())
-            slope = slope_at(v, losses, site).view(step.signs, directions, n, *site.shape)
+            slope = head_gradient(v, losses, site).view(step.signs, directions, n, *site.shape)
             delta = slope.sum((0, 1)) * share
             signed = slope[0] - slope[1] if step.options.antithetic else slope[0]
             units = (signed * shift).sum((0, 1)) * share  # ∂v/∂log σ = σ ε
@@ -103,8 +105,8 @@ class Redraw:
         assert units is not None
         return delta, units if scale.dim() else units.sum()
 
-    def finish(self, step: Step, shared_pass: int, examples: int, site: str, delta: Tensor, tape: Tape) -> Partial:
-        noisy, uniforms = self._others(step, shared_pass, examples), step.uniforms(shared_pass, examples)
+    def finish(self, step: Step, shared_pass: int, example_block: int, site: str, delta: Tensor, tape: Tape) -> Partial:
+        noisy, uniforms = self._others(step, shared_pass, example_block), step.uniforms(shared_pass, example_block)
         return Partial(grads=step.parameter_gradients(step.network.by_name[site], tape, delta, noisy, uniforms))
 
     def evaluations(self, step: Step) -> int:
@@ -114,13 +116,13 @@ class Redraw:
         redraws = sum(step.passes[site.name] * step.copies[site.name] * site.suffix for site in step.learned())
         return self.passes(step) + redraws
 
-    def _others(self, step: Step, shared_pass: int, examples: int) -> Callable[[Site, Tensor], Tensor]:
-        return step.shared_noise(shared_pass, examples) if self.noisy else unchanged
+    def _others(self, step: Step, shared_pass: int, example_block: int) -> Callable[[Site, Tensor], Tensor]:
+        return step.shared_noise(shared_pass, example_block) if self.noisy else unchanged
 
     def _losses(self, step: Step, item: WorkItem, site: Site, tape: Tape, v: Tensor) -> Tensor:
         """The losses [S·R·n] of the suffix of the network from the noisy logits v [S·R·n, *S]."""
-        uniforms = step.uniforms(item.shared_pass, item.examples)
-        noisy = self._others(step, item.shared_pass, item.examples)
+        uniforms = step.uniforms(item.shared_pass, item.example_block)
+        noisy = self._others(step, item.shared_pass, item.example_block)
         outputs = step.network.replay(site, tape, v, noisy, uniforms)
-        targets = step.targets(item.examples, len(v) // len(tape.losses))
+        targets = step.targets(item.example_block, len(v) // len(tape.losses))
         return per_example(step.loss(outputs, targets), len(v))

@@ -10,7 +10,7 @@ import itertools
 from torch import Tensor
 
 from glr_dist.errors import ConfigError
-from glr_dist.noise import Rows
+from glr_dist.estimators.samplers import DirectionBlock
 
 
 def centred(losses: Tensor, baseline: str, shared: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def centred(losses: Tensor, baseline: str, shared: Tensor) -> Tensor:
     return losses - (groups.sum(0) - groups) / (groups.shape[0] - 1)
 
 
-def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[Rows]:
+def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[DirectionBlock]:
     """Cuts the directions of a site into blocks that end at frame edges.
 
     Args:
@@ -58,8 +58,8 @@ def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[R
             rows = min(frame, directions - first)
             count = max(1, min(-(-rows // size), rows // least))
             edges += [first + rows * (i + 1) // count for i in range(count)]
-    cut = [Rows(i, start, stop, directions) for i, (start, stop) in enumerate(itertools.pairwise(edges))]
-    if any(rows.stop - rows.start < least for rows in cut):
+    cut = [DirectionBlock(i, start, stop, directions) for i, (start, stop) in enumerate(itertools.pairwise(edges))]
+    if any(block.stop - block.start < least for block in cut):
         raise ConfigError(
             f"estimator.copies: {directions} directions in frames of {frame} leave one alone, baseline 'leave_one_out' "
             "needs two together: change copies, or use baseline 'shared'"
@@ -67,7 +67,7 @@ def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[R
     return cut
 
 
-def grouped(cut: list[Rows], most: int) -> list[tuple[Rows, ...]]:
+def grouped(cut: list[DirectionBlock], most: int) -> list[tuple[DirectionBlock, ...]]:
     """Consecutive blocks put together, so that there are at most `most` groups of nearly equal length."""
     count = min(most, len(cut))
     edges = [len(cut) * i // count for i in range(count + 1)]

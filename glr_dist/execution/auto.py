@@ -27,7 +27,7 @@ class _Measuring(Inline):
     ) -> Iterator[tuple[Piece, Partial]]:
         """What each piece gives."""
         for pieces in passes:
-            tapes = {piece.item.examples: piece.tape for piece in pieces}
+            tapes = {piece.item.example_block: piece.tape for piece in pieces}
             self.tape_bytes += sum(plan.tape_bytes(step, tape) for tape in tapes.values())
             for piece in pieces:
                 started = time.perf_counter()

@@ -44,23 +44,27 @@ class Executor(ABC):
                 accumulate(deltas, site, delta)
             if piece.last and piece.item.site in deltas:
                 item, delta = piece.item, deltas.pop(piece.item.site)
-                total.add(estimator.finish(step, item.shared_pass, item.examples, piece.item.site, delta, piece.tape))
+                total.add(
+                    estimator.finish(step, item.shared_pass, item.example_block, piece.item.site, delta, piece.tape)
+                )
         return total
 
     def _passes(self, estimator: Estimator, step: Step, total: Gradients) -> Iterator[list[Piece]]:
         """The pieces of each shared pass, which runs when they are asked for."""
         for shared_pass in range(estimator.passes(step)):
-            tapes = dict(zip(step.blocks, self.tapes(estimator, step, shared_pass), strict=True))
+            tapes = dict(zip(step.example_blocks, self.tapes(estimator, step, shared_pass), strict=True))
             if not estimator.counts_loss:
                 for tape in tapes.values():
                     total.loss = total.loss + tape.losses.sum() / (len(step.y) * estimator.passes(step))
             items = list(estimator.items(step, shared_pass))
-            last = {(item.site, item.examples): item for item in items}
-            yield [Piece(item, tapes[item.examples], item is last[item.site, item.examples]) for item in items]
+            last = {(item.site, item.example_block): item for item in items}
+            yield [
+                Piece(item, tapes[item.example_block], item is last[item.site, item.example_block]) for item in items
+            ]
 
     def tapes(self, estimator: Estimator, step: Step, shared_pass: int) -> list[Tape]:
         """A shared pass, block by block of the examples."""
-        return list(self.map(lambda examples: estimator.tape(step, shared_pass, examples), step.blocks))
+        return list(self.map(lambda examples: estimator.tape(step, shared_pass, examples), step.example_blocks))
 
     @abstractmethod
     def partials(

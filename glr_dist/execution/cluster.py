@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from glr_dist.errors import ClusterError
+from glr_dist.text import one_line
 
 
 def connect(cpus: float = 0) -> bool:
@@ -148,8 +148,3 @@ def resources() -> str:
     """What the cluster has, in words."""
     total, free = ray.cluster_resources(), ray.available_resources()
     return " and ".join(f"{total.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in ("CPU", "GPU"))
-
-
-def one_line(error: object) -> str:
-    """The end of a message, where the cause stands, in one line without colours."""
-    return " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())[-300:]

@@ -24,6 +24,7 @@ from glr_dist.execution.pool import Call, Pool, Shared
 from glr_dist.execution.wire import unpacked
 from glr_dist.execution.worker import Worker, program_of, state_of, tapes_for_items
 from glr_dist.sites import Tape
+from glr_dist.text import one_line
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -105,10 +106,14 @@ class Layers(Executor):
         """A shared pass: in this process, or spread over the actors by example blocks where that is faster."""
         if not self._spread(step):
             started = time.perf_counter()
-            tapes = list(self.inline.map(lambda examples: estimator.tape(step, shared_pass, examples), step.blocks))
+            tapes = list(
+                self.inline.map(lambda examples: estimator.tape(step, shared_pass, examples), step.example_blocks)
+            )
             self._pass_seconds.append(time.perf_counter() - started)
             return tapes
-        sent = dict(self.pool.run(Call("tape", (self._program, self._state, shared_pass, e)) for e in step.blocks))
+        sent = dict(
+            self.pool.run(Call("tape", (self._program, self._state, shared_pass, e)) for e in step.example_blocks)
+        )
         self.bytes += sum(tape.size for tape in sent.values())
         return [Tape(**unpacked(sent[place], self.device)) for place in sorted(sent)]
 
@@ -121,7 +126,7 @@ class Layers(Executor):
         def calls() -> Iterator[Call]:
             first = 0
             for pieces in passes:
-                tapes = tapes_for_items(step, {piece.item.examples: piece.tape for piece in pieces})
+                tapes = tapes_for_items(step, {piece.item.example_block: piece.tape for piece in pieces})
                 self.bytes += tapes.size
                 shared = self.pool.share("tapes", tapes)
                 seconds = [self._costs.seconds(step, piece.item) for piece in pieces]
@@ -166,7 +171,7 @@ class Layers(Executor):
 
     def _spread(self, step: Step) -> bool:
         """Whether the actors would be through a shared pass sooner than this process, by the time that it took here."""
-        blocks = len(step.blocks)
+        blocks = len(step.example_blocks)
         here, there = min(self.inline.threads, blocks), min(len(self.pool), blocks)
         seen = self._pass_seconds
         return len(seen) == seen.maxlen and min(seen) * (1 - here / there) > _LEAST_CALL
@@ -176,5 +181,5 @@ def _pickled(program: object) -> bytes:
     try:
         return cloudpickle.dumps(program)  # type: ignore[no-any-return]
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"the network, the loss and the noise cannot be sent to the actors ({reason})") from None

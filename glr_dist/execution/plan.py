@@ -37,7 +37,7 @@ def matmul_work(step: Step, item: WorkItem) -> float:
     passes, since a backward pass costs about two forward ones.
     """
     network, n = step.network, _examples(step, item)
-    if not item.rows:
+    if not item.directions:
         return 3.0 * network.flops * n
     copies = step.signs * directions(item)
     if item.site is not None:
@@ -47,10 +47,10 @@ def matmul_work(step: Step, item: WorkItem) -> float:
         return work if step.keeps_delta(site) or not site.owned else work + gradient_work(step, site, n)
     first = network.sites[0]
     once = sum(network.block_flops[: first.block + 1]) if first.top else 0.0  # of a pass, for all its copies
-    work = len(item.rows) * once * n + first.suffix * network.flops * copies * n
+    work = len(item.directions) * once * n + first.suffix * network.flops * copies * n
     for site in step.learned():
         if site.owned:
-            work += gradient_work(step, site, len(item.rows) * n if site is first and first.top else copies * n)
+            work += gradient_work(step, site, len(item.directions) * n if site is first and first.top else copies * n)
     return work
 
 
@@ -69,7 +69,7 @@ def element_work(step: Step, item: WorkItem) -> float:
     first = sites[0] if item.site is None else step.network.by_name[item.site]
     drawn = sites if item.site is None else (first,)
     after: int = max(sum(site.units for site in sites[first.index :]), first.width)
-    if not item.rows:
+    if not item.directions:
         return float(3 * _ACTIVATION * n * after)
     return float(n * count) * (_NOISE * sum(site.units for site in drawn) + _ACTIVATION * step.signs * after)
 
@@ -80,7 +80,7 @@ def frame_work(step: Step, item: WorkItem) -> float:
     They are made on the CPU, whatever the device. An actor keeps the last few, and items of all example blocks of a
     shared pass and site draw from the same: a frame costs once for each actor that needs it.
     """
-    if step.options.sampler != "orthogonal" or not item.rows:
+    if step.options.sampler != "orthogonal" or not item.directions:
         return 0.0
     sites = step.network.sites if item.site is None else (step.network.by_name[item.site],)
     return sum(_frames(item, site.units) for site in sites)
@@ -93,7 +93,7 @@ def item_work(step: Step, item: WorkItem) -> float:
 
 def passes_of(item: WorkItem) -> int:
     """How many passes, one after the other, an item runs: one for each block of directions, three of `pathwise`."""
-    return len(item.rows) or 3
+    return len(item.directions) or 3
 
 
 def pass_work(step: Step, *, noisy: bool) -> float:
@@ -104,19 +104,21 @@ def pass_work(step: Step, *, noisy: bool) -> float:
 
 def directions(item: WorkItem) -> int:
     """R, how many directions an item redraws."""
-    return sum(rows.stop - rows.start for rows in item.rows)
+    return sum(block.stop - block.start for block in item.directions)
 
 
 def _examples(step: Step, item: WorkItem) -> int:
     """The examples of the item's block: the last one may be shorter."""
-    rows = step.rows(item.examples)
-    count: int = rows.stop - rows.start
+    examples = step.examples_of(item.example_block)
+    count: int = examples.stop - examples.start
     return count
 
 
 def _frames(item: WorkItem, units: int) -> float:
-    numbers = {frame for rows in item.rows for frame in range(rows.start // units, (rows.stop - 1) // units + 1)}
-    total = item.rows[0].total
+    numbers = {
+        frame for block in item.directions for frame in range(block.start // units, (block.stop - 1) // units + 1)
+    }
+    total = item.directions[0].total
     work: float = sum(_QR * units * min(units, total - frame * units) ** 2 for frame in numbers)
     return work
 
@@ -261,7 +263,7 @@ def partial_bytes(step: Step, item: WorkItem) -> int:
     """Bytes that an item gives back: δ [n, D] or parameter gradients, gradients of log-scales, and a loss."""
     network, size = step.network, step.network.dtype.itemsize
     sites = step.learned() if item.site is None else (network.by_name[item.site],)
-    formed = network.parameters.keys() if not item.rows else {name for site in sites for name in site.owned}
+    formed = network.parameters.keys() if not item.directions else {name for site in sites for name in site.owned}
     total: int = torch.get_default_dtype().itemsize  # the loss
     total += sum(_bytes(step.log_scales[site.name]) for site in sites if site.name in step.log_scales)
     if item.site is not None and sites[0].owned and step.keeps_delta(sites[0]):

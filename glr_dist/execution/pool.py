@@ -20,7 +20,8 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from glr_dist.errors import ClusterError
-from glr_dist.execution.cluster import asked, bundle_of, connect, fitting, one_line, reserve, resources, room
+from glr_dist.execution.cluster import asked, bundle_of, connect, fitting, reserve, resources, room
+from glr_dist.text import one_line
 
 _IN_FLIGHT = 2  # calls per actor: one is computed, the next one waits there
 _LOSSES = 10  # of one call: then it is not the actors' fault

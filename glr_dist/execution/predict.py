@@ -130,8 +130,8 @@ def serial_work(estimator: Estimator, step: Step) -> tuple[float, int]:
     """
     work, passes = 10.0 * parameters(step), 0
     item = next(estimator.items(step, 0), None)
-    if item is not None and item.rows and (item.site is not None or step.options.baseline == "shared"):
-        passes = estimator.passes(step) * len(step.blocks)
+    if item is not None and item.directions and (item.site is not None or step.options.baseline == "shared"):
+        passes = estimator.passes(step) * len(step.example_blocks)
         work += estimator.passes(step) * len(step.y) * plan.pass_work(step, noisy=True)
     if item is not None and item.site is not None:
         for site in step.learned():

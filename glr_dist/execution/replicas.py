@@ -22,8 +22,9 @@ from glr_dist import errors
 from glr_dist.config import Execution
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.execution.all_reduce import LostReplicaError, OtherReplicaError
-from glr_dist.execution.cluster import bundle_of, connected, fitting, one_line, reserve, room
+from glr_dist.execution.cluster import bundle_of, connected, fitting, reserve, room
 from glr_dist.files import write_atomically
+from glr_dist.text import one_line
 
 A = TypeVar("A")
 

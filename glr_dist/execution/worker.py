@@ -83,7 +83,9 @@ class Worker:
 
         def timed(item: WorkItem) -> tuple[Partial, float]:
             started = time.perf_counter()
-            return self.estimator.partial(self.step, item, self._tapes[item.examples]), time.perf_counter() - started
+            return self.estimator.partial(
+                self.step, item, self._tapes[item.example_block]
+            ), time.perf_counter() - started
 
         with self._loaded(program, state):
             partials, seconds = zip(*self._inline.map(timed, items), strict=True)

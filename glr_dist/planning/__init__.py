@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glr_dist import data
+from glr_dist.build import device_of, network_of
 from glr_dist.config import Config
 from glr_dist.execution import plan, predict
 from glr_dist.execution.memory import keep_freed_memory
@@ -21,7 +22,6 @@ from glr_dist.execution.predict import Machine
 from glr_dist.files import write_atomically
 from glr_dist.planning.bench import Bench
 from glr_dist.planning.report import METHODS, Report, draw
-from glr_dist.training.setup import device_of, network_of
 
 GPU = Machine(rate=50e12, block=2e-4, bandwidth=25e9, latency=2e-5)
 _LONG = 10.0  # predicted seconds from which on a whole step is not measured beside its parts

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from glr_dist.build import optimizer_of
 from glr_dist.config import Config
 from glr_dist.estimators import Step, WorkItem
 from glr_dist.execution import plan, predict
@@ -22,7 +23,6 @@ from glr_dist.glr import GLR
 from glr_dist.losses import LOSSES, Loss
 from glr_dist.planning.report import Driver, Kind
 from glr_dist.sites import Tape
-from glr_dist.training.setup import optimizer_of
 
 _REPEATS, _ENOUGH = 5, 0.3  # a part is measured so often, unless so many seconds are spent on it
 _TOO_LONG = 5.0  # predicted seconds from which on an item is not measured
@@ -44,7 +44,7 @@ class Bench:
         self.step: Step = net.bind(x, y, self.loss)
         self.costs = plan.Costs()
         self._tapes: dict[int, Tape] = {}
-        self._share = len(y) / len(y[self.step.rows(0)])  # the batch in units of the first example block
+        self._share = len(y) / len(y[self.step.examples_of(0)])  # the batch in units of the first example block
 
     @property
     def tape_bytes(self) -> int:
@@ -98,7 +98,7 @@ class Bench:
 
     def _item(self, item: WorkItem) -> float:
         """Seconds of an item; its frames are drawn before."""
-        tape = self._tape(item.examples)
+        tape = self._tape(item.example_block)
         self.net.estimator.partial(self.step, item, tape)
         return self._median(lambda: self.net.estimator.partial(self.step, item, tape))
 

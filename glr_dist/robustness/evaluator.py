@@ -19,7 +19,6 @@ from glr_dist.data import Split
 from glr_dist.errors import NoGradientError, ZeroGradientError
 from glr_dist.execution.inline import one_thread
 from glr_dist.glr import GLR
-from glr_dist.noise import Key, Role
 from glr_dist.robustness.attacks import ATTACKS, Adversarial, Target
 from glr_dist.robustness.attacks.base import lengths
 from glr_dist.robustness.conditions import Condition
@@ -27,6 +26,7 @@ from glr_dist.robustness.corruptions import corrupt
 from glr_dist.robustness.outcome import SAMPLES, Outcome
 from glr_dist.robustness.suite import Suite
 from glr_dist.robustness.targets import Averaged, LikelihoodRatio, Scores, WhiteBox
+from glr_dist.streams import Key, Role
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Evaluator:
                 return Outcome(reason=str(error))
 
     def _outcome(self, subject: Subject, condition: Condition, block: int, x: Tensor, y: Tensor) -> Outcome:
-        key = Key(self.suite.seed, step=zlib.crc32(condition.label.encode()), examples=block)
+        key = Key(self.suite.seed, step=zlib.crc32(condition.label.encode()), example_block=block)
         changed, tested, baseline = x, torch.ones_like(y, dtype=torch.bool), ""
         if condition.attack is not None:
             changed, tested = self._attacked(subject, condition, key, x, y)

@@ -13,7 +13,8 @@ from glr_dist.errors import NoGradientError
 from glr_dist.execution.inline import Inline
 from glr_dist.glr import GLR, scale_key
 from glr_dist.losses import Loss, per_example
-from glr_dist.noise import Gaussian, Key
+from glr_dist.noise import Gaussian
+from glr_dist.streams import Key
 
 _MOST_COPIES = 1024
 

@@ -156,7 +156,7 @@ class Sender:
 
     def _dataset(self) -> None:
         if self._state.dataset is None:  # said once, by the process that trains: another may not have the data
-            self._state.change(dataset=dataset_of(config.load(self._folder / _CONFIG).data))
+            self._state.change(dataset=dataset_of(config.load_config(self._folder / _CONFIG).data))
         dataset = self._state.dataset
         assert dataset is not None
         entry = DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", "training")])

@@ -20,6 +20,7 @@ from uuid import uuid4
 from glr_dist import config
 from glr_dist.errors import ConfigError, without_credentials
 from glr_dist.files import write_atomically
+from glr_dist.text import one_line
 
 FILE = "tracking.json"
 _LOCK = ".tracking.lock"
@@ -77,7 +78,7 @@ class State:
         except FileNotFoundError:
             raise ConfigError(f"{folder}: was not tracked; train it with tracking.kind=mlflow") from None
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{folder / FILE}: cannot be read ({' '.join(str(error).split())})") from None
+            raise ConfigError(f"{folder / FILE}: cannot be read ({one_line(error)})") from None
 
     @classmethod
     def begun(cls, folder: Path, tracking: config.Tracking, uri: str) -> State:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from glr_dist.errors import CheckpointError
 from glr_dist.files import write_atomically
+from glr_dist.text import one_line
 
 _MAGIC = b"glr_dist-checkpoint 1 "
 _NAME = re.compile(r"epoch-(\d{5,})\.pt")
@@ -52,7 +53,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
     except Exception as error:  # torch's own kinds differ from version to version
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        reason = one_line(error)
         raise CheckpointError(
             f"{path}: holds no plain state, or one that would run code when loaded ({reason})"
         ) from None

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glr_dist import config, data
+from glr_dist.build import device_of, network_of
 from glr_dist.config import Config
 from glr_dist.data import Dataset
 from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.glr import GLR
+from glr_dist.text import one_line
 from glr_dist.training import checkpoint
-from glr_dist.training.setup import device_of, network_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def load_trained(folder: Path, device: str | None = None, dataset: Dataset | Non
     """
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder}: is no run of glr-dist train, it has no config.yaml")
-    settings = config.load(folder / "config.yaml")
+    settings = config.load_config(folder / "config.yaml")
     files = checkpoint.listed(folder / "checkpoints")
     if not files:
         raise CheckpointError(f"{folder / 'checkpoints'}: holds no checkpoint")
@@ -56,6 +57,6 @@ def load_trained(folder: Path, device: str | None = None, dataset: Dataset | Non
     try:
         net.load_state_dict(state["network"])
     except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise CheckpointError(f"{files[0]}: is of another network ({reason})") from None
     return Trained(settings, dataset, net.eval(), state["epoch"])

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from glr_dist import config, data
+from glr_dist.build import device_of, executor_of, network_of, optimizer_of, schedule_of
 from glr_dist.checks import all_finite
 from glr_dist.config import Config
 from glr_dist.data import Split
@@ -25,10 +26,9 @@ from glr_dist.execution.inline import one_thread
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.files import write_atomically
 from glr_dist.losses import LOSSES
-from glr_dist.noise import Key, Role, generator
+from glr_dist.streams import Key, Role, generator
 from glr_dist.training import checkpoint
 from glr_dist.training.curve import draw_learning_curve
-from glr_dist.training.setup import device_of, executor_of, network_of, optimizer_of, schedule_of
 
 _EVALUATION_BATCH = 1000  # examples of one piece of work
 _MAY_DIFFER = ("execution", "tracking", "diagnose", "data.root", "data.download", "training.keep_checkpoints")
@@ -209,13 +209,13 @@ class Trainer:
             if self.out.exists() and any(not path.name.startswith(".") for path in self.out.iterdir()):
                 advice = "it is no run to resume" if resume else "continue it with --resume, or choose another --out"
                 raise ConfigError(f"--out: {self.out} is not empty; {advice}")
-            write_atomically(kept, config.dump(self.settings).encode())
+            write_atomically(kept, config.dump_config(self.settings).encode())
         except OSError as error:
             raise ConfigError(f"--out: {self.out} cannot be written ({error.strerror})") from None
 
     def _check_same(self, kept: Path) -> None:
         """A run is continued with the settings that it began with, or it would not be the same run."""
-        before, now = _by_name(config.load(kept)), _by_name(self.settings)
+        before, now = _by_name(config.load_config(kept)), _by_name(self.settings)
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER):
                 raise ConfigError(

@@ -22,7 +22,7 @@ from typing import Any
 
 from glr_dist import config
 from glr_dist.files import write_atomically
-from glr_dist.noise import Key, Role, generator, uniforms
+from glr_dist.streams import Key, Role, generator, uniforms
 from glr_dist.training import checkpoint
 from glr_dist.tuning.record import Record, folder_of, ordered
 from glr_dist.tuning.space import SCHEDULE, Range
@@ -133,7 +133,7 @@ class Population:
             name = checkpoint.name_of(self._milestone)
             folder, donor = folder_of(out, record.number), folder_of(out, record.donor or 0)
             write_atomically(folder / "checkpoints" / name, (donor / "checkpoints" / name).read_bytes())
-            write_atomically(folder / "config.yaml", config.dump(self._trial.settings(record)).encode())
+            write_atomically(folder / "config.yaml", config.dump_config(self._trial.settings(record)).encode())
         for number in selection.replaced:
             if not self._failed(number):
                 self._keep(self._records[number].changed(status="stopped"))

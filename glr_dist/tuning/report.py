@@ -51,7 +51,7 @@ def write(search: Search, records: Sequence[Record], out: Path) -> list[Path]:
     write_table(search, records, out)
     first = best(search, records)
     comment = f"# Trial {first.number} of {len(records)}: {_values(first, names)}, on the validation images.\n"
-    write_atomically(out / "best.yaml", (comment + config.dump(search.settings(first.point))).encode())
+    write_atomically(out / "best.yaml", (comment + config.dump_config(search.settings(first.point))).encode())
     files = [out / TABLE, out / "best.yaml"]
     if len(names) > 1:
         rows = [

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from glr_dist import data
+from glr_dist.build import device_of, network_of, optimizer_of, schedule_of
 from glr_dist.data import Dataset
 from glr_dist.errors import ConfigError, UserError
 from glr_dist.files import write_atomically
@@ -15,7 +16,6 @@ from glr_dist.robustness.suite import surrogate_settings
 from glr_dist.robustness.surrogate import trained_surrogate
 from glr_dist.sites import by_site
 from glr_dist.tracking import parent_run, resolved, sync_children
-from glr_dist.training.setup import device_of, network_of, optimizer_of, schedule_of
 from glr_dist.tuning import report
 from glr_dist.tuning.agenda import agenda_of
 from glr_dist.tuning.record import folder_of, read_all

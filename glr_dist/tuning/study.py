@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from glr_dist.noise import Key, Role
+from glr_dist.streams import Key, Role
 from glr_dist.tuning.objectives import direction
 from glr_dist.tuning.record import Record
 from glr_dist.tuning.settings import Tune

@@ -14,6 +14,7 @@ from glr_dist.config import Config, Execution, Tracking
 from glr_dist.data import root_of
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.robustness.evaluate import evaluate
+from glr_dist.text import one_line
 from glr_dist.tracking import Paused, tracked
 from glr_dist.training.trainer import Trainer
 from glr_dist.tuning import objectives
@@ -81,9 +82,9 @@ class Trial:
                 try:
                     record = self._measured(record, turn.until, report)
                 except (ClusterError, OSError) as error:
-                    record = record.changed(status="lost", reason=" ".join(str(error).split()))
+                    record = record.changed(status="lost", reason=one_line(error))
                 except (UserError, FloatingPointError) as error:
-                    record = record.changed(status="failed", reason=" ".join(str(error).split()))
+                    record = record.changed(status="failed", reason=one_line(error))
                 except Exception as error:
                     told = folder_of(self.out, number).with_suffix(".error.txt")
                     told.write_text(traceback.format_exc())

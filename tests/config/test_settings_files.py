@@ -82,17 +82,17 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path, name, content, said):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=said) as caught:
-        config.load(path)
+        config.load_config(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_is_no_config_file(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
-        config.load(tmp_path)
+        config.load_config(tmp_path)
 
 
 def test_a_key_that_stands_twice_is_named(tmp_path):
     (tmp_path / "twice.yaml").write_text("noise:\n  scale: 1\n  law: laplace\n  scale: 2\n")
     with pytest.raises(ConfigError, match="the key 'scale' stands twice"):
-        config.load(tmp_path / "twice.yaml")
+        config.load_config(tmp_path / "twice.yaml")

@@ -14,7 +14,7 @@ from glr_dist.errors import ConfigError
 def loaded(tmp_path: Path, text: str = "", *overrides: str) -> Config:
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    return config.load(path, overrides)
+    return config.load_config(path, overrides)
 
 
 def mistake(tmp_path: Path, text: str = "", *overrides: str) -> str:

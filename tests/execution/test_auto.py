@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from execution.variants import VARIANTS, batch, made
+from glr_dist import build
 from glr_dist.config import Execution
 from glr_dist.execution import cluster, plan, predict
 from glr_dist.execution.auto import measured_load
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.execution.predict import Frames, Load
-from glr_dist.training import setup
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -26,7 +26,9 @@ def test_a_step_is_measured_with_all_its_items_and_bytes(name):
     assert min(load.items) > 0
     assert load.serial > 0
     with one_thread(), torch.no_grad(), net.network.hooked():
-        tapes = [estimator.tape(step, shared, e) for shared in range(estimator.passes(step)) for e in step.blocks]
+        tapes = [
+            estimator.tape(step, shared, e) for shared in range(estimator.passes(step)) for e in step.example_blocks
+        ]
     assert load.out == plan.state_bytes(step) + sum(plan.tape_bytes(step, tape) for tape in tapes)
     assert load.back == sum(plan.partial_bytes(step, item) for item in items)
     # Measuring is no step.
@@ -46,7 +48,7 @@ def test_actors_are_taken_when_they_pay(monkeypatch, capsys, seconds, actors, ki
     monkeypatch.setattr("glr_dist.execution.cluster.available", lambda cpus, gpus: 8)
     net, (x, y) = made("conditional", Inline(2)), batch("conditional")
     net.prepare(x)
-    assert setup._chosen(Execution(kind="auto", actors=actors), net, net.bind(x, y)) == kind
+    assert build._chosen(Execution(kind="auto", actors=actors), net, net.bind(x, y)) == kind
     assert capsys.readouterr().err.startswith(f"execution auto: {kind}; a step is predicted to take ")
 
 
@@ -57,7 +59,7 @@ def test_actors_that_would_share_cores_are_not_counted(monkeypatch, fit, kind):
     monkeypatch.setattr("glr_dist.execution.cluster.available", lambda cpus, gpus: fit)
     net, (x, y) = made("conditional", Inline(2)), batch("conditional")
     net.prepare(x)
-    assert setup._chosen(Execution(kind="auto", actors=8), net, net.bind(x, y)) == kind
+    assert build._chosen(Execution(kind="auto", actors=8), net, net.bind(x, y)) == kind
 
 
 @pytest.mark.parametrize(("cpus", "gpus", "actors"), [(1, 0, 8), (3, 0, 2), (1, 1, 2), (1, 0.5, 4), (16, 0, 0)])

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 import glr_dist
 from execution.variants import VARIANTS, batch, made, same, trained
 from glr_dist import config, data
+from glr_dist.build import network_of, optimizer_of
 from glr_dist.errors import ClusterError, UserError
 from glr_dist.execution import plan, predict
 from glr_dist.execution.inline import Inline
 from glr_dist.execution.layers import Layers
 from glr_dist.losses import LOSSES
 from glr_dist.training import checkpoint
-from glr_dist.training.setup import network_of, optimizer_of
 
 pytestmark = pytest.mark.ray
 
@@ -110,7 +110,7 @@ def test_one_digest_on_real_data_for_inline_and_any_number_of_actors(layers, whi
     overrides = [f"data.name={which}", *ESTIMATORS[name]]
     if which == "mnist":
         overrides.append(f"data.root={request.getfixturevalue('glr_data')}")
-    settings = config.load(tmp_path / "run.yaml", overrides)
+    settings = config.load_config(tmp_path / "run.yaml", overrides)
     if name in ("conditional", "joint"):
         assert settings.estimator.sampler == "orthogonal"
     assert len(digests(settings, [Inline(), Inline(1), *layers.values()], steps=6)) == 1
@@ -229,7 +229,7 @@ def test_the_progress_tells_of_the_work_since_it_was_last_asked(layers):
 def test_the_bytes_that_travel_are_those_of_the_plan(layers, name, tmp_path):
     """What was put into the object store and what came back, within 5 %: arrays begin at multiples of 64 bytes."""
     (tmp_path / "run.yaml").write_text(DATA)
-    settings = config.load(tmp_path / "run.yaml", ["model.hidden=[100, 50]", *ESTIMATORS[name]])
+    settings = config.load_config(tmp_path / "run.yaml", ["model.hidden=[100, 50]", *ESTIMATORS[name]])
     dataset = data.load(settings.data)
     net = network_of(settings, dataset, torch.device("cpu"))
     x, y = dataset.train.batch(slice(0, 300))
@@ -237,7 +237,9 @@ def test_the_bytes_that_travel_are_those_of_the_plan(layers, name, tmp_path):
     loss = LOSSES[settings.training.loss]
     step, estimator = net.bind(x, y, loss), net.estimator
     with torch.no_grad(), net.network.hooked():
-        tapes = [estimator.tape(step, shared, e) for shared in range(estimator.passes(step)) for e in step.blocks]
+        tapes = [
+            estimator.tape(step, shared, e) for shared in range(estimator.passes(step)) for e in step.example_blocks
+        ]
     planned = plan.state_bytes(step) + sum(plan.tape_bytes(step, tape) for tape in tapes)
     planned += sum(plan.partial_bytes(step, item) for item in predict.all_items(estimator, step))
     before = executor.bytes

@@ -52,7 +52,7 @@ def bound(model: nn.Module, x: Tensor, classes: int, **options: object) -> tuple
 def counted(net: glr_dist.GLR, step: Step, item: WorkItem) -> int:
     """The FLOPs of products and convolutions that an item really runs."""
     with one_thread(), torch.no_grad(), net.network.hooked():
-        tape = net.estimator.tape(step, item.shared_pass, item.examples)
+        tape = net.estimator.tape(step, item.shared_pass, item.example_block)
         with FlopCounterMode(display=False) as counter:
             net.estimator.partial(step, item, tape)
     return counter.get_total_flops()
@@ -84,7 +84,7 @@ def test_predicted_products_are_those_that_run(network, options):
     make, shape = network
     net, step = bound(make(), torch.rand(13, *shape), 3, **options)  # 5 + 5 + 3 examples
     items = all_items(net.estimator, step)
-    assert {item.examples for item in items} == {0, 1, 2}
+    assert {item.example_block for item in items} == {0, 1, 2}
     for item in items:
         # A site inside a block is charged for the whole block's gradients.
         nested = any(not site.top for site in step.network.sites)
@@ -130,7 +130,7 @@ def test_the_order_of_predictions_is_that_of_the_products_of_very_different_site
 def test_the_last_example_block_is_shorter():
     net, step = bound(mlp(10, 6, 4), torch.rand(13, 10), 4)
     first, *_, last = (item for item in net.estimator.items(step, 0) if item.site == "0")
-    assert (first.examples, last.examples) == (0, 2)
+    assert (first.example_block, last.example_block) == (0, 2)
     assert plan.matmul_work(step, last) / plan.directions(last) == pytest.approx(
         plan.matmul_work(step, first) / plan.directions(first) * 3 / 5
     )
@@ -303,7 +303,7 @@ def test_bytes_that_come_back_are_those_of_the_partial_sums(network, estimator, 
     net, step = bound(make(), torch.rand(8, *shape), 3, estimator=estimator, copies=copies, noise=noise)
     with one_thread(), torch.no_grad(), net.network.hooked():
         for item in net.estimator.items(step, 0):
-            partial = net.estimator.partial(step, item, net.estimator.tape(step, 0, item.examples))
+            partial = net.estimator.partial(step, item, net.estimator.tape(step, 0, item.example_block))
             tensors = [*partial.grads.values(), *partial.scales.values(), *partial.delta.values(), partial.loss]
             assert plan.partial_bytes(step, item) == sum(t.numel() * t.element_size() for t in tensors)
 
@@ -318,7 +318,7 @@ def test_bytes_are_those_of_the_payloads_that_layers_makes(network, estimator, l
     model[1].requires_grad_(False)  # its buffers travel too
     net, step = bound(model, torch.rand(13, *shape), 3, estimator=estimator, noise=noise, copies=4)
     counted = [(plan.state_bytes(step), worker.state_of(step))]
-    for block in step.blocks:
+    for block in step.example_blocks:
         tape = tape_of(net, step, block)
         counted.append((plan.tape_bytes(step, tape), worker.tapes_for_items(step, {block: tape})))
     for planned, sent in counted:  # each array begins at a multiple of 64 bytes

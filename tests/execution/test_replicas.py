@@ -285,7 +285,7 @@ def test_a_killed_worker_costs_the_epoch_under_way_and_no_bit(local_ray, tiny, t
     assert summary["params_sha256"] == json.loads((whole / "summary.json").read_text())["params_sha256"]
     assert [record["epoch"] for record in metrics(out)] == [1, 2, 3, 4, 5]
     assert files(out) == files(whole)
-    assert config.load(out / "config.yaml") == settings
+    assert config.load_config(out / "config.yaml") == settings
     captured = capfd.readouterr()
     lines = [line for line in captured.out.splitlines() if not line.startswith("\x1b[33m(raylet)")]
     assert [line.split()[:2] for line in lines] == [["epoch", f"{epoch}/5"] for epoch in range(1, 6)]
@@ -375,5 +375,5 @@ def test_a_stopped_run_leaves_nothing_behind(start, tiny_yaml, tmp_path, number)
     assert {path.name for path in out.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints"}
     assert {path.name for path in home.iterdir()} <= {".ray"}  # Ray's own token
     last = metrics(out)[-1]["epoch"]
-    resumed = Trainer(config.load(out / "config.yaml", ["execution=inline"]), out, resume=True)
+    resumed = Trainer(config.load_config(out / "config.yaml", ["execution=inline"]), out, resume=True)
     assert 0 <= last - resumed.epoch <= 1

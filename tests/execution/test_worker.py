@@ -38,7 +38,7 @@ def test_a_worker_computes_the_items_and_tapes_that_inline_does(name, threads):
         state = sent(state_of(step))
         with one_thread(), torch.no_grad(), net.network.hooked():
             for shared_pass in range(net.estimator.passes(step)):
-                tapes = {examples: net.estimator.tape(step, shared_pass, examples) for examples in step.blocks}
+                tapes = {examples: net.estimator.tape(step, shared_pass, examples) for examples in step.example_blocks}
                 for examples, tape in tapes.items():
                     found = unpacked(sent(worker.tape(program, state, shared_pass, examples)), CPU)
                     for attribute in ("logits", "inputs", "starts"):
@@ -51,7 +51,7 @@ def test_a_worker_computes_the_items_and_tapes_that_inline_does(name, threads):
                 assert min(seconds) > 0
                 for item, result in zip(items, unpacked(sent(results), CPU), strict=True):
                     partial = Partial(**result)
-                    expected = net.estimator.partial(step, item, tapes[item.examples])
+                    expected = net.estimator.partial(step, item, tapes[item.example_block])
                     assert same(partial.delta, expected.delta)
                     assert same(partial.grads, expected.grads)
                     assert same(partial.scales, expected.scales)

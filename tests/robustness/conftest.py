@@ -50,7 +50,7 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             path = root / f"{name}.yaml"
             path.write_text(RUNS[name])
             with redirect_stdout(StringIO()):  # what the test itself captures is its own
-                train(config.load(path), root / name)
+                train(config.load_config(path), root / name)
         return root / name
 
     return run

@@ -11,10 +11,10 @@ from torch import nn
 from glr_dist.errors import NoGradientError, ZeroGradientError
 from glr_dist.losses import cross_entropy
 from glr_dist.nn import Heaviside
-from glr_dist.noise import Key
 from glr_dist.robustness.attacks import ATTACKS, FGSM, LBFGS, PGD, RandomSign, Square
 from glr_dist.robustness.attacks.lbfgs import minimise, not_the_label
 from glr_dist.robustness.targets import WhiteBox
+from glr_dist.streams import Key
 
 KEY = Key(7)
 BUDGETED = {"fgsm": FGSM, "pgd": PGD, "square": lambda eps: Square(eps, queries=50), "random_sign": RandomSign}
@@ -120,7 +120,9 @@ def test_stays_within_eps_and_the_box_and_repeats(name, shape):
 def test_another_key_draws_other_noise(name):
     model, x = network(), images()
     y = predicted(model, x)
-    one, other = (BUDGETED[name](0.2)(WhiteBox(model), x, y, key).images for key in (KEY, KEY._replace(examples=1)))
+    one, other = (
+        BUDGETED[name](0.2)(WhiteBox(model), x, y, key).images for key in (KEY, KEY._replace(example_block=1))
+    )
     assert not torch.equal(one, other)
 
 

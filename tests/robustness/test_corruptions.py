@@ -18,10 +18,10 @@ from torch.nn.functional import interpolate
 from torchvision.datasets import MNIST
 
 from glr_dist.errors import UserError
-from glr_dist.noise import Key, Role, generator
 from glr_dist.robustness.corruptions import CONSTANTS, CORRUPTIONS, corrupt
 from glr_dist.robustness.corruptions.glass import displacements
 from glr_dist.robustness.corruptions.light import plasma
+from glr_dist.streams import Key, Role, generator
 
 RANDOM = {
     "gaussian_noise",

@@ -51,10 +51,10 @@ def test_a_configuration_uses_credentials_and_shows_none(tmp_path):
     uri = "https://me:secret@host:5000"
     settings = config.build(config.Config, {"tracking": {"kind": "mlflow", "uri": uri}})
     assert settings.tracking.uri == uri
-    for shown in (config.dump(settings), repr(settings), settings.model_dump_json()):
+    for shown in (config.dump_config(settings), repr(settings), settings.model_dump_json()):
         assert "secret" not in shown
-    (tmp_path / "kept.yaml").write_text(config.dump(settings))
-    assert config.load(tmp_path / "kept.yaml").tracking.uri == "https://host:5000"
+    (tmp_path / "kept.yaml").write_text(config.dump_config(settings))
+    assert config.load_config(tmp_path / "kept.yaml").tracking.uri == "https://host:5000"
 
 
 @pytest.mark.parametrize(

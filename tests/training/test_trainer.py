@@ -123,7 +123,7 @@ def test_each_epoch_has_the_scale_of_the_schedule(tiny, tmp_path):
 
 
 def test_the_kept_config_is_the_resolved_one(finished, tiny):
-    assert config.load(finished[0] / "config.yaml") == tiny()
+    assert config.load_config(finished[0] / "config.yaml") == tiny()
 
 
 def test_the_run_learns(finished):
@@ -205,7 +205,7 @@ from pathlib import Path
 from glr_dist import config
 from glr_dist.training.train import train
 path, out, *overrides = sys.argv[1:]
-print(train(config.load(path, overrides), Path(out))["params_sha256"])
+print(train(config.load_config(path, overrides), Path(out))["params_sha256"])
 """
 
 
@@ -538,7 +538,7 @@ def test_a_stopped_run_says_how_to_resume_and_is_resumed(start, tiny, tiny_yaml,
 
 @pytest.mark.slow
 def test_digits_with_threshold_units_reach_their_accuracy(tmp_path):
-    summary = train(config.load(CONFIGS / "digits.yaml", ["execution.device=cpu"]), tmp_path / "run")
+    summary = train(config.load_config(CONFIGS / "digits.yaml", ["execution.device=cpu"]), tmp_path / "run")
     assert summary["test_accuracy"] >= 0.96
 
 

@@ -281,7 +281,7 @@ def test_on_ray_it_is_the_same_population_nested_in_mlflow(local_ray, tiny_searc
     assert lines[-1].endswith("finished  (8 of 8)")
     assert (out / "search.png").read_bytes().startswith(b"\x89PNG")
     best = report.best(search, records)
-    assert config.load(out / "best.yaml") == search.settings(best.point)
+    assert config.load_config(out / "best.yaml") == search.settings(best.point)
     assert tune(search, out, resume=True) == printed  # nothing is left to do
 
     client = MlflowClient(uri)

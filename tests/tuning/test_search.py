@@ -72,7 +72,7 @@ def test_trials_side_by_side_leave_a_table_a_configuration_and_plots(cluster, ti
 
     # The trial and the file of the best configuration are one run; what chose it are the validation images.
     best = folder_of(out, told[0]["number"])
-    assert train(config.load(out / "best.yaml"), tmp_path / "best")["params_sha256"] == digest(best)
+    assert train(config.load_config(out / "best.yaml"), tmp_path / "best")["params_sha256"] == digest(best)
     assert read_report(best).suite["split"] == "validation"
 
 

@@ -248,5 +248,5 @@ def test_the_configuration_at_a_point_is_one_that_train_takes(tiny_search, tmp_p
     search = tiny_search("tune.space={noise.law: {choice: [laplace]}}")
     found = search.settings({"noise.law": "laplace"})
     assert (found.noise.law, found.estimator.sampler) == ("laplace", "iid")  # resolved anew
-    (tmp_path / "best.yaml").write_text(config.dump(found))
-    assert config.load(tmp_path / "best.yaml") == found
+    (tmp_path / "best.yaml").write_text(config.dump_config(found))
+    assert config.load_config(tmp_path / "best.yaml") == found

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glr_dist.errors import ZeroGradientError
 from glr_dist.losses import Loss
-from glr_dist.noise import Key
+from glr_dist.streams import Key
 
 
 class Adversarial(NamedTuple):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from glr_dist.noise import Key
 from glr_dist.robustness.attacks.base import Adversarial, Target, log_odds, usable
+from glr_dist.streams import Key
 
 
 @dataclass(frozen=True)

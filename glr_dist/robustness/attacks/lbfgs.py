@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from glr_dist.errors import NoGradientError
-from glr_dist.noise import Key
 from glr_dist.robustness.attacks.base import Adversarial, Exact, Target, lengths, log_odds, usable
+from glr_dist.streams import Key
 
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]  # x [n, d] -> values [n], gradients [n, d]
 

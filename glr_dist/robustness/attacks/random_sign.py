@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glr_dist.noise import Key, generator
 from glr_dist.robustness.attacks.base import Adversarial, Target
+from glr_dist.streams import Key, generator
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glr_dist.noise import Key, generator
 from glr_dist.robustness.attacks.base import Adversarial, Target
+from glr_dist.streams import Key, generator
 
 _HALVED_AT = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries, the share of pixels that a square covers
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from glr_dist.errors import UserError
-from glr_dist.noise import Key, Role, generator
 from glr_dist.robustness.corruptions.blur import defocus_blur, gaussian_blur, motion_blur, zoom_blur
 from glr_dist.robustness.corruptions.constants import CONSTANTS
 from glr_dist.robustness.corruptions.digital import elastic_transform, jpeg_compression, pixelate
 from glr_dist.robustness.corruptions.glass import glass_blur
 from glr_dist.robustness.corruptions.light import brightness, contrast, fog
 from glr_dist.robustness.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
+from glr_dist.streams import Key, Role, generator
 
 __all__ = ["CONSTANTS", "CORRUPTIONS", "Corruption", "corrupt"]
 
@@ -73,7 +73,7 @@ def corrupt(
     _check(name, x, severity, constants)
     if not x.numel():  # some filters refuse an empty array
         return x.detach().clone()
-    key = Key(seed, step=zlib.crc32(name.encode()), site=severity, examples=block, role=Role.CORRUPTION)
+    key = Key(seed, step=zlib.crc32(name.encode()), site=severity, example_block=block, role=Role.CORRUPTION)
     clean = x.detach().to("cpu", torch.float32).contiguous()
     corrupted = CORRUPTIONS[name](clean, CONSTANTS[constants][name][severity - 1], generator(key))
     return corrupted.clamp(0, 1).to(x.device, x.dtype)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from glr_dist import data
+from glr_dist.build import device_of, network_of, optimizer_of, schedule_of
 from glr_dist.errors import ConfigError
 from glr_dist.noise import LAWS
-from glr_dist.training.setup import device_of, network_of, optimizer_of, schedule_of
 from glr_dist.training.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -21,8 +21,10 @@ from glr_dist.execution.base import Executor
 from glr_dist.execution.inline import Inline
 from glr_dist.glr import GLR
 from glr_dist.nn import mlp
-from glr_dist.noise import LAWS, Key, Role, generator
+from glr_dist.noise import LAWS
 from glr_dist.sites import by_site
+from glr_dist.streams import Key, Role, generator
+from glr_dist.text import one_line
 
 _UNFIT = {"LBFGS": "evaluates the loss many times a step", "SparseAdam": "takes sparse gradients alone"}
 
@@ -205,4 +207,4 @@ def _made(kind: Any, first: tuple[Any, ...], named: config.Named, where: str) ->
     try:
         return kind(*first, **named.arguments)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{where}: {named.name} refuses its arguments ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"{where}: {named.name} refuses its arguments ({one_line(error)})") from None

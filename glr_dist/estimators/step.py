@@ -6,9 +6,9 @@ an example block, N examples of the batch, *S the shape of a site's logits, D th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from glr_dist.checks import all_finite
 from glr_dist.config import Estimator as Options
 from glr_dist.errors import NoGradientError
+from glr_dist.estimators.samplers import SAMPLERS, DirectionBlock
 from glr_dist.losses import Loss, per_example
-from glr_dist.noise import SAMPLERS, Key, Noise, Role, Rows, generator
+from glr_dist.noise import Noise
 from glr_dist.rules import any_segment
 from glr_dist.sites import Network, Site, Tape
+from glr_dist.streams import Key, Role, generator
 
 K = TypeVar("K")
 
@@ -27,14 +29,14 @@ K = TypeVar("K")
 class WorkItem(NamedTuple):
     """One piece of work: it can be computed anywhere, in any order, and always in the same shapes.
 
-    `site` is None when the item serves all sites at once. `rows` are the blocks of directions that it redraws, one
-    after the other (memory holds one); it is empty where nothing is redrawn.
+    `site` is None when the item serves all sites at once. It redraws `directions` one block
+    at a time; the tuple is empty where nothing is redrawn.
     """
 
     shared_pass: int
-    examples: int
+    example_block: int
     site: str | None = None
-    rows: tuple[Rows, ...] = ()
+    directions: tuple[DirectionBlock, ...] = ()
 
 
 @dataclass
@@ -116,14 +118,14 @@ class Step:
         return 2 if self.options.antithetic else 1
 
     @property
-    def blocks(self) -> range:
+    def example_blocks(self) -> range:
         """The example blocks of the batch (of this replica)."""
         rank, number = self.replica
         return range(rank, -(-len(self.x) // self.options.example_block), number)
 
-    def rows(self, examples: int) -> slice:
+    def examples_of(self, example_block: int) -> slice:
         """The examples of a block."""
-        first = examples * self.options.example_block
+        first = example_block * self.options.example_block
         return slice(first, min(first + self.options.example_block, len(self.x)))
 
     def learned(self) -> tuple[Site, ...]:
@@ -132,40 +134,40 @@ class Step:
 
     # ------------------------------------------------------------ noise
 
-    def key(self, shared_pass: int, site: int, examples: int) -> Key:
+    def key(self, shared_pass: int, site: int, example_block: int) -> Key:
         """The key of a stream, to be completed by its block and role."""
-        return Key(self.seed, self.number, shared_pass, site, 0, examples)
+        return Key(self.seed, self.number, shared_pass, site, 0, example_block)
 
-    def draw(self, site: Site, item: WorkItem, rows: Rows, n: int) -> Tensor:
+    def draw(self, site: Site, item: WorkItem, block: DirectionBlock, n: int) -> Tensor:
         """ε [R, n, *S] of a block of the item's directions at a site."""
         assert self.noise is not None
         sampler = SAMPLERS[self.options.sampler]
-        key = self.key(item.shared_pass, site.index, item.examples)
-        eps = sampler(self.noise, key, rows, n, site.units, self.network.dtype, self.x.device)
+        key = self.key(item.shared_pass, site.index, item.example_block)
+        eps = sampler(self.noise, key, block, n, site.units, self.network.dtype, self.x.device)
         return eps.view(*eps.shape[:2], *site.shape)
 
-    def shared_eps(self, site: Site, shared_pass: int, examples: int, n: int) -> Tensor:
+    def shared_eps(self, site: Site, shared_pass: int, example_block: int, n: int) -> Tensor:
         """ε [n, *S] of a shared pass."""
         assert self.noise is not None
-        stream = generator(self.key(shared_pass, site.index, examples), self.x.device)
+        stream = generator(self.key(shared_pass, site.index, example_block), self.x.device)
         return self.noise.sample((n, *site.shape), stream, self.network.dtype)
 
-    def shared_noise(self, shared_pass: int, examples: int) -> Callable[[Site, Tensor], Tensor]:
+    def shared_noise(self, shared_pass: int, example_block: int) -> Callable[[Site, Tensor], Tensor]:
         """(site, z) -> v with the noise of a shared pass; z may hold any number of copies of the block [C·n, *S]."""
-        n = len(self.y[self.rows(examples)])
+        n = len(self.y[self.examples_of(example_block)])
 
         def noisy(site: Site, z: Tensor) -> Tensor:
-            added = self.shared_eps(site, shared_pass, examples, n) * self.scales[site.name]
+            added = self.shared_eps(site, shared_pass, example_block, n) * self.scales[site.name]
             return (z.view(-1, n, *site.shape) + added).view(z.shape)
 
         return noisy
 
-    def uniforms(self, shared_pass: int, examples: int, block: int = 0) -> Callable[[nn.Module, Tensor], Tensor]:
+    def uniforms(self, shared_pass: int, example_block: int, block: int = 0) -> Callable[[nn.Module, Tensor], Tensor]:
         """The keyed uniforms of random modules: one draw per example, repeated for its copies in a redraw."""
-        n = len(self.y[self.rows(examples)])
+        n = len(self.y[self.examples_of(example_block)])
 
         def draw(module: nn.Module, x: Tensor) -> Tensor:
-            key = self.key(shared_pass, self.network.random_index(module), examples)
+            key = self.key(shared_pass, self.network.random_index(module), example_block)
             stream = generator(key._replace(block=block, role=Role.DROPOUT), x.device)
             # With a block of its own a pass is drawn whole; redraws of a shared pass repeat that pass's draw.
             count = x.shape[0] if block else n
@@ -176,24 +178,24 @@ class Step:
 
     # ------------------------------------------------------------ passes
 
-    def shared_tape(self, shared_pass: int, examples: int, *, noisy: bool) -> Tape:
+    def shared_tape(self, shared_pass: int, example_block: int, *, noisy: bool) -> Tape:
         """One pass of an example block, with or without noise, and its losses.
 
         Raises:
             FloatingPointError: a site's logits are not finite.
         """
-        rows = self.rows(examples)
-        add = self.shared_noise(shared_pass, examples) if noisy else unchanged
-        outputs, tape = self.network.record(self.x[rows], add, self.uniforms(shared_pass, examples))
+        examples = self.examples_of(example_block)
+        add = self.shared_noise(shared_pass, example_block) if noisy else unchanged
+        outputs, tape = self.network.record(self.x[examples], add, self.uniforms(shared_pass, example_block))
         for name, z in tape.logits.items():
             if not all_finite(z):
                 raise FloatingPointError(f"the logits of the site '{name}' are not finite at step {self.number}")
-        tape.losses = per_example(self.loss(outputs, self.y[rows]), len(outputs))
+        tape.losses = per_example(self.loss(outputs, self.y[examples]), len(outputs))
         return tape
 
-    def targets(self, examples: int, copies: int) -> Tensor:
+    def targets(self, example_block: int, copies: int) -> Tensor:
         """The targets of a block, repeated for each copy [C·n, …]."""
-        y = self.y[self.rows(examples)]
+        y = self.y[self.examples_of(example_block)]
         return y.repeat(copies, *[1] * (y.dim() - 1))
 
     # ------------------------------------------------------------ gradients
@@ -222,49 +224,12 @@ class Step:
         return rule(tape.inputs[site.name], delta)
 
 
-class Estimator(Protocol):
-    """Work items of a step, the tape that they share, and the partial sum of each.
-
-    `counts_loss` says whether the items report the loss (else it is that of the shared passes).
-    """
-
-    counts_loss: bool
-
-    def passes(self, step: Step) -> int:
-        """The number of shared passes of a step."""
-        ...
-
-    def tape(self, step: Step, shared_pass: int, examples: int) -> Tape:
-        """The shared forward pass of one example block."""
-        ...
-
-    def items(self, step: Step, shared_pass: int) -> Iterator[WorkItem]:
-        """The items that use a shared pass, in the order in which partial sums are added."""
-        ...
-
-    def partial(self, step: Step, item: WorkItem, tape: Tape) -> Partial:
-        """The item's share of the estimate."""
-        ...
-
-    def finish(self, step: Step, shared_pass: int, examples: int, site: str, delta: Tensor, tape: Tape) -> Partial:
-        """Parameter gradients of a site from the summed δ / N of one example block."""
-        ...
-
-    def evaluations(self, step: Step) -> int:
-        """How many noisy copies of each example a step evaluates, the sum over sites and shared passes."""
-        ...
-
-    def forward_passes(self, step: Step) -> float:
-        """The step's cost in forward passes of the batch; a suffix counts as its share of the network's FLOPs."""
-        ...
-
-
 def unchanged(site: Site, z: Tensor) -> Tensor:
     """What becomes of a site's logits in a noise-free pass."""
     return z
 
 
-def slope_at(v: Tensor, losses: Tensor, site: Site) -> Tensor:
+def head_gradient(v: Tensor, losses: Tensor, site: Site) -> Tensor:
     """The derivative of the losses at the last site's noisy logits v (`exact_head`), of the shape of v.
 
     Raises:

@@ -1,0 +1,77 @@
+"""Keyed streams: every random number is a pure function of a key, never of who draws it or when."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Role(IntEnum):
+    """What a stream is used for: streams of different roles never coincide."""
+
+    SHARED = 0
+    REDRAW = 1
+    FRAME = 2
+    SIGN = 3
+    RADIUS = 4
+    SCRAMBLE = 5
+    SHIFT = 6
+    DROPOUT = 7
+    SHUFFLE = 8
+    SPLIT = 9
+    INIT = 10
+    CORRUPTION = 11
+    ATTACK = 12
+    INFERENCE = 13
+    SEARCH = 14
+
+
+class Key(NamedTuple):
+    """The name of one stream: everything that it depends on, and nothing else."""
+
+    seed: int
+    step: int = 0
+    shared_pass: int = 0
+    site: int = 0
+    block: int = 0
+    example_block: int = 0
+    role: Role = Role.SHARED
+
+    def digest(self, size: int) -> bytes:
+        """`size` bytes that are a pure function of the key (SHAKE-128)."""
+        return hashlib.shake_128(struct.pack("<7q", *self)).digest(size)
+
+
+# The words of a fresh Mersenne Twister: what precedes and follows its 624 words of state stays as it is.
+_WORDS = slice(3, 627)
+_FRESH = torch.Generator().get_state().numpy().view(np.uint64).copy()
+
+
+def generator(key: Key, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator whose stream is a pure function of `key`.
+
+    On the CPU `manual_seed` would keep 32 bits of the key only, so the whole state of 624 words is written;
+    the CUDA generator uses all 64 bits of its seed.
+    """
+    device = torch.device(device)
+    stream = torch.Generator(device)
+    if device.type == "cpu":
+        state = _FRESH.copy()
+        state[_WORDS] = np.frombuffer(key.digest(624 * 4), dtype="<u4")
+        stream.set_state(torch.from_numpy(state.view(np.uint8)))
+    else:
+        stream.manual_seed(int.from_bytes(key.digest(8), "little"))
+    return stream
+
+
+def uniforms(shape: Sequence[int], stream: torch.Generator) -> Tensor:
+    """Float64 uniforms on the open interval (0, 1): an inverse CDF of them is always finite."""
+    u = torch.rand(tuple(shape), generator=stream, dtype=torch.float64, device=stream.device)
+    return u.clamp_(min=2.0**-54)  # rand draws multiples of 2^-53 from [0, 1)

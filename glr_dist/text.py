@@ -1,0 +1,37 @@
+"""Wording shared by error messages: one line of an error, and the nearest known name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+_SHOWN = 5  # known names that a message lists
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """Returns the text of an error as one line of at most `limit` characters, without terminal colours.
+
+    An error without text gives the name of its class. A long text keeps its end, where the cause stands.
+    """
+    text = " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(error)).split())
+    text = text or type(error).__name__
+    return text if len(text) <= limit else f"…{text[1 - limit :]}"
+
+
+def hint(name: str, known: Iterable[str], *, listed: str = "known are") -> str:
+    """Returns "did you mean 'x'?" for the nearest of the `known` names, else the names themselves.
+
+    Args:
+        name: what the user wrote.
+        known: the names that exist, in the order in which they are listed.
+        listed: the words before the list.
+    """
+    names = list(known)
+    folded = {each.lower(): each for each in names}
+    if near := difflib.get_close_matches(name.lower(), folded, 1):
+        return f"did you mean '{folded[near[0]]}'?"
+    if len(names) > 20:
+        nearest = difflib.get_close_matches(name.lower(), folded, _SHOWN, cutoff=0.3) or sorted(folded)[:_SHOWN]
+        return f"nearest are {', '.join(folded[each] for each in nearest)}"
+    return f"{listed} {', '.join(names)}"
