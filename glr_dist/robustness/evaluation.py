@@ -27,7 +27,7 @@ from glr_dist.robustness.suite import Suite, surrogate_settings
 from glr_dist.robustness.surrogate import trained_surrogate
 from glr_dist.robustness.targets import shifted, spreads
 from glr_dist.training import checkpoint
-from glr_dist.training.trained import Trained, load_trained
+from glr_dist.training.trained_run import TrainedRun, load_run
 
 _KEPT = ".robustness.jsonl"  # the outcomes of an evaluation that has not ended
 
@@ -52,8 +52,8 @@ class Evaluation:
 
     def __init__(self, folder: Path, suite: Suite, device: str | None) -> None:
         self.folder, self.suite = folder.absolute(), suite
-        self.trained = load_trained(self.folder, device)
-        settings, dataset, net = self.trained.settings, self.trained.dataset, self.trained.net
+        self.trained = load_run(self.folder, device)
+        settings, dataset, net = self.trained.config, self.trained.data, self.trained.net
         if suite.inference.votes and net.noise is None:
             raise ConfigError(f"inference.votes: {suite.inference.votes} is not allowed: {folder} has no noise; use 0")
         where = next(net.parameters()).device
@@ -132,7 +132,7 @@ class Evaluation:
 
     def _fingerprint(self) -> str:
         """A digest of everything that the outcomes depend on."""
-        settings = self.trained.settings.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
+        settings = self.trained.config.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
         sha = hashlib.sha256(json.dumps([__version__, settings, self.suite.model_dump(mode="json")]).encode())
         for network in (self.subject.net, self.subject.surrogate, self.subject.baseline):
             sha.update((checkpoint.digest(network.state_dict()) if network else "none").encode())
@@ -145,7 +145,7 @@ class Evaluation:
         outcomes = {label: [found[block] for block in sorted(found)] for label, found in self.found.items()}
         report = report_of(
             self.folder.name,
-            self.trained.settings.model_dump(mode="json"),
+            self.trained.config.model_dump(mode="json"),
             self.trained.epoch,
             checkpoint.digest(self.trained.net.state_dict()),
             self.suite,
@@ -176,10 +176,10 @@ def _smoothed(net: GLR, examples: Tensor, suite: Suite) -> Iterator[GLR]:
         yield shifted(net, examples, scales, copies=chosen.copies, passes=chosen.passes)
 
 
-def _baseline(folder: str, run: Trained, device: str | None) -> GLR:
+def _baseline(folder: str, run: TrainedRun, device: str | None) -> GLR:
     """The network that corruption errors are relative to."""
-    other = load_trained(Path(folder).absolute(), device)
-    for key, value in run.settings.data:
-        if key not in ("root", "download") and (others := getattr(other.settings.data, key)) != value:
+    other = load_run(Path(folder).absolute(), device)
+    for key, value in run.config.data:
+        if key not in ("root", "download") and (others := getattr(other.config.data, key)) != value:
             raise ConfigError(f"baseline: {folder} is not allowed: its data.{key} is {others!r}, not {value!r}")
     return other.net

@@ -16,7 +16,7 @@ from glr_dist.config import Config
 from glr_dist.data import Dataset
 from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.training.train import train
-from glr_dist.training.trained import Trained, load_trained
+from glr_dist.training.trained_run import TrainedRun, load_run
 
 
 def cache() -> Path:
@@ -25,7 +25,7 @@ def cache() -> Path:
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glr_dist"
 
 
-def trained_surrogate(settings: Config, dataset: Dataset, device: str | None = None) -> Trained:
+def trained_surrogate(settings: Config, dataset: Dataset, device: str | None = None) -> TrainedRun:
     """The network of a configuration: from the cache, or else trained into it.
 
     Args:
@@ -46,12 +46,12 @@ def trained_surrogate(settings: Config, dataset: Dataset, device: str | None = N
         if not (folder / "summary.json").exists():
             _train(settings, folder)
         try:
-            return load_trained(folder, device, dataset)
+            return load_run(folder, device, dataset=dataset)
         except CheckpointError as error:
             print(f"warning: {error}; training the surrogate again", file=sys.stderr)
             shutil.rmtree(folder)
             _train(settings, folder)
-            return load_trained(folder, device, dataset)
+            return load_run(folder, device, dataset=dataset)
     except OSError as error:
         reason = f"{error.filename or folder}: cannot be written ({error.strerror})"
         raise ConfigError(f"{reason}; set GLR_CACHE to a folder for the surrogate") from None

@@ -13,7 +13,7 @@ from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
 from glr_dist.tracking.state import State
-from glr_dist.training.trained import load_trained
+from glr_dist.training.trained_run import load_run
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -54,9 +54,9 @@ def save_model(folder: Path, path: Path, state: State) -> int:
     import mlflow.pytorch
     from mlflow.models import Model, infer_signature
 
-    trained = load_trained(folder, "cpu")
+    trained = load_run(folder, "cpu")
     network = trained.net.model
-    x, _ = trained.dataset.train.batch(slice(0, _EXAMPLES))
+    x, _ = trained.data.train.batch(slice(0, _EXAMPLES))
     described: Model = Model(run_id=state.run_id, model_uuid=state.model_id, model_id=state.model_id)
     mlflow.pytorch.save_model(
         network,

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glr_dist.figures import figure_of
+
 
 def draw_learning_curve(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Loss and validation accuracy against the epoch, side by side, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
+    """Draws loss and validation accuracy against the epoch, side by side, as a PNG.
+
+    Args:
+        history: the metrics of each epoch, oldest first.
+        path: the file to write.
+    """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     epochs = [record["epoch"] for record in history]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figure_of(10, 4)
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [record["train_loss"] for record in history], marker=".", label="train, with noise")
     left.plot(epochs, [record["validation_loss"] for record in history], marker=".", label="validation, without noise")

@@ -1,4 +1,4 @@
-"""The way into a run: the trainer that a configuration asks for."""
+"""Entry points of training: from a configuration to a trainer or to a finished run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from glr_dist.config import Config
 from glr_dist.training.trainer import Trainer
 
 
-def trainer_of(settings: Config, out: Path, *, resume: bool = False) -> Trainer:
-    """The trainer that the configuration asks for; arguments and errors as of `Trainer`."""
-    if settings.execution.kind == "replicas":
-        from glr_dist.training.replicas import Replicas  # Ray takes a second to import
+def trainer_of(config: Config, out: Path, *, resume: bool = False) -> Trainer:
+    """Returns the trainer for the configuration's executor; arguments and errors as `Trainer`."""
+    if config.execution.kind == "replicas":
+        from glr_dist.training.replicas import ReplicasTrainer  # importing Ray takes a second
 
-        return Replicas(settings, out, resume=resume)
-    return Trainer(settings, out, resume=resume)
+        return ReplicasTrainer(config, out, resume=resume)
+    return Trainer(config, out, resume=resume)
 
 
-def train(settings: Config, out: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Trains as configured and returns the summary; arguments and errors as of `Trainer` and its `run`."""
-    return trainer_of(settings, out, resume=resume).run()
+def train(config: Config, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Trains as configured and returns the summary; arguments and errors as `Trainer` and `Trainer.run`."""
+    return trainer_of(config, out, resume=resume).run()

@@ -23,7 +23,7 @@ from glr_dist.execution import replicas
 from glr_dist.execution.all_reduce import LostReplicaError, OtherReplicaError, Replica, begun_alike
 from glr_dist.execution.replicas import check_workers, run_replicas
 from glr_dist.training import checkpoint
-from glr_dist.training.replicas import Replicas, _train
+from glr_dist.training.replicas import ReplicasTrainer, _train
 from glr_dist.training.train import train
 from glr_dist.training.trainer import Trainer
 
@@ -90,9 +90,11 @@ def runs(tiny, tmp_path_factory) -> dict[int, dict[str, Path]]:
         for name, overrides in VARIANTS.items():
             settings = tiny(*STEPS, *overrides, "execution.kind=replicas", f"execution.actors={number}")
             # One worker may run what needs two; the driver would refuse two workers on the last batch alone.
-            Replicas(settings, found[number][name])
-            runs.append((settings, found[number][name], CPU))
+            ReplicasTrainer(settings, found[number][name])
+            runs.append((settings, found[number][name], settings.training.epochs, CPU))
         in_processes(number, root / f"store-{number}", _train, runs)
+        for settings, out, _, _ in runs:
+            train(settings, out, resume=True)  # the driver's part: no epoch is left, so Ray does not start
     return found
 
 
@@ -266,8 +268,9 @@ LONG = ("training.epochs=5", *STEPS[1:], "model.activation=tanh", "estimator.cop
 @pytest.mark.ray
 def test_a_killed_worker_costs_the_epoch_under_way_and_no_bit(local_ray, tiny, tmp_path, capfd):
     settings, whole, out = tiny(*LONG), tmp_path / "whole", tmp_path / "killed"
-    Replicas(settings, whole)
-    in_processes(2, tmp_path / "store", _train, [(settings, whole, CPU)])  # without Ray, without a failure
+    ReplicasTrainer(settings, whole)
+    in_processes(2, tmp_path / "store", _train, [(settings, whole, 5, CPU)])  # without Ray, without a failure
+    train(settings, whole, resume=True)
     capfd.readouterr()
     workers: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Trained runs on digits that the tests of robustness share, and a cache of their own."""
+"""TrainedRun runs on digits that the tests of robustness share, and a cache of their own."""
 
 from __future__ import annotations
 

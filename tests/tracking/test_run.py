@@ -17,7 +17,7 @@ from glr_dist.errors import ConfigError
 from glr_dist.robustness.evaluate import evaluate
 from glr_dist.robustness.suite import load_suite
 from glr_dist.tracking.state import State, held
-from glr_dist.training.trained import load_trained
+from glr_dist.training.trained_run import load_run
 from glr_dist.training.trainer import Trainer
 
 
@@ -56,8 +56,8 @@ def test_the_model_predicts_what_the_network_does_and_is_registered(followed):
     (version,) = client.search_model_versions("name = 'digits'")
     assert version.run_id == State.read(out).run_id
     loaded = mlflow.pyfunc.load_model("models:/digits/1")
-    trained = load_trained(out, "cpu")  # threshold units, and dropout that must be off
-    x, _ = trained.dataset.test.batch(slice(None))
+    trained = load_run(out, "cpu")  # threshold units, and dropout that must be off
+    x, _ = trained.data.test.batch(slice(None))
     for some in (x, x[:1]):
         assert np.array_equal(loaded.predict(some.numpy()), trained.net.model(some).detach().numpy())
     assert loaded.metadata.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)

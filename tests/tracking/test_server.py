@@ -72,10 +72,10 @@ def server(tmp_path, database) -> Iterator[Server]:
 
 def with_pauses(trainer: Trainer, after_epoch: Callable[[int], None]) -> list[float]:
     """Makes the trainer call a function after each epoch; returns the seconds between steps without it."""
-    tell, norms, gaps, last = trainer._tell, trainer._square_norms, [], [time.monotonic()]
+    report, norms, gaps, last = trainer._report, trainer._square_norms, [], [time.monotonic()]
 
-    def told(bar: object, record: dict) -> None:
-        tell(bar, record)
+    def reported(progress: object, record: dict) -> None:
+        report(progress, record)
         before = time.monotonic()
         after_epoch(record["epoch"])
         last[0] += time.monotonic() - before
@@ -85,7 +85,7 @@ def with_pauses(trainer: Trainer, after_epoch: Callable[[int], None]) -> list[fl
         last[0] = time.monotonic()
         norms(squares)
 
-    trainer._tell, trainer._square_norms = told, stepped
+    trainer._report, trainer._square_norms = reported, stepped
     return gaps
 
 

@@ -152,13 +152,13 @@ def test_added_bytes_are_refused(saved):
 def test_another_file_is_no_checkpoint(tmp_path, content):
     path = tmp_path / "epoch-00001.pt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="no checkpoint of glr_dist"):
+    with pytest.raises(CheckpointError, match="is not a whole checkpoint of glr_dist"):
         checkpoint.load(path)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path / "missing.pt", tmp_path):
-        with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        with pytest.raises(CheckpointError, match=r"cannot be read|is not a file") as caught:
             checkpoint.load(path)
         assert str(path) in str(caught.value)
 
@@ -220,7 +220,7 @@ def test_the_newest_comes_first_when_the_number_outgrows_its_padding(tmp_path):
     for epoch in (99_999, 100_000):
         checkpoint.save(tmp_path / checkpoint.name_of(epoch), {"epoch": epoch})
     assert checkpoint.newest(tmp_path)[1] == {"epoch": 100_000}
-    checkpoint.prune(tmp_path, 1)
+    checkpoint.prune(tmp_path, 1, 100_000)
     assert checkpoint.newest(tmp_path)[1] == {"epoch": 100_000}
 
 
@@ -250,8 +250,42 @@ def test_pruning_keeps_the_newest(tmp_path):
     for epoch in range(1, 6):
         checkpoint.save(tmp_path / checkpoint.name_of(epoch), {"epoch": epoch})
     (tmp_path / "mine.pt").write_bytes(b"")
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path, 2, 5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-00004.pt", "epoch-00005.pt", "mine.pt"]
+
+
+def test_pruning_neither_counts_nor_deletes_stray_files_of_later_epochs(tmp_path):
+    for epoch in (1, 2, 3):
+        checkpoint.save(tmp_path / checkpoint.name_of(epoch), {"epoch": epoch})
+    for stray in ("epoch-99999.pt", "epoch-123456.pt", "epoch-9999x.pt"):
+        (tmp_path / stray).write_bytes(b"")
+    checkpoint.prune(tmp_path, 2, 3)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {name for name in names if name < "epoch-1"} == {"epoch-00002.pt", "epoch-00003.pt"}
+    assert len(names) == 5
+
+
+def test_torch_loads_a_checkpoint_as_a_plain_file(saved):
+    assert same(torch.load(saved, weights_only=True), checkpoint.load(saved))
+
+
+def test_checkpoints_of_the_first_format_are_read(saved):
+    buffer = io.BytesIO()
+    torch.save({"epoch": 7}, buffer)
+    header = f"glr_dist-checkpoint 1 {hashlib.sha256(buffer.getvalue()).hexdigest()}\n"
+    saved.write_bytes(header.encode() + buffer.getvalue())
+    assert checkpoint.load(saved) == {"epoch": 7}
+    saved.write_bytes(saved.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match="digest does not match"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("special", ["fifo", "folder"])
+def test_a_checkpoint_that_is_not_a_file_is_refused_without_waiting(tmp_path, special):
+    path = tmp_path / "epoch-00001.pt"
+    os.mkfifo(path) if special == "fifo" else path.mkdir()
+    with pytest.raises(CheckpointError, match="is not a file"):
+        checkpoint.load(path)
 
 
 # ---------------------------------------------------------------- the digest of parameters

@@ -14,8 +14,13 @@ import torch
 import yaml
 
 from glr_dist import cli, config
+from glr_dist.data import Split
 from glr_dist.errors import CheckpointError, ConfigError
+from glr_dist.glr import GLR
+from glr_dist.losses import Loss
 from glr_dist.training import checkpoint
+from glr_dist.training import trainer as trainer_module
+from glr_dist.training.accuracy import accuracy_and_loss
 from glr_dist.training.train import train
 from glr_dist.training.trainer import Trainer
 
@@ -89,7 +94,7 @@ def test_the_summary_agrees_with_the_metrics_and_the_last_checkpoint(finished, t
     assert checkpoint.digest(state["network"]) == summary["params_sha256"]
     fresh = Trainer(tiny(), tmp_path / "fresh")
     fresh.net.load_state_dict(state["network"])
-    assert fresh.evaluate(fresh.test) == (summary["test_accuracy"], summary["test_loss"])
+    assert accuracy_and_loss(fresh.net, fresh.test, fresh.loss) == (summary["test_accuracy"], summary["test_loss"])
 
 
 def test_accuracy_and_loss_are_those_of_the_noise_free_network(finished, tiny, tmp_path):
@@ -140,8 +145,12 @@ def test_as_many_checkpoints_are_kept_as_configured(tiny, tmp_path):
 
 def test_the_test_set_is_read_once_at_the_end(tiny, tmp_path, monkeypatch):
     seen = []
-    evaluate = Trainer.evaluate
-    monkeypatch.setattr(Trainer, "evaluate", lambda self, split: (seen.append(split), evaluate(self, split))[1])
+
+    def watched(net: GLR, split: Split, loss: Loss) -> tuple[float, float]:
+        seen.append(split)
+        return accuracy_and_loss(net, split, loss)
+
+    monkeypatch.setattr(trainer_module, "accuracy_and_loss", watched)
     trainer = Trainer(tiny(), tmp_path / "run")
     trainer.run()
     parts = ["test" if split is trainer.test else "validation" for split in seen]

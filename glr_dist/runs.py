@@ -1,0 +1,318 @@
+"""Run folders: the names of a run's files, and the claim that one process holds on a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from glr_dist import config as configuration
+from glr_dist.config import Config
+from glr_dist.errors import ConfigError, UserError
+from glr_dist.files import write_atomically
+
+# Settings that change where and how a run is computed, but not one bit of its result.
+_NO_EFFECT = ("execution", "tracking", "diagnose", "data.root", "data.download", "training.keep_checkpoints")
+
+
+class ClaimedError(UserError):
+    """Another process is using the folder."""
+
+
+def deciding(config: Config) -> dict[str, Any]:
+    """Returns the settings that decide a run's result, by dotted name.
+
+    Values given per site or per epoch are one value. Two configurations with equal deciding settings give the same
+    parameters bit for bit.
+    """
+    values = config.model_dump(mode="json")
+    named = configuration.flat({"training": values.pop("training"), "seed": values.pop("seed")})
+    named |= {f"{section}.{key}": value for section in values for key, value in values[section].items()}
+    return {name: value for name, value in named.items() if not name.startswith(_NO_EFFECT)}
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; it need not exist yet.
+
+    Attributes:
+        path: the absolute folder.
+        config_file: the resolved configuration, `config.yaml`.
+        metrics_file: one JSON object per finished epoch, `metrics.jsonl`.
+        summary_file: figures of the finished run, `summary.json`.
+        curve_file: the learning curve, `learning_curve.png`.
+        checkpoints: the folder of the checkpoints.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.config_file = self.path / "config.yaml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.summary_file = self.path / "summary.json"
+        self.curve_file = self.path / "learning_curve.png"
+        self.checkpoints = self.path / "checkpoints"
+
+    @property
+    def exists(self) -> bool:
+        """True if the folder holds a run."""
+        return self.config_file.is_file()
+
+    # ------------------------------------------------------------ reading
+
+    def config(self) -> Config:
+        """Reads the run's configuration.
+
+        Raises:
+            ConfigError: the folder does not hold a run, or its configuration cannot be read.
+        """
+        if not self.exists:
+            raise ConfigError(f"{self.path}: is not a run of glr-dist train (config.yaml is missing)")
+        return configuration.load_config(self.config_file)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Reads the metrics of the finished epochs, oldest first. A last line that is half written is left out."""
+        try:
+            lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def summary(self) -> dict[str, Any]:
+        """Reads the summary of a finished run.
+
+        Raises:
+            OSError: the run has not finished.
+        """
+        found: dict[str, Any] = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        return found
+
+    # ------------------------------------------------------------ writing
+
+    def begin(self, config: Config) -> None:
+        """Makes the folder of a new run and writes its configuration.
+
+        Raises:
+            ConfigError: the folder is not empty or cannot be written.
+        """
+        try:
+            advice = "continue it with --resume" if self.exists else "it does not hold a run"
+            check_empty(self.path, f"{advice}, or choose another --out")
+            write_atomically(self.config_file, configuration.dump_config(config).encode())
+        except OSError as error:
+            raise ConfigError(f"--out: {self.path} cannot be written ({error.strerror})") from None
+
+    def check_resumable(self, config: Config) -> None:
+        """Checks that a configuration continues the run in this folder.
+
+        Raises:
+            ConfigError: a setting that decides the result differs.
+        """
+        before, now = deciding(self.config()), deciding(config)
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                raise ConfigError(
+                    f"{key}: the run in {self.path} has {before.get(key)!r}, not {now.get(key)!r}; "
+                    "leave out --resume to begin another run"
+                )
+
+    def replace_metrics(self, records: Sequence[dict[str, Any]]) -> None:
+        """Replaces the metrics by those of the given epochs."""
+        write_atomically(self.metrics_file, "".join(json.dumps(record) + "\n" for record in records).encode())
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Appends the metrics of one epoch and flushes them to the disk."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_checkpoint(self, name: str, save: Callable[[Path], None]) -> None:
+        """Calls `save` with the path of the checkpoint of that file name."""
+        save(self.checkpoints / name)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes the summary."""
+        write_atomically(self.summary_file, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+class ReadOnlyRunFolder(RunFolder):
+    """A run folder that another process writes: every write does nothing."""
+
+    def begin(self, config: Config) -> None:
+        """Does nothing."""
+
+    def replace_metrics(self, records: Sequence[dict[str, Any]]) -> None:
+        """Does nothing."""
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def write_checkpoint(self, name: str, save: Callable[[Path], None]) -> None:
+        """Does nothing."""
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Does nothing."""
+
+
+def check_empty(folder: Path, advice: str) -> None:
+    """Refuses a folder that holds anything but hidden files.
+
+    Raises:
+        ConfigError: the folder is not empty; the message ends with `advice`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out: {folder} is not a folder")
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ConfigError(f"--out: {folder} is not empty; {advice}")
+
+
+# ---------------------------------------------------------------- claims
+
+
+class Claim:
+    """Exclusive right of this process to write to a folder; a context manager that releases it.
+
+    The right is a lock on a hidden file, which the system releases when the process ends, however it ends: the folder
+    of a dead process can be claimed at once. The file names the owner: host, process and start time. A process may
+    claim a folder more than once, and holds it until it has released each claim.
+
+    Attributes:
+        path: the absolute folder.
+    """
+
+    def __init__(self, path: Path, lock: Path) -> None:
+        self.path = path
+        self._release = weakref.finalize(self, _release, lock)
+
+    def release(self) -> None:
+        """Gives up the right; a second call does nothing."""
+        self._release()
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+_held: dict[Path, tuple[int, int]] = {}  # lock file -> its descriptor, and the number of claims on it
+
+
+def claim(folder: str | Path, purpose: str = "run") -> Claim:
+    """Claims a folder for this process; makes it where it is missing.
+
+    Args:
+        folder: the folder.
+        purpose: what for; claims for different purposes do not exclude each other.
+
+    Raises:
+        ClaimedError: another process holds the claim; the message names it.
+        OSError: the folder cannot be written.
+    """
+    path = Path(folder).absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    lock = path.resolve() / f".{purpose}.claim"
+    if lock in _held:
+        descriptor, count = _held[lock]
+        _held[lock] = descriptor, count + 1
+        return Claim(path, lock)
+    descriptor = _locked(path, lock)
+    began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": began}).encode())
+    _held[lock] = descriptor, 1
+    return Claim(path, lock)
+
+
+def _locked(path: Path, lock: Path) -> int:
+    """Opens and locks the claim file; returns its descriptor."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _same(descriptor, lock):
+                return descriptor
+        except BlockingIOError:
+            owner = _described(os.read(descriptor, 1000).decode(errors="replace"))
+            os.close(descriptor)
+            raise ClaimedError(f"{path}: is in use by {owner}; wait for it, or choose another folder") from None
+        os.close(descriptor)  # its owner released the claim, and removed the file, while this process opened it
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def claim_new(parent: str | Path, stem: str, purpose: str = "run") -> Claim:
+    """Makes and claims the next free folder `parent/STEM-NUMBER`; two processes never get the same one.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    number = max(_numbers(Path(parent), stem), default=0)
+    while True:
+        number += 1
+        path = Path(parent).absolute() / f"{stem}-{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return claim(path, purpose)
+
+
+def newest(parent: str | Path, stem: str) -> Path | None:
+    """Returns the folder `parent/STEM-NUMBER` with the highest number, or None."""
+    number = max(_numbers(Path(parent), stem), default=0)
+    return Path(parent).absolute() / f"{stem}-{number}" if number else None
+
+
+@contextmanager
+def discarded_if_empty(folder: Path) -> Iterator[None]:
+    """Removes a folder on leaving if nothing but hidden files was written to it."""
+    try:
+        yield
+    finally:
+        if folder.is_dir() and all(path.name.startswith(".") and path.is_file() for path in folder.iterdir()):
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+
+
+def _numbers(parent: Path, stem: str) -> list[int]:
+    if not parent.is_dir():
+        return []
+    ends = [path.name[len(stem) + 1 :] for path in parent.iterdir() if path.name.startswith(f"{stem}-")]
+    return [int(end) for end in ends if end.isascii() and end.isdecimal()]
+
+
+def _release(lock: Path) -> None:
+    if lock not in _held:
+        return
+    descriptor, count = _held.pop(lock)
+    if count > 1:
+        _held[lock] = descriptor, count - 1
+        return
+    if _same(descriptor, lock):
+        lock.unlink()
+    os.close(descriptor)
+
+
+def _described(owner: str) -> str:
+    try:
+        known = json.loads(owner)
+        return f"process {known['pid']} on {known['host']} since {known['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

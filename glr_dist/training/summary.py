@@ -1,0 +1,53 @@
+"""The summary of a finished run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from glr_dist.config import Config
+from glr_dist.glr import GLR
+from glr_dist.training.checkpoint import digest
+
+
+def summary_of(
+    config: Config, net: GLR, history: Sequence[dict[str, Any]], test_accuracy: float, test_loss: float
+) -> dict[str, Any]:
+    """Returns the figures of a finished run, by name.
+
+    Args:
+        config: the run's configuration.
+        net: its network after the last epoch.
+        history: the metrics of all epochs, oldest first.
+        test_accuracy, test_loss: of the noise-free network on the test set.
+    """
+    last = history[-1]
+    return {
+        "test_accuracy": test_accuracy,
+        "test_loss": test_loss,
+        "validation_accuracy": last["validation_accuracy"],
+        "train_loss": last["train_loss"],
+        "epochs": last["epoch"],
+        "steps": net.step,
+        "seconds": round(last["seconds"], 3),
+        "forward_passes": last["forward_passes"],
+        **_actors(history),
+        "estimator": config.estimator.name,
+        "data": config.data.name,
+        "seed": config.seed,
+        "params_sha256": digest(net.state_dict()),
+    }
+
+
+def _actors(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns means over the epochs that ran on actors: items per second and busy shares; and the restarts."""
+    records = [record for record in history if "actor_busy_share" in record]
+    if not records:
+        return {}
+    shares = zip(*(record["actor_busy_share"] for record in records), strict=False)
+    return {
+        "items_per_second": round(statistics.fmean(record["items_per_second"] for record in records), 1),
+        "actor_busy_share": [round(statistics.fmean(share), 4) for share in shares],
+        "actor_restarts": sum(record["actor_restarts"] for record in records),
+    }

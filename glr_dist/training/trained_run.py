@@ -1,0 +1,80 @@
+"""A trained run, read back from its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glr_dist import data
+from glr_dist.build import device_of, network_of
+from glr_dist.config import Config, Execution, build
+from glr_dist.data import Dataset
+from glr_dist.errors import CheckpointError
+from glr_dist.glr import GLR
+from glr_dist.runs import RunFolder
+from glr_dist.training import checkpoint
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's network with everything that it was trained by; calling it gives the network's outputs without noise.
+
+    Attributes:
+        folder: the run's files.
+        config: its configuration.
+        data: its data set.
+        net: the network of the newest checkpoint, in evaluation mode.
+        epoch: number of epochs that the network was trained for.
+        metrics: the metrics of each epoch up to `epoch`, oldest first; `pandas.DataFrame(run.metrics)` is a table.
+    """
+
+    folder: RunFolder
+    config: Config
+    data: Dataset
+    net: GLR
+    epoch: int
+    metrics: list[dict[str, Any]]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return next(self.net.model.parameters()).device
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Returns the class scores [N, classes] of images [N, C, H, W] in [0, 1], without noise or gradients."""
+        with torch.no_grad():
+            outputs: Tensor = self.net(images.to(self.device, self.net.network.dtype))
+            return outputs
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Returns the predicted class [N] of images [N, C, H, W] in [0, 1]."""
+        return self(images).argmax(-1)
+
+
+def load_run(folder: str | Path, device: str | None = None, *, dataset: Dataset | None = None) -> TrainedRun:
+    """Loads a run: the network of its newest checkpoint, its configuration, data set and metrics.
+
+    Args:
+        folder: the run's folder, as `glr-dist train` wrote it.
+        device: "auto", "cpu" or "cuda[:N]"; by default the run's own.
+        dataset: the run's data, if it is loaded already.
+
+    Raises:
+        ConfigError: the folder does not hold a run, the device is missing, or the data is.
+        CheckpointError: there is no checkpoint, or the newest one is damaged (an older one would be another network).
+    """
+    files = RunFolder(folder)
+    config = files.config()
+    checkpoints = checkpoint.listed(files.checkpoints)
+    if not checkpoints:
+        raise CheckpointError(f"{files.checkpoints}: holds no checkpoint")
+    where = device_of(build(Execution, {"device": device or config.execution.device}, "execution."))
+    state = checkpoint.load(checkpoints[0], where)
+    dataset = dataset or data.load(config.data)
+    net = network_of(config, dataset, where)
+    checkpoint.restore_network(net, state, checkpoints[0])
+    return TrainedRun(files, config, dataset, net.eval(), state["epoch"], state["history"])
