@@ -249,9 +249,9 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from glr_dist.tuning.settings import load
+    from glr_dist.tuning.search_config import load_search
 
-    search = load(options.config, options.given)
+    search = load_search(options.config, options.given)
     from glr_dist.tuning.search import progress, tune
 
     out = options.out = _folder(options.out, f"tune-{options.config.stem}", resume=options.resume)

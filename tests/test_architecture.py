@@ -39,7 +39,9 @@ ONLY_IN = {
         "execution/layers.py",
         "execution/replicas.py",
         "execution/pool.py",
-        "tuning/run.py",
+        "tuning/asha.py",
+        "tuning/ray_tune.py",
+        "tuning/searcher.py",
     },
     "optuna": {"tuning/study.py"},
     "mlflow": {f"tracking/{name}.py" for name in ("server", "sender", "model", "parent")},
@@ -55,7 +57,10 @@ NOT_AT_TOP = {
     "robustness/__init__.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
     "robustness/suite.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
     "robustness/report.py": {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"},
-    **{f"tuning/{name}.py": {"torch", "numpy", "ray", "optuna", "mlflow"} for name in ("settings", "space", "record")},
+    **{
+        f"tuning/{name}.py": {"torch", "numpy", "ray", "optuna", "mlflow"}
+        for name in ("search_config", "algorithms", "objectives", "ranges", "points", "ranking", "trial_record")
+    },
     "tuning/study.py": {"ray", "optuna", "mlflow"},
     "tuning/search.py": {"ray", "optuna", "mlflow"},
     "cli.py": {"torch", "numpy", "pydantic", "yaml", "ray", "mlflow", "sklearn", "scipy", "tqdm"},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glr_dist import config
-from glr_dist.tuning import settings
+from glr_dist.tuning.search_config import load_search
 
 FOLDER = Path(__file__).parents[1] / "configs"
 SEARCHES = sorted((FOLDER / "tune").glob("*.yaml"))
@@ -29,7 +29,7 @@ def test_the_configuration_loads_and_round_trips(path, tmp_path):
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.name)
 def test_the_search_loads_and_what_is_kept_of_it_is_the_same_search(path, tmp_path):
-    loaded = settings.load(path)
+    loaded = load_search(path)
     assert loaded.tune.number >= 12
     (tmp_path / "again.yaml").write_text(loaded.dump())
     loaded.check_same(tmp_path / "again.yaml")

@@ -1,1 +1,1 @@
-"""The search for good settings by Ray Tune: spaces, trials, and what they leave behind."""
+"""Hyperparameter search with Ray Tune: search spaces, trials, population-based training, and the files of a search."""

@@ -1,16 +1,17 @@
-"""Population-based training of the noise scale: trials take turns, the worst give way to perturbed copies of the best.
+"""Population-based training of the noise scale: the worst trials are replaced by copies of the best ones.
 
-Every `interval` epochs a quarter of the trials is replaced: as many are born, which go on from a checkpoint of one of
-the best quarter with other scales. What a trial has become is its configuration: its scales so far are its
-`noise.schedule`, so that `glr-dist train` repeats it bit by bit.
+Every `interval` epochs the worst quarter of the trials is replaced. Each new trial copies the checkpoint of a parent in
+the best quarter (exploit) and continues with other scales (explore). Its scales so far are its `noise.schedule`, so
+that `glr-dist train` repeats any trial bit for bit from its configuration.
 
-All trials are compared at the same epoch. Who is replaced by whom depends on the seed and on what was measured, not on
-which trial was there first, and is found again from the records when a search is resumed. A trial that fails by its own
-numbers is replaced; one that was lost to its machine is waited for, if need be until the search is resumed.
+Trials are compared at the same epoch, once all of them are ready. A selection depends only on the seed and on what was
+measured, not on the order in which trials finish, and is repeated from the records when a search is resumed. A trial
+that fails because of its own numbers is replaced; the population waits for one that was lost with its machine, if need
+be until the search is resumed.
 
-Source: Jaderberg et al., Population Based Training of Neural Networks, 2017, arXiv:1711.09846: truncation selection,
-perturbation by a factor, and now and then a new draw. The factor is any of a range, not one of two: trials have one
-seed, so two copies that are perturbed alike would be the same trial twice.
+Reference: Jaderberg et al., Population Based Training of Neural Networks, 2017, arXiv:1711.09846: truncation selection,
+perturbation by a factor, and occasional resampling. Here the factor is drawn from a range instead of two values: trials
+share one seed, so two copies with the same perturbation would be identical.
 """
 
 from __future__ import annotations
@@ -20,173 +21,186 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glr_dist import config
+from glr_dist.config import dump_config
 from glr_dist.files import write_atomically
 from glr_dist.streams import Key, Role, generator, uniforms
 from glr_dist.training import checkpoint
-from glr_dist.tuning.record import Record, folder_of, ordered
-from glr_dist.tuning.space import SCHEDULE, Range
+from glr_dist.tuning.points import SCHEDULE
+from glr_dist.tuning.ranges import Range
+from glr_dist.tuning.ranking import ranked
 from glr_dist.tuning.study import Study
-from glr_dist.tuning.trial import Trial, Turn
+from glr_dist.tuning.trial_record import TrialRecord, trial_folder
+from glr_dist.tuning.trial_runner import Interval, TrialRunner
 
-_QUARTER = 4  # one of so many is replaced
-_PERTURBATION = 1.5  # the factor by which a scale grows or shrinks at the most
-_RESAMPLED = 0.25  # how often it is drawn from its range instead
+_REPLACED = 4  # one trial in four is replaced
+_PERTURBATION = 1.5  # maximum factor by which a scale grows or shrinks
+_RESAMPLED = 0.25  # probability that a scale is drawn from its range instead
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What becomes of the trials of a generation.
+    """The outcome of a comparison of all trials.
 
     Attributes:
-        staying: those that go on.
-        donors: those of them that are copied.
-        replaced: all that have failed, and with them at least a quarter.
+        survivors: numbers of the trials that continue.
+        parents: records of the best ones, which are copied.
+        replaced: numbers of all failed trials, filled up to a quarter with the worst ones.
     """
 
-    staying: list[int]
-    donors: list[Record]
+    survivors: list[int]
+    parents: list[TrialRecord]
     replaced: list[int]
 
 
 class Population:
-    """The turns of a population.
+    """The intervals of a population, a `TrialQueue`.
 
     Args:
-        trial: what the trials have in common.
-        records: of those that there are.
+        runner: runs the trials.
+        records: records of the existing trials.
     """
 
-    unit = "turn"
+    unit = "interval"
 
-    def __init__(self, trial: Trial, records: Sequence[Record]) -> None:
-        self._trial, tune = trial, trial.search.tune
-        epochs, size = trial.search.base.training.epochs, tune.number
+    def __init__(self, runner: TrialRunner, records: Sequence[TrialRecord]) -> None:
+        self._runner, tune = runner, runner.search.tune
+        epochs, size = runner.search.base.training.epochs, tune.number
         self._records = {record.number: record for record in records}
         self._milestones: list[int] = [*range(tune.interval, epochs, tune.interval), epochs]
-        self._generation, self._living, self._next = 0, list(range(size)), size
+        self._generation, self._members, self._next = 0, list(range(size)), size
         self._running = 0
         self.total = size * len(self._milestones)
         while self._may_select():
             selection = self._selection()
-            if not self._numbers(selection) <= self._records.keys():
+            if not self._new_numbers(selection) <= self._records.keys():
                 break
             self._begin_generation(selection)
-        selecting = self._next in self._records  # when it was interrupted; who has failed stays so
-        self._waiting = deque(
-            number for number in self._living if not (self._reached(number) or (selecting and self._failed(number)))
+        selecting = self._next in self._records  # interrupted during a selection: failed trials are not run again
+        self._queued = deque(
+            number for number in self._members if not (self._ready(number) or (selecting and self._failed(number)))
         )
-        self.done = size * (self._generation + 1) - len(self._waiting)
+        self.done = size * (self._generation + 1) - len(self._queued)
 
-    def next(self) -> Turn | None:
-        if not self._waiting and self._may_select():
+    def ask(self) -> Interval | None:
+        if not self._queued and self._may_select():
             self._select()
-        if not self._waiting:
+        if not self._queued:
             return None
-        number = self._waiting.popleft()
-        record = self._records.get(number) or Record(number=number, point=self._first_point(number))
-        self._keep(record.changed(status="started", reason=""))
+        number = self._queued.popleft()
+        record = self._records.get(number) or TrialRecord(number=number, point=self._first_point(number))
+        self._save(record.updated(status="started", reason=""))
         self._running += 1
-        return Turn(number, self._milestone)
+        return Interval(number, self._milestone)
 
-    def tell(self, record: Record) -> None:
+    def tell(self, record: TrialRecord) -> None:
         self._records[record.number] = record
         self._running -= 1
         self.done += 1
-        if not (self._waiting or self._running or self._may_select()):
+        if not (self._queued or self._running or self._may_select()):
             self.total = self.done  # the last generation, or one that cannot be completed now
 
-    def _keep(self, record: Record) -> None:
-        record.keep(self._trial.out)
+    def _save(self, record: TrialRecord) -> None:
+        record.save(self._runner.out)
         self._records[record.number] = record
 
     # ------------------------------------------------------------ a generation
 
     @property
     def _milestone(self) -> int:
-        """After how many epochs the trials of this generation are compared."""
+        """The epoch at which the members of this generation are compared."""
         return self._milestones[self._generation]
 
-    def _reached(self, number: int) -> bool:
+    def _ready(self, number: int) -> bool:
         return number in self._records and self._milestone in self._records[number].measured
 
     def _failed(self, number: int) -> bool:
         return number in self._records and self._records[number].status == "failed"
 
     def _may_select(self) -> bool:
-        """Whether all turns of a generation are over, another one follows, and there is one to go on from."""
-        reached = [self._reached(number) for number in self._living]
-        over = [self._reached(number) or self._failed(number) for number in self._living]
-        return self._generation < len(self._milestones) - 1 and all(over) and any(reached)
+        """Returns True if all members are ready or failed, at least one is ready, and another generation follows."""
+        ready = [self._ready(number) for number in self._members]
+        ended = [self._ready(number) or self._failed(number) for number in self._members]
+        return self._generation < len(self._milestones) - 1 and all(ended) and any(ready)
 
     def _first_point(self, number: int) -> dict[str, Any]:
-        search = self._trial.search
+        search = self._runner.search
         return Study(search.tune, search.base.model_dump(mode="json")).suggest(number)
 
     # ------------------------------------------------------------ selection
 
     def _select(self) -> None:
-        """Replaces the worst trials by copies; done again after an interruption, it does the same."""
-        out, selection = self._trial.out, self._selection()
-        born = [self._successor(number, selection.donors) for number in sorted(self._numbers(selection))]
-        for record in born:  # first all folders: no donor has gone on yet
-            name = checkpoint.name_of(self._milestone)
-            folder, donor = folder_of(out, record.number), folder_of(out, record.donor or 0)
-            write_atomically(folder / "checkpoints" / name, (donor / "checkpoints" / name).read_bytes())
-            write_atomically(folder / "config.yaml", config.dump_config(self._trial.settings(record)).encode())
+        """Replaces the worst trials by copies; repeated after an interruption, it does the same."""
+        selection = self._selection()
+        new = [self._child(number, selection.parents) for number in sorted(self._new_numbers(selection))]
+        for record in new:  # all checkpoints are copied before any parent continues
+            self._exploit(record)
         for number in selection.replaced:
             if not self._failed(number):
-                self._keep(self._records[number].changed(status="stopped"))
-        for record in born:
-            self._keep(record)
+                self._save(self._records[number].updated(status="stopped"))
+        for record in new:
+            self._save(record)
         self._begin_generation(selection)
-        self._waiting = deque(self._living)
+        self._queued = deque(self._members)
 
     def _selection(self) -> Selection:
-        failed = [number for number in self._living if not self._reached(number)]
-        reached = [self._records[number] for number in self._living if self._reached(number)]
-        then = [r.changed(status="finished", metrics=r.measured[self._milestone]) for r in reached]
-        ranked = ordered(then, self._trial.search.tune.objectives)
-        count = len(self._living) // _QUARTER
-        kept = len(ranked) - max(0, count - len(failed))
-        worst = [record.number for record in ranked[kept:]]
-        return Selection(sorted(record.number for record in ranked[:kept]), ranked[:count], failed + worst)
+        failed = [number for number in self._members if not self._ready(number)]
+        ready = [self._records[number] for number in self._members if self._ready(number)]
+        then = [record.updated(status="finished", metrics=record.measured[self._milestone]) for record in ready]
+        ordered = ranked(then, self._runner.search.tune.objectives)
+        count = len(self._members) // _REPLACED
+        kept = len(ordered) - max(0, count - len(failed))
+        worst = [record.number for record in ordered[kept:]]
+        return Selection(sorted(record.number for record in ordered[:kept]), ordered[:count], failed + worst)
 
-    def _numbers(self, selection: Selection) -> set[int]:
-        """Of the trials that are born."""
+    def _new_numbers(self, selection: Selection) -> set[int]:
         return set(range(self._next, self._next + len(selection.replaced)))
 
     def _begin_generation(self, selection: Selection) -> None:
-        born = sorted(self._numbers(selection))
-        self._living = selection.staying + born
-        self._next += len(born)
+        new = sorted(self._new_numbers(selection))
+        self._members = selection.survivors + new
+        self._next += len(new)
         self._generation += 1
 
-    def _successor(self, number: int, donors: Sequence[Record]) -> Record:
-        search, milestone = self._trial.search, self._milestone
+    def _exploit(self, record: TrialRecord) -> None:
+        """Copies the parent's checkpoint into the folder of a new trial."""
+        out, name = self._runner.out, checkpoint.name_of(self._milestone)
+        folder, parent = trial_folder(out, record.number), trial_folder(out, record.parent or 0)
+        write_atomically(folder / "checkpoints" / name, (parent / "checkpoints" / name).read_bytes())
+        write_atomically(folder / "config.yaml", dump_config(self._runner.config(record)).encode())
+
+    def _child(self, number: int, parents: Sequence[TrialRecord]) -> TrialRecord:
+        """Returns the record of a new trial: a random parent with other scales from this epoch on."""
+        search, milestone = self._runner.search, self._milestone
         stream = generator(Key(search.tune.seed, step=number, role=Role.SEARCH))
-        whose, *chances = uniforms((1 + 2 * len(search.tune.space),), stream).tolist()
-        donor = donors[int(whose * len(donors))]
+        which, *chances = uniforms((1 + 2 * len(search.tune.space),), stream).tolist()
+        parent = parents[int(which * len(parents))]
         scales = {
-            field: _explored(allowed, search.scales(donor.point, field, milestone)[-1], chances.pop(), chances.pop())
+            field: _explored(allowed, search.scales(parent.point, field, milestone)[-1], chances.pop(), chances.pop())
             for field, allowed in search.tune.space.items()
         }
-        scale = search.settings(scales).model_dump(mode="json")["noise"]["scale"]
-        return Record(
+        scale = search.config_at(scales).model_dump(mode="json")["noise"]["scale"]
+        return TrialRecord(
             number=number,
-            point={**donor.point, SCHEDULE: {**donor.point.get(SCHEDULE, {}), str(milestone): scale}},
+            point={**parent.point, SCHEDULE: {**parent.point.get(SCHEDULE, {}), str(milestone): scale}},
             status="paused",
-            metrics=donor.metrics,
-            measured=donor.measured,
+            metrics=parent.metrics,
+            measured=parent.measured,
             epochs=milestone,
-            seconds=donor.seconds,
-            donor=donor.number,
+            seconds=parent.seconds,
+            parent=parent.number,
         )
 
 
-def _explored(allowed: Range, scale: float, chance: float, where: float) -> float:
-    """Another scale within its range: drawn anew, or perturbed."""
+def _explored(allowed: Range, scale: float, chance: float, u: float) -> float:
+    """Returns a perturbed or resampled scale within its range.
+
+    Args:
+        allowed: the range.
+        scale: the parent's scale.
+        chance: uniform number in [0, 1] that decides between perturbation and resampling.
+        u: uniform number in [0, 1] that gives the factor or the quantile.
+    """
     if chance < _RESAMPLED:
-        return allowed.at(where)
+        return allowed.at(u)
     low, high = allowed.ends()
-    return float(min(max(scale * _PERTURBATION ** (2 * where - 1), low), high))
+    return float(min(max(scale * _PERTURBATION ** (2 * u - 1), low), high))

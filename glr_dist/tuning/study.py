@@ -1,6 +1,6 @@
-"""Which points are tried: an Optuna study that is rebuilt from the trials' records. Needs no Ray.
+"""Points to try, chosen by an Optuna study that is rebuilt from the trials' records. Needs no Ray.
 
-The point of trial k depends on the search's seed, on k, and, with `optuna`, on the outcomes that are known by then.
+The point of trial k depends on the search's seed, on k, and, with `optuna`, on the results known at that time.
 """
 
 from __future__ import annotations
@@ -10,55 +10,56 @@ from typing import TYPE_CHECKING, Any
 
 from glr_dist.streams import Key, Role
 from glr_dist.tuning.objectives import direction
-from glr_dist.tuning.record import Record
-from glr_dist.tuning.settings import Tune
-from glr_dist.tuning.space import Range, grid_of, present
+from glr_dist.tuning.points import grid_points, point_of
+from glr_dist.tuning.ranges import Range
+from glr_dist.tuning.search_config import Tune
+from glr_dist.tuning.trial_record import TrialRecord
 
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
 
-_FIRST = 10  # trials at the most that TPE draws at random before it has a model
+_MAX_STARTUP = 10  # maximum number of random trials before TPE fits a model
 
 
 class Study:
-    """Suggests points and learns what became of them.
+    """Suggests points and learns from the results of trials.
 
     Args:
-        tune: the search.
-        start: the resolved configuration that it starts from: the first point, where the space has it.
-        records: of the trials that there are.
+        tune: the section `tune` of the search.
+        start: the resolved configuration that the search starts from; it is the first point if it lies in the space.
+        records: records of the existing trials.
     """
 
-    def __init__(self, tune: Tune, start: Mapping[str, Any], records: Sequence[Record] = ()) -> None:
+    def __init__(self, tune: Tune, start: Mapping[str, Any], records: Sequence[TrialRecord] = ()) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.tune = tune
         self.optuna = optuna.create_study(directions=[direction(name) for name in tune.objectives])
         self._distributions = {field: _distribution(allowed) for field, allowed in tune.space.items()}
-        self._start = None if tune.algorithm == "grid" else present(start, tune.space)
-        self._open: dict[int, optuna.Trial] = {}
+        self._start = None if tune.algorithm == "grid" else point_of(start, tune.space)
+        self._running: dict[int, optuna.Trial] = {}
         for record in records:
             if record.done:
                 self._ask(record.number, record.point)
                 self.tell(record)
 
     def suggest(self, number: int) -> dict[str, Any]:
-        """The point of a new trial."""
+        """Returns the point of a new trial."""
         if self.tune.algorithm == "grid":
-            return self._ask(number, grid_of(self.tune.space)[number])
+            return self._ask(number, grid_points(self.tune.space)[number])
         return self._ask(number, self._start if number == 0 else None)
 
-    def again(self, record: Record) -> None:
-        """That a trial which was interrupted goes on."""
+    def resume(self, record: TrialRecord) -> None:
+        """Registers an interrupted trial that runs again."""
         self._ask(record.number, record.point)
 
-    def tell(self, record: Record) -> None:
-        """What became of a trial."""
+    def tell(self, record: TrialRecord) -> None:
+        """Registers the result of a trial."""
         from optuna.trial import TrialState
 
-        trial, known = self._open.pop(record.number), record.metrics
+        trial, known = self._running.pop(record.number), record.metrics
         if record.status == "finished":
             self.optuna.tell(trial, [known[name] for name in self.tune.objectives])
         elif record.status == "stopped" and len(self.tune.objectives) == 1 and self.tune.watched in known:
@@ -68,7 +69,10 @@ class Study:
             self.optuna.tell(trial, state=TrialState.FAIL)
 
     def importances(self, objective: int) -> dict[str, float]:
-        """Each field's share of the variance of an objective (fANOVA: Hutter, Hoos, Leyton-Brown, ICML 2014)."""
+        """Returns each field's share of the variance of an objective.
+
+        Reference: fANOVA, Hutter, Hoos and Leyton-Brown, ICML 2014.
+        """
         from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
         return get_param_importances(
@@ -80,9 +84,9 @@ class Study:
     def _ask(self, number: int, point: Mapping[str, Any] | None) -> dict[str, Any]:
         self.optuna.sampler = self._sampler(number)
         if point is not None:
-            parameters = {field: _index(allowed, point[field]) for field, allowed in self.tune.space.items()}
+            parameters = {field: _parameter(allowed, point[field]) for field, allowed in self.tune.space.items()}
             self.optuna.enqueue_trial(parameters)
-        trial = self._open[number] = self.optuna.ask(self._distributions)
+        trial = self._running[number] = self.optuna.ask(self._distributions)
         return {field: _value(allowed, trial.params[field]) for field, allowed in self.tune.space.items()}
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
@@ -90,8 +94,8 @@ class Study:
 
         if self.tune.algorithm != "optuna":
             return RandomSampler(seed=self._seed(number))
-        first = min(_FIRST, max(2, self.tune.number // 4))
-        return TPESampler(seed=self._seed(number), n_startup_trials=first)
+        startup = min(_MAX_STARTUP, max(2, self.tune.number // 4))
+        return TPESampler(seed=self._seed(number), n_startup_trials=startup)
 
     def _seed(self, number: int) -> int:
         return int.from_bytes(Key(self.tune.seed, step=number, role=Role.SEARCH).digest(4), "little")
@@ -102,16 +106,18 @@ def _distribution(allowed: Range) -> BaseDistribution:
 
     ends = allowed.ends()
     if allowed.listed is not None:
-        return CategoricalDistribution(range(len(ends)))  # Optuna takes no lists as values
+        return CategoricalDistribution(range(len(ends)))  # Optuna's categories cannot be lists
     if allowed.kind == "randint":
         return IntDistribution(*ends)
     low, high = ends
     return FloatDistribution(low, high, log=allowed.kind == "loguniform")
 
 
-def _index(allowed: Range, value: Any) -> Any:
+def _parameter(allowed: Range, value: Any) -> Any:
+    """Returns the value of a field as Optuna's parameter."""
     return value if allowed.listed is None else allowed.listed.index(value)
 
 
 def _value(allowed: Range, parameter: Any) -> Any:
+    """Returns the value of a field from Optuna's parameter."""
     return parameter if allowed.listed is None else allowed.listed[parameter]

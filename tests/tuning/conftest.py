@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glr_dist.tuning.settings import Search, load
+from glr_dist.tuning.search_config import Search, load_search
 
 TINY = {
     "model": {"hidden": [8], "activation": "threshold"},
@@ -31,4 +31,4 @@ def tiny_search_yaml(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny_search(tiny_search_yaml: Path) -> Callable[..., Search]:
     """`tiny_search("tune.trials=2", …)`: a tiny search with overrides."""
-    return lambda *overrides: load(tiny_search_yaml, overrides)
+    return lambda *overrides: load_search(tiny_search_yaml, overrides)

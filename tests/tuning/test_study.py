@@ -1,22 +1,23 @@
-"""Which points are tried, what is best, and what is remembered."""
+"""Suggested points, the ranking of trials, and their records."""
 
 from __future__ import annotations
 
 import pytest
 
-from glr_dist.tuning.objectives import of_suite
-from glr_dist.tuning.record import Record, front, ordered, read_all
-from glr_dist.tuning.settings import Robustness
+from glr_dist.tuning.objectives import suite_metrics
+from glr_dist.tuning.ranking import pareto_front, ranked
+from glr_dist.tuning.search_config import Robustness
 from glr_dist.tuning.study import Study
+from glr_dist.tuning.trial_record import TrialRecord, read_records, trial_folder
 
 
 def study_of(search, records=()):
     return Study(search.tune, search.base.model_dump(mode="json"), records)
 
 
-def outcome(number, point, value, status="finished"):
+def result(number, point, value, status="finished"):
     metrics = {"validation/accuracy": value, "validation/loss": 1 - value}
-    return Record(number=number, point=point, status=status, metrics=metrics, epochs=2)
+    return TrialRecord(number=number, point=point, status=status, metrics=metrics, epochs=2)
 
 
 def score(point):
@@ -24,31 +25,31 @@ def score(point):
 
 
 def run(search, records=()):
-    """All trials, one after another, from the records that there are."""
+    """Runs the remaining trials one after another."""
     records = list(records)
     study = study_of(search, records)
     for number in range(len(records), search.tune.number):
         point = study.suggest(number)
-        records.append(outcome(number, point, score(point)))
+        records.append(result(number, point, score(point)))
         study.tell(records[-1])
     return records
 
 
 @pytest.mark.parametrize("algorithm", ["random", "optuna"])
-def test_the_same_seed_tries_the_same_points_also_when_resumed(tiny_search, algorithm):
+def test_the_same_seed_suggests_the_same_points_even_when_resumed(tiny_search, algorithm):
     search = tiny_search("tune.trials=14", f"tune.algorithm={algorithm}")
     whole = run(search)
     assert run(search) == whole
-    assert run(search, whole[:9]) == whole  # in between, all but the records was lost
+    assert run(search, whole[:9]) == whole  # rebuilt from the records alone
     points = [record.point["noise.scale"] for record in whole]
-    assert points[0] == 0.5  # the configuration as it is
+    assert points[0] == 0.5  # the base configuration
     assert len(set(points)) == 14
     assert all(0.05 <= point <= 3 for point in points)
     other = tiny_search("tune.trials=14", f"tune.algorithm={algorithm}", "tune.seed=1")
     assert run(other)[1:] != whole[1:]
 
 
-def test_optuna_learns_where_it_is_good(tiny_search):
+def test_optuna_learns_the_best_region(tiny_search):
     def distance(algorithm):
         records = run(tiny_search("tune.trials=40", f"tune.algorithm={algorithm}"))
         return sum(abs(record.point["noise.scale"] - 0.2) for record in records[20:])
@@ -56,7 +57,7 @@ def test_optuna_learns_where_it_is_good(tiny_search):
     assert distance("optuna") < 0.5 * distance("random")
 
 
-def test_lists_whole_numbers_and_what_optuna_cannot_name(tiny_search):
+def test_lists_integers_and_values_that_optuna_cannot_represent(tiny_search):
     search = tiny_search(
         "tune.trials=12",
         "tune.algorithm=random",
@@ -68,54 +69,64 @@ def test_lists_whole_numbers_and_what_optuna_cannot_name(tiny_search):
     assert {point["training.epochs"] for point in points} == {1, 2, 3}
 
 
-def test_a_grid_goes_through_its_points_in_order(tiny_search):
+def test_a_grid_suggests_its_points_in_order(tiny_search):
     search = tiny_search("tune.algorithm=grid", "tune.trials=null", "tune.space={noise.scale: {grid: [3, 1, 2]}}")
     study = study_of(search)
     assert [study.suggest(number)["noise.scale"] for number in range(3)] == [3, 1, 2]
 
 
-def test_stopped_and_failed_trials_are_no_outcomes_for_the_study(tiny_search):
+def test_stopped_and_failed_trials_give_the_study_no_values(tiny_search):
     study = study_of(tiny_search())
     for number, status in enumerate(("finished", "stopped", "failed")):
-        study.tell(outcome(number, study.suggest(number), 0.5, status))
+        study.tell(result(number, study.suggest(number), 0.5, status))
     assert [trial.state.name for trial in study.optuna.trials] == ["COMPLETE", "PRUNED", "FAIL"]
 
 
-def test_the_field_that_matters_is_the_important_one(tiny_search):
+def test_the_field_that_matters_has_the_highest_importance(tiny_search):
     space = "tune.space={noise.scale: {loguniform: [0.05, 3]}, noise.floor: {uniform: [0.001, 0.01]}}"
     search = tiny_search("tune.trials=40", "tune.algorithm=random", space)
     found = study_of(search, run(search)).importances(0)
     assert found["noise.scale"] > 0.8 > found["noise.floor"]
 
 
-def test_the_best_is_first_and_the_front_is_unbeaten():
+def test_the_best_trial_is_first_and_the_pareto_front_is_not_dominated():
     values = [(0.9, 0.1), (0.8, 0.5), (0.7, 0.4), (0.9, 0.1), (0.6, 0.9)]
     records = [
-        Record(number=number, point={}, status="finished", metrics={"clean/accuracy": a, "x/accuracy": b})
+        TrialRecord(number=number, point={}, status="finished", metrics={"clean/accuracy": a, "x/accuracy": b})
         for number, (a, b) in enumerate(values)
     ]
     names = ("clean/accuracy", "x/accuracy")
-    stopped = Record(number=5, point={}, status="stopped", metrics={"clean/accuracy": 1.0})
-    assert [record.number for record in ordered([stopped, *records], names)] == [0, 3, 1, 2, 4, 5]
-    assert {record.number for record in front([stopped, *records], names)} == {0, 3, 1, 4}
+    stopped = TrialRecord(number=5, point={}, status="stopped", metrics={"clean/accuracy": 1.0})
+    assert [record.number for record in ranked([stopped, *records], names)] == [0, 3, 1, 2, 4, 5]
+    assert {record.number for record in pareto_front([stopped, *records], names)} == {0, 3, 1, 4}
     losses = [
-        Record(number=n, point={}, status="finished", metrics={"validation/loss": v}) for n, v in enumerate((2, 1))
+        TrialRecord(number=n, point={}, status="finished", metrics={"validation/loss": v}) for n, v in enumerate((2, 1))
     ]
-    assert ordered(losses, ("validation/loss",))[0].number == 1
+    assert ranked(losses, ("validation/loss",))[0].number == 1
 
 
-def test_records_are_read_as_they_were_kept(tmp_path):
-    records = [outcome(number, {"noise.scale": 0.1 * number, "model.hidden": [4]}, 0.5) for number in range(11)]
+def test_records_round_trip(tmp_path):
+    records = [result(number, {"noise.scale": 0.1 * number, "model.hidden": [4]}, 0.5) for number in range(11)]
     for record in records:
-        record.keep(tmp_path)
+        record.save(tmp_path)
     (tmp_path / "trials" / "3").mkdir()
-    assert read_all(tmp_path) == records
+    assert read_records(tmp_path) == records
 
 
-def test_the_figures_of_a_suite_are_known_before_it_runs():
+def test_a_parent_is_read_from_records_of_version_0_4_too(tmp_path):
+    child = TrialRecord(number=5, point={"noise.scale": 1.0}, parent=3)
+    child.save(tmp_path)
+    assert read_records(tmp_path) == [child]
+    path = trial_folder(tmp_path, 5).with_suffix(".json")
+    assert path.read_text().count('"parent": 3') == 1
+    path.write_text(path.read_text().replace('"parent"', '"donor"'))
+    assert read_records(tmp_path) == [child]
+
+
+def test_the_metrics_of_a_suite_are_known_before_it_runs():
     suite = {"attacks": [{"name": "pgd", "threats": ["adaptive"], "eps": [0.1, 0.2]}, {"name": "lbfgs"}]}
     suite["corruptions"] = {"names": ["contrast"], "severities": [3]}
-    assert of_suite(Robustness.model_validate(suite)) == [
+    assert suite_metrics(Robustness.model_validate(suite)) == [
         "clean/accuracy",
         "robust/adaptive/pgd/eps_0.1/accuracy",
         "robust/adaptive/pgd/eps_0.2/accuracy",

@@ -1,4 +1,4 @@
-"""The file of a search: what it may say, where a point goes, and a line for each mistake."""
+"""The file of a search: valid searches, points and their configurations, and one line per error."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ import json
 import pytest
 import yaml
 
-from glr_dist import cli, config
+from glr_dist import cli
+from glr_dist.config import dump_config, load_config
 from glr_dist.errors import ConfigError
 from glr_dist.nn.activations import ACTIVATIONS
-from glr_dist.tuning import settings
-from glr_dist.tuning.record import Record, read_all
-from glr_dist.tuning.space import grid_of, placed, present, ranges_of
+from glr_dist.tuning import search_config
+from glr_dist.tuning.points import grid_points, point_of, with_point
+from glr_dist.tuning.ranges import parse_space
 from glr_dist.tuning.study import Study
+from glr_dist.tuning.trial_record import TrialRecord, read_records
 
 GRID = {"algorithm": "grid", "trials": None}
 PBT = {"algorithm": "pbt"}
 FGSM = {"attacks": [{"name": "fgsm"}]}
 
-WRONG = {
-    # changes of the section `tune`: words that the line holds
+INVALID = {
+    # changes of the section `tune`: words of the error line
     "unknown field": ({"space": {"noise.scael": {"choice": [1]}}}, ["tune.space.noise.scael: 1", "'scale'"]),
     "unknown section": ({"space": {"nois.scale": {"choice": [1]}}}, ["tune.space.nois.scale: 1", "'noise'"]),
     "unknown range": ({"space": {"noise.scale": {"unifrom": [1, 2]}}}, ["noise.scale.unifrom", "'uniform'"]),
     "no range": ({"space": {"noise.scale": 3}}, ["tune.space.noise.scale: 3", "loguniform"]),
-    "two ranges": ({"space": {"noise.scale": {"choice": [1], "grid": [1]}}}, ["tune.space.noise.scale", "give one"]),
+    "two ranges": (
+        {"space": {"noise.scale": {"choice": [1], "grid": [1]}}},
+        ["tune.space.noise.scale", "use exactly one"],
+    ),
     "no space": ({"space": {}}, ["tune.space"]),
     "ends in the wrong order": ({"space": {"noise.scale": {"uniform": [2, 1]}}}, ["noise.scale.uniform: [2.0, 1.0]"]),
     "log of 0": ({"space": {"noise.scale": {"loguniform": [0, 1]}}}, ["noise.scale.loguniform.0: 0"]),
@@ -34,7 +39,7 @@ WRONG = {
     "a site that is not there": ({"space": {"noise.scale.7": {"choice": [1]}}}, ["noise.scale.7: 1", "sites are 1, 3"]),
     "a field and its part": (
         {"space": {"noise.scale": {"choice": [1]}, "noise.scale.1": {"choice": [1]}}},
-        ["tune.space.noise.scale.1", "part of noise.scale"],
+        ["tune.space.noise.scale.1", "noise.scale is searched too"],
     ),
     "a pattern without effect": (
         {"space": {"noise.scale.*": {"choice": [1]}, "noise.scale.1": {"choice": [1]}}},
@@ -42,9 +47,9 @@ WRONG = {
     ),
     "grace without asha": ({"grace": 2}, ["tune.grace: 2", "'asha'"]),
     "an argument": ({"space": {"training.optimizer.lrr": {"choice": [1]}}}, ["training.optimizer.lrr: 1", "'lr'"]),
-    "what changes no result": ({"space": {"execution.threads": {"choice": [1, 2]}}}, ["execution.threads"]),
+    "a field that changes no result": ({"space": {"execution.threads": {"choice": [1, 2]}}}, ["execution.threads"]),
     "unknown objective": ({"objectives": "validation/acuracy"}, ["tune.objectives", "'validation/accuracy'"]),
-    "objective twice": ({"objectives": ["validation/loss"] * 2}, ["tune.objectives", "twice"]),
+    "objective twice": ({"objectives": ["validation/loss"] * 2}, ["tune.objectives", "listed twice"]),
     "robust without attack": (
         {"objectives": "robust/transfer/fgsm/eps_0.1/accuracy"},
         ["tune.objectives", "tune.robustness"],
@@ -76,7 +81,7 @@ WRONG = {
     "asha with no time": ({"scheduler": "asha", "grace": 2}, ["tune.grace: 2", "2 training.epochs"]),
     "asha and lengths": (
         {"scheduler": "asha", "space": {"training.epochs": {"choice": [1, 2]}}},
-        ["tune.space.training.epochs", "one length"],
+        ["tune.space.training.epochs", "equal length"],
     ),
     "a population of other fields": (
         {**PBT, "space": {"training.optimizer.lr": {"uniform": [0.001, 0.02]}}},
@@ -89,42 +94,45 @@ WRONG = {
     "a population that is stopped": ({**PBT, "scheduler": "asha"}, ["tune.scheduler: 'asha'"]),
     "a population of two": ({**PBT, "trials": 2}, ["tune.trials: 2", "at least 4"]),
     "no selection": ({**PBT, "interval": 2}, ["tune.interval: 2", "2 training.epochs"]),
-    "an interval of none": ({"interval": 2}, ["tune.interval: 2", "'optuna'"]),
+    "an interval without a population": ({"interval": 2}, ["tune.interval: 2", "'optuna'"]),
     "CPUs of actors": ({"actors_per_trial": 2, "cpus_per_trial": 2}, ["tune.cpus_per_trial: 2"]),
-    "no trial": ({"trials": 0}, ["tune.trials: 0"]),
+    "unknown algorithm": ({"algorithm": "optunna"}, ["tune.algorithm: 'optunna'", "did you mean 'optuna'"]),
+    "unknown scheduler": ({"scheduler": "hyperband"}, ["tune.scheduler: 'hyperband'", "known are asha, none"]),
+    "grid in a population": ({**PBT, "space": {"noise.scale": {"grid": [1, 2]}}}, ["tune.space.noise.scale: 'grid'"]),
+    "no trials": ({"trials": 0}, ["tune.trials: 0"]),
     "unknown key": ({"trails": 3}, ["tune.trails", "'trials'"]),
 }
 
 
-def mistake(capsys, *arguments):
+def error_line(capsys, *arguments):
     assert cli.main(["tune", *map(str, arguments)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
 
-@pytest.mark.parametrize(("changes", "words"), WRONG.values(), ids=WRONG)
-def test_a_wrong_search_is_one_line_before_anything_is_written(capsys, tmp_path, tiny_search_yaml, changes, words):
+@pytest.mark.parametrize(("changes", "words"), INVALID.values(), ids=INVALID)
+def test_an_invalid_search_is_one_line_before_anything_is_written(capsys, tmp_path, tiny_search_yaml, changes, words):
     values = yaml.safe_load(tiny_search_yaml.read_text())
     values["tune"].update(changes)
     tiny_search_yaml.write_text(yaml.safe_dump(values))
-    line = mistake(capsys, tiny_search_yaml, "--out", tmp_path / "out")
+    line = error_line(capsys, tiny_search_yaml, "--out", tmp_path / "out")
     assert all(word in line for word in words), line
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_without_a_search_or_with_actors_of_its_own_is_one_line(capsys, tmp_path, tiny_yaml, tiny_search_yaml):
-    assert "tune" in mistake(capsys, tiny_yaml, "--out", tmp_path / "out")
-    assert "tune.actors_per_trial" in mistake(capsys, tiny_search_yaml, "execution.kind=layers")
+def test_a_file_without_a_search_or_with_actors_is_one_line(capsys, tmp_path, tiny_yaml, tiny_search_yaml):
+    assert "tune" in error_line(capsys, tiny_yaml, "--out", tmp_path / "out")
+    assert "tune.actors_per_trial" in error_line(capsys, tiny_search_yaml, "execution.kind=layers")
 
 
-def test_a_wrong_search_is_found_without_torch_and_ray(python, tiny_search_yaml):
+def test_an_invalid_search_is_found_without_torch_and_ray(python, tiny_search_yaml):
     code = "import sys; from glr_dist.cli import main; main(sys.argv[1:]); print(*sys.modules)"
     found = set(python(code, "tune", tiny_search_yaml, "tune.trials=0").stdout.split())
     assert "pydantic" in found
     assert not {"torch", "ray", "optuna", "mlflow"} & found
 
 
-def test_units_without_a_derivative_are_those_that_no_gradient_passes():
+def test_activations_without_a_derivative_are_those_that_no_gradient_passes():
     import torch
 
     def passes(name):
@@ -132,13 +140,13 @@ def test_units_without_a_derivative_are_those_that_no_gradient_passes():
         y = ACTIVATIONS[name]()(x)
         return y.requires_grad and bool(torch.autograd.grad(y.sum(), x)[0].any())
 
-    assert {name for name in ACTIVATIONS if not passes(name)} == set(settings._NO_DERIVATIVE)
+    assert {name for name in ACTIVATIONS if not passes(name)} == set(search_config._NO_DERIVATIVE)
 
 
 # ---------------------------------------------------------------- points
 
 
-def test_a_point_goes_where_its_field_is_and_leaves_the_file_alone():
+def test_a_point_sets_its_fields_in_a_copy():
     values = {"noise": {"scale": {"1": 0.5}}, "training": {"optimizer": {"name": "Adam", "lr": 0.1}}}
     before = json.dumps(values)
     point = {
@@ -148,7 +156,7 @@ def test_a_point_goes_where_its_field_is_and_leaves_the_file_alone():
         "model.hidden": [4, 4],
         "seed": 7,
     }
-    found = placed(values, point)
+    found = with_point(values, point)
     assert found == {
         "noise": {"scale": {"1": 2.0, "3": 0.2}},
         "training": {"optimizer": {"name": "Adam", "lr": 0.3}},
@@ -158,36 +166,36 @@ def test_a_point_goes_where_its_field_is_and_leaves_the_file_alone():
     assert json.dumps(values) == before
 
 
-def test_other_sites_keep_the_number_of_the_file_or_its_default():
-    assert placed({"noise": {"scale": 0.5}}, {"noise.scale.1": 2.0}) == {"noise": {"scale": {"1": 2.0, "*": 0.5}}}
-    assert placed({}, {"estimator.copies.1": 20}) == {"estimator": {"copies": {"1": 20, "*": 100}}}
+def test_other_sites_keep_the_value_of_the_file_or_the_default():
+    assert with_point({"noise": {"scale": 0.5}}, {"noise.scale.1": 2.0}) == {"noise": {"scale": {"1": 2.0, "*": 0.5}}}
+    assert with_point({}, {"estimator.copies.1": 20}) == {"estimator": {"copies": {"1": 20, "*": 100}}}
 
 
 def test_an_entry_of_the_schedule_is_a_field_and_a_schedule_is_a_value(tiny_search, tmp_path):
     search = tiny_search("noise.schedule={1: 0.5}", "tune.space={noise.schedule.1: {uniform: [0.1, 0.9]}}")
-    assert search.settings({"noise.schedule.1": 0.3}).noise.schedule == {1: 0.3}
+    assert search.config_at({"noise.schedule.1": 0.3}).noise.schedule == {1: 0.3}
     grid = ["tune.algorithm=grid", "tune.trials=null", "tune.space={noise.schedule: {grid: [{}, {1: 0.5}]}}"]
     search = tiny_search(*grid)
-    for number, point in enumerate(grid_of(search.tune.space)):
-        Record(number=number, point=point, status="finished", metrics={"validation/accuracy": 0.5}).keep(tmp_path)
-    again = Study(search.tune, search.base.model_dump(mode="json"), read_all(tmp_path))
+    for number, point in enumerate(grid_points(search.tune.space)):
+        TrialRecord(number=number, point=point, status="finished", metrics={"validation/accuracy": 0.5}).save(tmp_path)
+    again = Study(search.tune, search.base.model_dump(mode="json"), read_records(tmp_path))
     assert [trial.state.name for trial in again.optuna.trials] == ["COMPLETE"] * 2
 
 
-def test_a_searched_site_goes_before_the_patterns_of_the_file_that_would_hide_it():
-    found = placed({"noise": {"scale": {"*": 0.5, "3": 1.0}}}, {"noise.scale.3": 2.0})
+def test_a_searched_site_goes_before_the_patterns_of_the_file():
+    found = with_point({"noise": {"scale": {"*": 0.5, "3": 1.0}}}, {"noise.scale.3": 2.0})
     assert list(found["noise"]["scale"].items()) == [("3", 2.0), ("*", 0.5)]
 
 
-def test_the_present_settings_are_a_point_where_the_space_has_them(tiny_search):
+def test_the_base_configuration_is_a_point_if_the_space_contains_it(tiny_search):
     base = tiny_search().base.model_dump(mode="json")
     space = {"noise.scale": {"uniform": [0.1, 1]}, "training.optimizer.lr": {"choice": [0.02, 1]}}
-    assert present(base, ranges_of(space)) == {"noise.scale": 0.5, "training.optimizer.lr": 0.02}
-    assert present(base, ranges_of({"noise.scale.1": {"uniform": [0.1, 1]}})) == {"noise.scale.1": 0.5}
-    assert present(base, ranges_of({"noise.scale": {"uniform": [0.6, 1]}})) is None
+    assert point_of(base, parse_space(space)) == {"noise.scale": 0.5, "training.optimizer.lr": 0.02}
+    assert point_of(base, parse_space({"noise.scale.1": {"uniform": [0.1, 1]}})) == {"noise.scale.1": 0.5}
+    assert point_of(base, parse_space({"noise.scale": {"uniform": [0.6, 1]}})) is None
     by_site = {"noise": {"scale": {"[12]": 0.7, "*": 0.2}}}
-    assert present(by_site, ranges_of({"noise.scale.1": {"uniform": [0.1, 1]}})) == {"noise.scale.1": 0.7}
-    assert present(by_site, ranges_of({"noise.scale.*": {"uniform": [0.1, 1]}})) == {"noise.scale.*": 0.2}
+    assert point_of(by_site, parse_space({"noise.scale.1": {"uniform": [0.1, 1]}})) == {"noise.scale.1": 0.7}
+    assert point_of(by_site, parse_space({"noise.scale.*": {"uniform": [0.1, 1]}})) == {"noise.scale.*": 0.2}
 
 
 def test_ranges_may_be_nested_as_overrides_are_and_the_last_one_counts(tiny_search):
@@ -201,7 +209,7 @@ def test_a_grid_is_every_combination(tiny_search):
         "tune.trials=null",
         "tune.space={noise.scale: {grid: [1, 2]}, noise.law: {grid: [gaussian, laplace, logistic]}}",
     )
-    points = grid_of(search.tune.space)
+    points = grid_points(search.tune.space)
     assert search.tune.number == len(points) == 6
     assert {(point["noise.scale"], point["noise.law"]) for point in points} == {
         (scale, law) for scale in (1, 2) for law in ("gaussian", "laplace", "logistic")
@@ -211,10 +219,10 @@ def test_a_grid_is_every_combination(tiny_search):
 # ---------------------------------------------------------------- the same search
 
 
-def test_a_search_is_continued_as_it_was_begun_but_may_grow(tiny_search, tmp_path):
-    kept = tmp_path / "tune.yaml"
-    kept.write_text(tiny_search().dump())
-    tiny_search("tune.trials=9", "tune.concurrent=2", "execution.threads=1").check_same(kept)
+def test_a_search_is_resumed_unchanged_but_may_grow(tiny_search, tmp_path):
+    stored = tmp_path / "tune.yaml"
+    stored.write_text(tiny_search().dump())
+    tiny_search("tune.trials=9", "tune.concurrent=2", "execution.threads=1").check_same(stored)
     for override, named in (
         ("noise.floor=0.01", "noise.floor: "),
         ("seed=1", "seed: "),
@@ -223,30 +231,30 @@ def test_a_search_is_continued_as_it_was_begun_but_may_grow(tiny_search, tmp_pat
         ("tune.space={noise.scale: {uniform: [1, 2]}}", "tune.space: "),
     ):
         with pytest.raises(ConfigError, match=named):
-            tiny_search(override).check_same(kept)
+            tiny_search(override).check_same(stored)
 
 
-def test_a_population_is_continued_at_its_size(tiny_search, tmp_path):
-    kept = tmp_path / "tune.yaml"
-    kept.write_text(tiny_search("tune.algorithm=pbt").dump())
-    tiny_search("tune.algorithm=pbt", "tune.concurrent=2").check_same(kept)
+def test_a_population_is_resumed_at_its_size(tiny_search, tmp_path):
+    stored = tmp_path / "tune.yaml"
+    stored.write_text(tiny_search("tune.algorithm=pbt").dump())
+    tiny_search("tune.algorithm=pbt", "tune.concurrent=2").check_same(stored)
     with pytest.raises(ConfigError, match=r"tune.trials: the search in .* has 4, not 9"):
-        tiny_search("tune.algorithm=pbt", "tune.trials=9").check_same(kept)
+        tiny_search("tune.algorithm=pbt", "tune.trials=9").check_same(stored)
 
 
 @pytest.mark.parametrize("noise", ["learn=site", "schedule={1: 0.3}", "law=none"])
-def test_a_population_makes_the_schedule_itself(tiny_search, noise):
-    with pytest.raises(ConfigError, match=rf"noise\.{noise.partition('=')[0]}: .* has no meaning with 'pbt'"):
+def test_a_population_needs_noise_without_a_schedule_of_its_own(tiny_search, noise):
+    with pytest.raises(ConfigError, match=rf"noise\.{noise.partition('=')[0]}: .* cannot be used with 'pbt'"):
         tiny_search("tune.algorithm=pbt", f"noise.{noise}", "estimator={name: pathwise}", "model.activation=tanh")
 
 
-def test_the_file_that_is_kept_has_no_word_of_where_metrics_go(tiny_search):
+def test_the_stored_search_has_no_tracking_section(tiny_search):
     assert "tracking" not in yaml.safe_load(tiny_search("tracking.kind=none").dump())
 
 
 def test_the_configuration_at_a_point_is_one_that_train_takes(tiny_search, tmp_path):
     search = tiny_search("tune.space={noise.law: {choice: [laplace]}}")
-    found = search.settings({"noise.law": "laplace"})
-    assert (found.noise.law, found.estimator.sampler) == ("laplace", "iid")  # resolved anew
-    (tmp_path / "best.yaml").write_text(config.dump_config(found))
-    assert config.load_config(tmp_path / "best.yaml") == found
+    found = search.config_at({"noise.law": "laplace"})
+    assert (found.noise.law, found.estimator.sampler) == ("laplace", "iid")  # resolved again
+    (tmp_path / "best.yaml").write_text(dump_config(found))
+    assert load_config(tmp_path / "best.yaml") == found

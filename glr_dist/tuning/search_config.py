@@ -1,0 +1,204 @@
+"""The file of a search: an ordinary configuration with one more section, `tune`. Imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from glr_dist.config import Config, Count, Positive, Section, build, overridden, read
+from glr_dist.errors import ConfigError
+from glr_dist.robustness.suite import Corruptions, Suite
+from glr_dist.tuning.algorithms import ALGORITHMS, SCHEDULERS, check_algorithm, check_scheduler
+from glr_dist.tuning.objectives import EVERY_EPOCH, check_objectives
+from glr_dist.tuning.points import edge_points, field_parts, grid_points, with_point
+from glr_dist.tuning.ranges import Range, parse_space
+
+_TRIALS = 16
+_NO_DERIVATIVE = ("threshold", "sign", "staircase")  # activations through which no white-box attack has a gradient
+# Settings that may change when a search is resumed, because they change no trial (`trials` does in a population).
+_MAY_DIFFER = ("trials", "concurrent", "cpus_per_trial", "actors_per_trial")
+
+
+class Robustness(Suite):
+    """The suite that measures robust objectives: on the validation images, without corruptions by default."""
+
+    split: Literal["validation"] = "validation"
+    corruptions: Corruptions = Corruptions(names=())
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class Tune(Section):
+    """The section `tune`: search space, objectives, algorithm and resources."""
+
+    space: Annotated[dict[str, Range], BeforeValidator(parse_space)] = Field(
+        description="fields and their ranges, e.g. noise.scale: {loguniform: [0.05, 3]}"
+    )
+    objectives: Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1)] = Field(
+        ("validation/accuracy",), description="metrics on the validation images; trials are ranked by the first one"
+    )
+    robustness: Robustness | None = Field(
+        None, description="attacks and corruptions at the end of each trial, or of each interval of a population"
+    )
+    algorithm: Annotated[str, AfterValidator(check_algorithm)] = Field(
+        "optuna", description="pbt: population-based training of a schedule of noise.scale"
+    )
+    interval: Count = Field(1, description="epochs between two selections of pbt")
+    scheduler: Annotated[str, AfterValidator(check_scheduler)] = Field(
+        "none", description="asha: stops trials that fall behind"
+    )
+    grace: Count = Field(1, description="epochs before asha may stop a trial")
+    trials: Count | None = Field(
+        None, description=f"number of trials (default {_TRIALS}; 'grid': all points); of 'pbt', size of the population"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the search algorithm; trials train with the run's seed")
+    concurrent: Count | None = Field(None, description="maximum number of concurrent trials (default: as many as fit)")
+    cpus_per_trial: Positive = Field(1, description="CPUs and threads of a trial that runs in one process")
+    actors_per_trial: int = Field(
+        0, ge=0, description="Ray actors (one CPU each) that compute a trial's work items; 0: one process per trial"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Tune:
+        for field in self.space:
+            if whole := next((other for other in self.space if field.startswith(f"{other}.")), None):
+                raise ConfigError(f"tune.space.{field}: {whole} is searched too and contains it; remove one of them")
+        ALGORITHMS[self.algorithm].check(self)
+        if self.actors_per_trial and self.cpus_per_trial != 1:
+            raise ConfigError(
+                f"tune.cpus_per_trial: {self.cpus_per_trial:g} cannot be set with actors_per_trial; an actor has 1 CPU"
+            )
+        check_objectives(self.objectives, self.robustness)
+        SCHEDULERS[self.scheduler].check(self)
+        return self
+
+    @property
+    def watched(self) -> str | None:
+        """The first objective that every epoch reports, by which asha compares trials."""
+        return next((name for name in self.objectives if name in EVERY_EPOCH), None)
+
+    @property
+    def number(self) -> int:
+        """Number of trials; in a population, number of concurrent members."""
+        return len(grid_points(self.space)) if ALGORITHMS[self.algorithm].grid else self.trials or _TRIALS
+
+
+@dataclass(frozen=True)
+class Search:
+    """A validated search file.
+
+    Attributes:
+        values: the sections of the file except `tune`, as given.
+        base: the configuration that the search starts from.
+        tune: the section `tune`.
+    """
+
+    values: Mapping[str, Any]
+    base: Config
+    tune: Tune
+
+    def config_at(self, point: Mapping[str, Any]) -> Config:
+        """Returns the configuration at a point of the space.
+
+        Raises:
+            ConfigError: the configuration is invalid.
+        """
+        return build(Config, with_point(self.values, point))
+
+    def scales(self, point: Mapping[str, Any], field: str, epochs: int) -> list[float]:
+        """Returns the noise scale in each of the first epochs at a point of the space.
+
+        Args:
+            point: values by dotted field, including `noise.schedule` if it has one.
+            field: `noise.scale`, or `noise.scale.PATTERN`.
+            epochs: number of epochs.
+        """
+        noise, pattern = self.config_at(point).noise, field_parts(field)[2]
+        found = [noise.scale_after(epoch) for epoch in range(epochs)]
+        return [scale[pattern] if isinstance(scale, Mapping) else scale for scale in found]
+
+    def parameters(self) -> dict[str, Any]:
+        """Returns the search and its base configuration as nested mappings, for a tracking server."""
+        tune = {**self.tune.model_dump(mode="json", exclude_none=True), "space": self._space()}
+        return {**self.base.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"}), "tune": tune}
+
+    def dump(self) -> str:
+        """Returns the search as YAML that `load_search` reads back, without the section `tracking`."""
+        values = {key: value for key, value in self.values.items() if key != "tracking"}
+        tune = self.tune.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump({**values, "tune": tune}, sort_keys=False, allow_unicode=True)
+
+    def check_same(self, path: Path) -> None:
+        """Checks that a stored search is this one, so that it can be resumed.
+
+        Raises:
+            ConfigError: names the first setting that differs.
+        """
+        before, now = load_search(path)._fixed(), self._fixed()
+        for key in now:
+            if before.get(key) != now[key]:
+                raise ConfigError(
+                    f"{key}: the search in {path.parent} has {before.get(key)!r}, not {now[key]!r}; "
+                    "start another search without --resume"
+                )
+
+    def _space(self) -> dict[str, str]:
+        return {field: allowed.described() for field, allowed in self.tune.space.items()}
+
+    def _fixed(self) -> dict[str, Any]:
+        """The settings that must not change when the search is resumed, by dotted name."""
+        base = self.base.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
+        tune = self.tune.model_dump(mode="json", exclude={*_MAY_DIFFER}) | {"space": self._space()}
+        if ALGORITHMS[self.tune.algorithm].population:
+            tune["trials"] = self.tune.number  # the selections depend on it
+        fixed = {"seed": base.pop("seed")}
+        fixed |= {f"{section}.{key}": value for section in base for key, value in base[section].items()}
+        fixed |= {f"tune.{key}": value for key, value in tune.items()}
+        return {key: value for key, value in fixed.items() if key not in ("data.root", "data.download")}
+
+
+def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:
+    """Loads a search from a YAML file with `section.key=value` overrides, and validates every edge of its space.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, has no section `tune`, or is invalid.
+    """
+    values = overridden(read(path), overrides)
+    tune = values.pop("tune", None)
+    if not isinstance(tune, Mapping):
+        raise ConfigError(
+            f"{path}: needs a section 'tune' with a space, e.g. tune: {{space: {{seed: {{choice: [0, 1]}}}}}}"
+        )
+    base = build(Config, values)
+    if base.execution.kind != "inline":
+        raise ConfigError(
+            f"execution.kind: '{base.execution.kind}' cannot be used in a search; set tune.actors_per_trial instead"
+        )
+    search = Search(values, base, build(Tune, tune, "tune."))
+    ALGORITHMS[search.tune.algorithm].check_base(search.tune, base)
+    SCHEDULERS[search.tune.scheduler].check_base(search.tune, base)
+    _check_edges(search)
+    return search
+
+
+def _check_edges(search: Search) -> None:
+    white_box = [name for name in search.tune.objectives if name.startswith("robust/white_box/")]
+    for field, value, point in edge_points(search.tune.space):
+        if field_parts(field)[0] in ("execution", "tracking", "diagnose"):
+            raise ConfigError(f"tune.space.{field}: changes no result; search another field")
+        try:
+            config = search.config_at(point)
+        except ConfigError as error:
+            raise ConfigError(f"tune.space.{field}: {value!r} is not possible ({error})") from None
+        if white_box and config.model.activation in _NO_DERIVATIVE:
+            raise ConfigError(
+                f"tune.objectives: '{white_box[0]}' cannot be measured on {config.model.activation} units, which have "
+                "no derivative; use the threat transfer or adaptive, or the attack square"
+            )

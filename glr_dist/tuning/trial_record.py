@@ -1,0 +1,72 @@
+"""The record of a trial, beside its folder: the state from which a search is resumed. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field
+
+from glr_dist.config import Section
+from glr_dist.files import write_atomically
+
+
+class TrialRecord(Section):
+    """The state of a trial.
+
+    Attributes:
+        number: the trial's number, which names its folder.
+        point: values of the searched fields.
+        status: `started`; `paused` between two intervals; `finished`, with all objectives; `stopped` by the scheduler
+            or replaced in a population; `failed` because of its configuration or its numbers; `lost` with its process,
+            disk or cluster.
+        metrics: metrics on the validation images; of a stopped trial, the last ones.
+        measured: metrics at the end of each interval, by epoch, in a population.
+        epochs: number of epochs trained.
+        seconds: seconds of training and validation.
+        reason: one line that says why the trial failed or was lost.
+        parent: in a population, the trial whose checkpoint this one started from.
+    """
+
+    number: int
+    point: dict[str, Any]
+    status: Literal["started", "paused", "finished", "stopped", "failed", "lost"] = "started"
+    metrics: dict[str, float] = Field(default_factory=dict)
+    measured: dict[int, dict[str, float]] = Field(default_factory=dict)
+    epochs: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    parent: int | None = Field(None, validation_alias=AliasChoices("parent", "donor"))  # "donor" until 0.4.0
+
+    @property
+    def done(self) -> bool:
+        """True for a trial that never runs again; failed and lost trials run again when the search is resumed."""
+        return self.status in ("finished", "stopped")
+
+    def updated(self, **values: Any) -> TrialRecord:
+        """Returns a copy with other values."""
+        return self.model_copy(update=values)
+
+    def save(self, out: Path) -> None:
+        """Writes the record atomically to `trials/NUMBER.json` in the search's folder."""
+        write_atomically(_file(out, self.number), (self.model_dump_json(indent=2) + "\n").encode())
+
+
+def trial_folder(out: Path, number: int) -> Path:
+    """Returns the folder of a trial, which is an ordinary run's folder."""
+    return out / "trials" / str(number)
+
+
+def read_record(out: Path, number: int) -> TrialRecord:
+    """Reads the record of a trial."""
+    return TrialRecord.model_validate_json(_file(out, number).read_bytes())
+
+
+def read_records(out: Path) -> list[TrialRecord]:
+    """Reads the records of all trials in a search's folder, in order of their numbers."""
+    numbers = sorted(int(path.stem) for path in (out / "trials").glob("[0-9]*.json"))
+    return [read_record(out, number) for number in numbers]
+
+
+def _file(out: Path, number: int) -> Path:
+    return trial_folder(out, number).with_suffix(".json")
