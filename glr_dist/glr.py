@@ -219,7 +219,7 @@ class GLR(nn.Module):
         The redraw of a site counts as the share of the network's FLOPs that its suffix is.
         """
         step = self.bind(x, y, cross_entropy)
-        return self.estimator.evaluations(step), self.estimator.forward_passes(step)
+        return self.estimator.copies(step), self.estimator.forward_passes(step)
 
     def bind(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Step:
         """Everything that the estimate on a batch depends on; arguments as of `gradients`."""

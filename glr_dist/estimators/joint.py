@@ -14,14 +14,23 @@ import torch
 from torch import Tensor
 
 from glr_dist.estimators.samplers import DirectionBlock
-from glr_dist.estimators.step import Partial, Step, WorkItem, accumulate, head_gradient
+from glr_dist.estimators.step import Partial, Step, WorkItem, accumulate, head_gradient, likelihood_ratio
 from glr_dist.estimators.variance import blocks, centred, grouped
+from glr_dist.estimators.work import (
+    DriverWork,
+    ItemWork,
+    direction_count,
+    elements_from,
+    example_count,
+    gradient_flops,
+    learned_scales,
+)
 from glr_dist.losses import per_example
 from glr_dist.sites import Site, Tape
 
 
 class Joint:
-    """The estimator of the objective J that redraws the noise of all sites together."""
+    """Estimates ∂J from whole noisy passes, which redraw the noise of all sites together."""
 
     counts_loss = True
 
@@ -51,7 +60,7 @@ class Joint:
         return result
 
     def _passes(self, step: Step, item: WorkItem, block: DirectionBlock, tape: Tape) -> Partial:
-        """The share of one block of whole passes."""
+        """Returns the share of one block of whole passes."""
         assert step.noise is not None
         noise, x = step.noise, step.x[step.examples_of(item.example_block)]
         n, directions = len(x), block.stop - block.start
@@ -83,16 +92,17 @@ class Joint:
         result = Partial(loss=losses.detach().sum() * share)
         weights = centred(losses.detach().view(step.signs, directions, n), step.options.baseline, tape.losses)
         for site in step.learned():
-            e, scale = eps[site.name], step.scales[site.name]
-            score = noise.score(e)
+            e, scale, learned = eps[site.name], step.scales[site.name], site.name in step.log_scales
+            by_scale: Tensor | None
             if exact and site is last:
-                slope = head_gradient(noisy[site.name], losses, site).view(e.shape)
-                delta, units = slope * share, (slope * e * scale).sum((0, 1, 2)) * share
+                by_delta = head_gradient(noisy[site.name], losses, site).view(e.shape)
+                delta, by_scale = by_delta * share, by_delta * e * scale
             else:
-                w = weights.view(*weights.shape, *[1] * len(site.shape))
-                delta = w * score / scale * share
-                units = (w * (e * score - 1)).sum((0, 1, 2)) * share
-            if site.name in step.log_scales:
+                by_delta, by_scale = likelihood_ratio(noise, e, weights, weights if learned else None)
+                delta = by_delta / scale * share
+            if learned:
+                assert by_scale is not None
+                units = by_scale.sum((0, 1, 2)) * share
                 result.scales[site.name] = units if scale.dim() else units.sum()
             if site.owned:
                 once = len(own.logits[site.name]) == n  # the part before the first site ran once for all copies
@@ -107,8 +117,30 @@ class Joint:
     def finish(self, step: Step, shared_pass: int, example_block: int, site: str, delta: Tensor, tape: Tape) -> Partial:
         raise AssertionError("joint items return parameter gradients")
 
-    def evaluations(self, step: Step) -> int:
+    def copies(self, step: Step) -> int:
         return step.copies[step.network.sites[0].name]
 
     def forward_passes(self, step: Step) -> float:
-        return step.copies[step.network.sites[0].name] + (step.options.baseline == "shared")
+        return self.copies(step) + (step.options.baseline == "shared")
+
+    def work(self, step: Step, item: WorkItem) -> ItemWork:
+        network, n, directions = step.network, example_count(step, item), direction_count(item)
+        copies, blocks_, first = step.signs * directions, len(item.directions), network.sites[0]
+        once = sum(network.block_flops[: first.block + 1]) if first.top else 0.0  # runs once a pass, for all its copies
+        flops = blocks_ * once * n + first.suffix * network.flops * copies * n
+        for site in step.learned():
+            if site.owned:
+                rows = blocks_ * n if site is first and first.top else copies * n
+                flops += gradient_flops(step, site, rows)
+        return ItemWork(
+            flops=flops,
+            noise=n * directions * sum(site.units for site in network.sites),
+            activations=n * copies * elements_from(network.sites, first),
+            passes=blocks_,
+            frames=network.sites,
+            grads=tuple(dict.fromkeys(name for site in step.learned() for name in site.owned)),
+            scales=learned_scales(step, step.learned()),
+        )
+
+    def driver_work(self, step: Step) -> DriverWork:
+        return DriverWork(len(step.example_blocks) if step.options.baseline == "shared" else 0)

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from glr_dist.errors import NoGradientError
 from glr_dist.estimators.step import Partial, Step, WorkItem
+from glr_dist.estimators.work import DriverWork, ItemWork, elements_from, example_count, learned_scales
 from glr_dist.losses import per_example
 from glr_dist.sites import Tape
 
+_FORWARD_AND_BACKWARD = 3.0  # forward passes: a backward pass costs about two
+
 
 class Pathwise:
-    """The gradient that autograd gives, averaged over M noisy passes."""
+    """Averages the gradients of autograd over M noisy passes."""
 
     counts_loss = True
 
@@ -66,8 +69,23 @@ class Pathwise:
     def finish(self, step: Step, shared_pass: int, example_block: int, site: str, delta: Tensor, tape: Tape) -> Partial:
         raise AssertionError("pathwise items return parameter gradients")
 
-    def evaluations(self, step: Step) -> int:
+    def copies(self, step: Step) -> int:
         return self.passes(step)
 
     def forward_passes(self, step: Step) -> float:
-        return 3.0 * self.passes(step)  # a backward pass costs about two forward ones
+        return _FORWARD_AND_BACKWARD * self.passes(step)
+
+    def work(self, step: Step, item: WorkItem) -> ItemWork:
+        network, n = step.network, example_count(step, item)
+        sites = network.sites
+        return ItemWork(
+            flops=_FORWARD_AND_BACKWARD * network.flops * n,
+            noise=0.0,
+            activations=_FORWARD_AND_BACKWARD * n * elements_from(sites, sites[0]) if sites else 0.0,
+            passes=int(_FORWARD_AND_BACKWARD),
+            grads=tuple(network.parameters),
+            scales=learned_scales(step, step.learned()),
+        )
+
+    def driver_work(self, step: Step) -> DriverWork:
+        return DriverWork()

@@ -1,4 +1,4 @@
-"""The common part of `conditional` and `layerwise`: one site redraws its noise, the suffix of the network runs again.
+"""Base of `conditional` and `layerwise`: one site redraws its noise, and the suffix of the network runs again.
 
 δ = (1/σ) E[(L - b) s(ε)] and ∂J/∂log σ = E[(L - b)(ε s(ε) - 1)], each given the shared pass on the tape.
 
@@ -14,14 +14,27 @@ import torch
 from torch import Tensor
 
 from glr_dist.estimators.samplers import DirectionBlock
-from glr_dist.estimators.step import Partial, Step, WorkItem, accumulate, head_gradient, unchanged
+from glr_dist.estimators.step import Partial, Step, WorkItem, accumulate, head_gradient, likelihood_ratio, unchanged
 from glr_dist.estimators.variance import blocks, centred, grouped
+from glr_dist.estimators.work import (
+    DriverWork,
+    ItemWork,
+    direction_count,
+    elements_from,
+    example_count,
+    gradient_flops,
+    learned_scales,
+)
 from glr_dist.losses import per_example
 from glr_dist.sites import Site, Tape
 
 
 class Redraw:
-    """Estimates site by site; `noisy` says whether the other sites keep the noise of the shared pass or have none."""
+    """Estimates site by site.
+
+    Attributes:
+        noisy: True if the other sites keep the noise of the shared pass, False if they have none.
+    """
 
     counts_loss = False
 
@@ -69,7 +82,7 @@ class Redraw:
     def _redrawn(
         self, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape
     ) -> tuple[Tensor, Tensor | None]:
-        """From a block of redraws: shares of δ / N [n, *S] and, where σ is learned, of the gradient of log σ."""
+        """Returns the shares of a block of redraws in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
         assert step.noise is not None
         scale, z = step.scales[site.name], tape.logits[site.name]
         n = len(z)
@@ -81,46 +94,69 @@ class Redraw:
         if step.options.antithetic:
             torch.sub(z, shift, out=v[1])
         v = v.view(-1, *site.shape)
-        share = 1 / (len(step.y) * step.passes[site.name] * step.copies[site.name])  # of one loss in the mean that J is
-        units = None
+        share = 1 / (len(step.y) * step.passes[site.name] * step.copies[site.name])  # weight of one loss in J
+        units: Tensor | None
         if step.options.exact_head and site.index == len(step.network.sites) - 1:
             with torch.enable_grad():
                 losses = self._losses(step, item, site, tape, v.requires_grad_())
-            slope = head_gradient(v, losses, site).view(step.signs, directions, n, *site.shape)
-            delta = slope.sum((0, 1)) * share
-            signed = slope[0] - slope[1] if step.options.antithetic else slope[0]
+            gradient = head_gradient(v, losses, site).view(step.signs, directions, n, *site.shape)
+            delta = gradient.sum((0, 1)) * share
+            signed = gradient[0] - gradient[1] if step.options.antithetic else gradient[0]
             units = (signed * shift).sum((0, 1)) * share  # ∂v/∂log σ = σ ε
         else:
             losses = self._losses(step, item, site, tape, v).view(step.signs, directions, n)
             weights = centred(losses, step.options.baseline, tape.losses)
-            score = step.noise.score(eps)
             odd = weights[0] - weights[1] if step.options.antithetic else weights[0]  # s(-ε) = -s(ε)
-            spread = (directions, n, *[1] * len(site.shape))
-            delta = (odd.view(spread) * score).sum(0) / scale * share
-            if site.name in step.log_scales:
-                even = weights.sum(0).view(spread)
-                units = (even * (eps * score - 1)).sum((0, 1)) * share
-        if site.name not in step.log_scales:
+            even = weights.sum(0) if site.name in step.log_scales else None
+            by_delta, by_scale = likelihood_ratio(step.noise, eps, odd, even)
+            delta = by_delta.sum(0) / scale * share
+            units = None if by_scale is None else by_scale.sum((0, 1)) * share
+        if site.name not in step.log_scales or units is None:
             return delta, None
-        assert units is not None
         return delta, units if scale.dim() else units.sum()
 
     def finish(self, step: Step, shared_pass: int, example_block: int, site: str, delta: Tensor, tape: Tape) -> Partial:
         noisy, uniforms = self._others(step, shared_pass, example_block), step.uniforms(shared_pass, example_block)
         return Partial(grads=step.parameter_gradients(step.network.by_name[site], tape, delta, noisy, uniforms))
 
-    def evaluations(self, step: Step) -> int:
+    def copies(self, step: Step) -> int:
         return sum(step.passes[site.name] * step.copies[site.name] for site in step.learned())
 
     def forward_passes(self, step: Step) -> float:
         redraws = sum(step.passes[site.name] * step.copies[site.name] * site.suffix for site in step.learned())
         return self.passes(step) + redraws
 
+    def work(self, step: Step, item: WorkItem) -> ItemWork:
+        assert item.site is not None
+        network, n, directions = step.network, example_count(step, item), direction_count(item)
+        site = network.by_name[item.site]
+        exact = step.options.exact_head and site.index == len(network.sites) - 1
+        flops = (2 if exact else 1) * site.suffix * network.flops * step.signs * directions * n
+        formed = bool(site.owned) and not step.keeps_delta(site)
+        return ItemWork(
+            flops=flops + (gradient_flops(step, site, n) if formed else 0.0),
+            noise=n * directions * site.units,
+            activations=n * directions * step.signs * elements_from(network.sites, site),
+            passes=len(item.directions),
+            frames=(site,),
+            delta=site if site.owned and not formed else None,
+            grads=site.owned if formed else (),
+            scales=learned_scales(step, (site,)),
+        )
+
+    def driver_work(self, step: Step) -> DriverWork:
+        flops = sum(
+            step.passes[site.name] * gradient_flops(step, site, len(step.y))
+            for site in step.learned()
+            if site.owned and step.keeps_delta(site)
+        )
+        return DriverWork(self.passes(step) * len(step.example_blocks), flops)
+
     def _others(self, step: Step, shared_pass: int, example_block: int) -> Callable[[Site, Tensor], Tensor]:
         return step.shared_noise(shared_pass, example_block) if self.noisy else unchanged
 
     def _losses(self, step: Step, item: WorkItem, site: Site, tape: Tape, v: Tensor) -> Tensor:
-        """The losses [S·R·n] of the suffix of the network from the noisy logits v [S·R·n, *S]."""
+        """Returns the losses [S·R·n] of the network's suffix, run from the noisy logits v [S·R·n, *S]."""
         uniforms = step.uniforms(item.shared_pass, item.example_block)
         noisy = self._others(step, item.shared_pass, item.example_block)
         outputs = step.network.replay(site, tape, v, noisy, uniforms)

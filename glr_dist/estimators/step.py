@@ -1,4 +1,4 @@
-"""What the estimators share: one step's data, work items, and the partial sums that they return.
+"""One step: its data and noise, its work items, and the partial sums that they return.
 
 Shapes: K copies, R directions of a block (pairs when antithetic), S signs (2 when antithetic, else 1), n examples of
 an example block, N examples of the batch, *S the shape of a site's logits, D their number.
@@ -27,7 +27,7 @@ K = TypeVar("K")
 
 
 class WorkItem(NamedTuple):
-    """One piece of work: it can be computed anywhere, in any order, and always in the same shapes.
+    """A piece of work that can be computed anywhere, in any order, and always in the same shapes.
 
     `site` is None when the item serves all sites at once. It redraws `directions` one block
     at a time; the tuple is empty where nothing is redrawn.
@@ -41,12 +41,12 @@ class WorkItem(NamedTuple):
 
 @dataclass
 class Gradients:
-    """An estimate of the gradient of J, or a share of one.
+    """An estimate of the gradient of J, or a share of an estimate.
 
     Attributes:
         grads: parameter name -> gradient.
-        scales: site name -> gradient of log σ, where it is learned.
-        loss: the mean loss of the step's noisy passes, a scalar.
+        scales: site name -> gradient of log σ, if σ is learned.
+        loss: mean loss of the step's noisy passes, a scalar.
     """
 
     grads: dict[str, Tensor] = field(default_factory=dict)
@@ -64,35 +64,38 @@ class Gradients:
 
 @dataclass
 class Partial(Gradients):
-    """What an item adds to the estimate: logit gradients or parameter gradients, scale gradients, and losses.
+    """An item's share of the estimate: logit or parameter gradients, scale gradients, and losses.
 
     Attributes:
-        delta: site -> its share of δ / N [n, *S], where δ is smaller than the parameter gradients.
+        delta: site -> its share of δ / N [n, *S], if δ is smaller than the parameter gradients.
     """
 
     delta: dict[str, Tensor] = field(default_factory=dict)
 
 
 def accumulate(totals: dict[K, Tensor], key: K, value: Tensor) -> None:
-    """Adds in place, so that memory does not grow with the shares; autograd may give two parameters one tensor."""
+    """Adds a value to a total, in place: memory must not grow with the number of shares.
+
+    The first value is copied, since autograd may return one tensor for two parameters.
+    """
     totals[key] = totals[key].add_(value) if key in totals else value.clone()
 
 
 @dataclass(frozen=True)
 class Step:
-    """Everything that one estimate depends on.
+    """All that one estimate depends on.
 
     Attributes:
         network: the prepared network.
         noise: its law; None for a clean pass (`pathwise`).
-        options: how to estimate.
+        options: the estimator's options.
         copies, passes: site -> its K and M.
-        rules: site -> its direct rule, where it has one.
+        rules: site -> its direct rule, for the sites that have one.
         scales: site -> σ, a scalar or [*S].
-        log_scales: site -> log σ where it is learned.
+        log_scales: site -> log σ, for the sites where it is learned.
         seed, number: the run's seed and the step's number, which key all noise.
         x, y, loss: inputs [N, …], targets [N, …], the per-example loss.
-        replica: (rank, number): this estimate is one of a number, each of its own example blocks; they add up to one.
+        replica: (rank, world size); each replica estimates from its own example blocks, and their sum is the estimate.
     """
 
     network: Network
@@ -119,27 +122,27 @@ class Step:
 
     @property
     def example_blocks(self) -> range:
-        """The example blocks of the batch (of this replica)."""
+        """The numbers of the example blocks that this replica estimates from."""
         rank, number = self.replica
         return range(rank, -(-len(self.x) // self.options.example_block), number)
 
     def examples_of(self, example_block: int) -> slice:
-        """The examples of a block."""
+        """Returns the examples of a block as a slice of the batch."""
         first = example_block * self.options.example_block
         return slice(first, min(first + self.options.example_block, len(self.x)))
 
     def learned(self) -> tuple[Site, ...]:
-        """The sites that need an estimate: those that own a parameter or learn their scale."""
+        """Returns the sites that need an estimate: they own a parameter or learn their scale."""
         return tuple(site for site in self.network.sites if site.owned or site.name in self.log_scales)
 
     # ------------------------------------------------------------ noise
 
     def key(self, shared_pass: int, site: int, example_block: int) -> Key:
-        """The key of a stream, to be completed by its block and role."""
+        """Returns the key of a stream; the caller adds the block and the role."""
         return Key(self.seed, self.number, shared_pass, site, 0, example_block)
 
     def draw(self, site: Site, item: WorkItem, block: DirectionBlock, n: int) -> Tensor:
-        """ε [R, n, *S] of a block of the item's directions at a site."""
+        """Draws ε [R, n, *S] of one block of the item's directions at a site."""
         assert self.noise is not None
         sampler = SAMPLERS[self.options.sampler]
         key = self.key(item.shared_pass, site.index, item.example_block)
@@ -147,13 +150,13 @@ class Step:
         return eps.view(*eps.shape[:2], *site.shape)
 
     def shared_eps(self, site: Site, shared_pass: int, example_block: int, n: int) -> Tensor:
-        """ε [n, *S] of a shared pass."""
+        """Draws ε [n, *S] of a shared pass."""
         assert self.noise is not None
         stream = generator(self.key(shared_pass, site.index, example_block), self.x.device)
         return self.noise.sample((n, *site.shape), stream, self.network.dtype)
 
     def shared_noise(self, shared_pass: int, example_block: int) -> Callable[[Site, Tensor], Tensor]:
-        """(site, z) -> v with the noise of a shared pass; z may hold any number of copies of the block [C·n, *S]."""
+        """Returns (site, z) -> v, which adds the noise of a shared pass; z holds C copies of the block [C·n, *S]."""
         n = len(self.y[self.examples_of(example_block)])
 
         def noisy(site: Site, z: Tensor) -> Tensor:
@@ -163,13 +166,13 @@ class Step:
         return noisy
 
     def uniforms(self, shared_pass: int, example_block: int, block: int = 0) -> Callable[[nn.Module, Tensor], Tensor]:
-        """The keyed uniforms of random modules: one draw per example, repeated for its copies in a redraw."""
+        """Returns the keyed uniforms of random modules: one draw per example, repeated for its copies in a redraw."""
         n = len(self.y[self.examples_of(example_block)])
 
         def draw(module: nn.Module, x: Tensor) -> Tensor:
             key = self.key(shared_pass, self.network.random_index(module), example_block)
             stream = generator(key._replace(block=block, role=Role.DROPOUT), x.device)
-            # With a block of its own a pass is drawn whole; redraws of a shared pass repeat that pass's draw.
+            # A pass with a block number draws for all its copies; redraws of a shared pass repeat that pass's draw.
             count = x.shape[0] if block else n
             drawn = torch.rand((count, *x.shape[1:]), generator=stream, device=x.device)
             return drawn.repeat(x.shape[0] // count, *[1] * (x.dim() - 1))
@@ -179,7 +182,7 @@ class Step:
     # ------------------------------------------------------------ passes
 
     def shared_tape(self, shared_pass: int, example_block: int, *, noisy: bool) -> Tape:
-        """One pass of an example block, with or without noise, and its losses.
+        """Runs one pass of an example block, with or without noise, and records its losses.
 
         Raises:
             FloatingPointError: a site's logits are not finite.
@@ -194,19 +197,19 @@ class Step:
         return tape
 
     def targets(self, example_block: int, copies: int) -> Tensor:
-        """The targets of a block, repeated for each copy [C·n, …]."""
+        """Returns the targets of a block, repeated for each copy [C·n, …]."""
         y = self.y[self.examples_of(example_block)]
         return y.repeat(copies, *[1] * (y.dim() - 1))
 
     # ------------------------------------------------------------ gradients
 
     def keeps_delta(self, site: Site) -> bool:
-        """Whether items return δ (it is the smaller one), decided by the configuration alone."""
+        """True if items return δ, which is then smaller than the parameter gradients; decided by the config alone."""
         owned = sum(self.network.parameters[name].numel() for name in site.owned)
         return self.options.example_block * site.units <= owned
 
     def formed_by_items(self) -> set[str]:
-        """The sites whose items return parameter gradients, not δ."""
+        """Returns the sites whose items return parameter gradients, not δ."""
         return {site.name for site in self.learned() if site.owned and not self.keeps_delta(site)}
 
     def parameter_gradients(
@@ -217,7 +220,7 @@ class Step:
         noisy: Callable[[Site, Tensor], Tensor],
         uniforms: Callable[[nn.Module, Tensor], Tensor],
     ) -> dict[str, Tensor]:
-        """(∂z/∂θ)ᵀ δ by parameter name: by the layer's own rule, or by `any_segment`."""
+        """Returns (∂z/∂θ)ᵀ δ by parameter name, from the layer's own rule or from `any_segment`."""
         rule = self.rules.get(site.name)
         if rule is None:
             return any_segment(self.network, site, tape, delta, noisy, uniforms)
@@ -225,21 +228,41 @@ class Step:
 
 
 def unchanged(site: Site, z: Tensor) -> Tensor:
-    """What becomes of a site's logits in a noise-free pass."""
+    """Returns the logits unchanged (noise-free pass)."""
     return z
 
 
+def likelihood_ratio(noise: Noise, eps: Tensor, odd: Tensor, even: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Returns the terms whose sums over the draws are σ δ and ∂J/∂log σ.
+
+    σ δ = E[L s(ε)] and ∂J/∂log σ = E[L (ε s(ε) - 1)]
+
+    Args:
+        noise: the law, for its score s.
+        eps: ε [..., *S].
+        odd: weights of s(ε), which is odd in ε [...]; for an antithetic pair L(ε) - L(-ε).
+        even: weights of ε s(ε) - 1, which is even [...]; for a pair L(ε) + L(-ε). None if σ is not learned.
+
+    Reference:
+        Peng, Xiao, Heidergott, Hong, Lam, INFORMS Journal on Computing 2022, theorem 1.
+    """
+    score = noise.score(eps)
+    units = [1] * (eps.dim() - odd.dim())
+    by_delta = odd.view(*odd.shape, *units) * score
+    return by_delta, None if even is None else even.view(*even.shape, *units) * (eps * score - 1)
+
+
 def head_gradient(v: Tensor, losses: Tensor, site: Site) -> Tensor:
-    """The derivative of the losses at the last site's noisy logits v (`exact_head`), of the shape of v.
+    """Returns the gradient of the losses at the last site's noisy logits v (`exact_head`), in the shape of v.
 
     Raises:
-        NoGradientError: the losses have no gradient, or a zero one, there.
+        NoGradientError: the losses have no gradient there, or a zero one.
     """
     if losses.requires_grad:
-        (slope,) = torch.autograd.grad(losses, v, torch.ones_like(losses), allow_unused=True)
-        if slope is not None and slope.any():
-            return slope
+        (gradient,) = torch.autograd.grad(losses, v, torch.ones_like(losses), allow_unused=True)
+        if gradient is not None and gradient.any():
+            return gradient
     raise NoGradientError(
-        f"estimator.exact_head: the loss has no gradient at the logits of '{site.name}' (a discontinuous loss, or such "
-        "an activation after it); turn exact_head off"
+        f"estimator.exact_head: the loss has no gradient at the logits of '{site.name}' (the loss, or an activation "
+        "after the site, is discontinuous); turn exact_head off"
     )

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from glr_dist.estimators import Step, WorkItem
+from glr_dist.estimators import ESTIMATORS, Step, WorkItem
+from glr_dist.estimators.work import ItemWork, direction_count, example_count
 from glr_dist.execution.worker import numbers_of
-from glr_dist.sites import Site, Tape
+from glr_dist.sites import Tape
 
 # FLOPs that take as long on one thread as … (fitted to measured items; float32)
 _NOISE = 100  # an element of noise: drawn, scaled, scored, weighed
@@ -29,89 +30,37 @@ _BLOCK = 5_000_000  # a block of directions, or a pass, however small: the calls
 # ---------------------------------------------------------------- the work of an item
 
 
-def matmul_work(step: Step, item: WorkItem) -> float:
-    """The FLOPs of an item's products and convolutions, from the FLOPs of one example's forward pass.
-
-    One site: its suffix for C·n rows (twice, with `exact_head` behind it), and its parameter gradients where the item
-    forms them. All sites (`joint`): whole passes of C·n rows with the gradients of each copy. `pathwise`: three
-    passes, since a backward pass costs about two forward ones.
-    """
-    network, n = step.network, _examples(step, item)
-    if not item.directions:
-        return 3.0 * network.flops * n
-    copies = step.signs * directions(item)
-    if item.site is not None:
-        site = network.by_name[item.site]
-        exact = step.options.exact_head and site.index == len(network.sites) - 1
-        work = (2 if exact else 1) * site.suffix * network.flops * copies * n
-        return work if step.keeps_delta(site) or not site.owned else work + gradient_work(step, site, n)
-    first = network.sites[0]
-    once = sum(network.block_flops[: first.block + 1]) if first.top else 0.0  # of a pass, for all its copies
-    work = len(item.directions) * once * n + first.suffix * network.flops * copies * n
-    for site in step.learned():
-        if site.owned:
-            work += gradient_work(step, site, len(item.directions) * n if site is first and first.top else copies * n)
-    return work
-
-
-def gradient_work(step: Step, site: Site, rows: int) -> float:
-    """FLOPs of (∂z/∂θ)ᵀ δ for δ [rows, D]: those of the layer's forward pass, or three times its whole segment's."""
-    direct = site.name in step.rules
-    blocks = step.network.block_flops[site.block if direct else site.start : site.block + 1]
-    return (1.0 if direct else 3.0) * sum(blocks) * rows
-
-
-def element_work(step: Step, item: WorkItem) -> float:
-    """What the noise, scores and activations of an item cost beside its products, in FLOPs."""
-    sites, n, count = step.network.sites, _examples(step, item), directions(item)
-    if not sites:
-        return 0.0
-    first = sites[0] if item.site is None else step.network.by_name[item.site]
-    drawn = sites if item.site is None else (first,)
-    after: int = max(sum(site.units for site in sites[first.index :]), first.width)
-    if not item.directions:
-        return float(3 * _ACTIVATION * n * after)
-    return float(n * count) * (_NOISE * sum(site.units for site in drawn) + _ACTIVATION * step.signs * after)
+def work_of(step: Step, item: WorkItem) -> ItemWork:
+    """Returns the work of an item, as its estimator states it."""
+    return ESTIMATORS[step.options.name].work(step, item)
 
 
 def frame_work(step: Step, item: WorkItem) -> float:
-    """What the orthonormal frames that an item draws from cost in FLOPs, where the actor does not have them yet.
+    """FLOPs of the orthonormal frames that an item draws from, if the actor does not have them yet.
 
     They are made on the CPU, whatever the device. An actor keeps the last few, and items of all example blocks of a
     shared pass and site draw from the same: a frame costs once for each actor that needs it.
     """
-    if step.options.sampler != "orthogonal" or not item.directions:
+    if step.options.sampler != "orthogonal":
         return 0.0
-    sites = step.network.sites if item.site is None else (step.network.by_name[item.site],)
-    return sum(_frames(item, site.units) for site in sites)
+    return sum(_frames(item, site.units) for site in work_of(step, item).frames)
 
 
 def item_work(step: Step, item: WorkItem) -> float:
     """Predicted work of an item in FLOPs: products, elements, and a charge for each pass that it runs."""
-    return matmul_work(step, item) + element_work(step, item) + _BLOCK * passes_of(item)
+    work = work_of(step, item)
+    return work.flops + element_work(work) + _BLOCK * work.passes
 
 
-def passes_of(item: WorkItem) -> int:
-    """How many passes, one after the other, an item runs: one for each block of directions, three of `pathwise`."""
-    return len(item.directions) or 3
+def element_work(work: ItemWork) -> float:
+    """FLOPs that an item's noise, scores and activations cost beside its products."""
+    return _NOISE * work.noise + _ACTIVATION * work.activations
 
 
 def pass_work(step: Step, *, noisy: bool) -> float:
-    """FLOPs of one example's forward pass, with its activations and, where it is noisy, its noise."""
+    """FLOPs of one example's forward pass, with its activations and, if it is noisy, its noise."""
     units: int = sum(site.units for site in step.network.sites)
     return step.network.flops + (_ACTIVATION + (_NOISE if noisy else 0)) * units
-
-
-def directions(item: WorkItem) -> int:
-    """R, how many directions an item redraws."""
-    return sum(block.stop - block.start for block in item.directions)
-
-
-def _examples(step: Step, item: WorkItem) -> int:
-    """The examples of the item's block: the last one may be shorter."""
-    examples = step.examples_of(item.example_block)
-    count: int = examples.stop - examples.start
-    return count
 
 
 def _frames(item: WorkItem, units: int) -> float:
@@ -163,7 +112,7 @@ class Costs:
 
 def kind(step: Step, item: WorkItem) -> tuple[str | None, int, int]:
     """Items of one kind take the same time: site, directions, examples."""
-    return item.site, directions(item), _examples(step, item)
+    return item.site, direction_count(item), example_count(step, item)
 
 
 # ---------------------------------------------------------------- who does which
@@ -260,15 +209,12 @@ def tape_bytes(step: Step, tape: Tape) -> int:
 
 
 def partial_bytes(step: Step, item: WorkItem) -> int:
-    """Bytes that an item gives back: δ [n, D] or parameter gradients, gradients of log-scales, and a loss."""
-    network, size = step.network, step.network.dtype.itemsize
-    sites = step.learned() if item.site is None else (network.by_name[item.site],)
-    formed = network.parameters.keys() if not item.directions else {name for site in sites for name in site.owned}
+    """Bytes that an item returns: δ [n, D] or parameter gradients, gradients of log-scales, and a loss."""
+    network, work = step.network, work_of(step, item)
     total: int = torch.get_default_dtype().itemsize  # the loss
-    total += sum(_bytes(step.log_scales[site.name]) for site in sites if site.name in step.log_scales)
-    if item.site is not None and sites[0].owned and step.keeps_delta(sites[0]):
-        return total + _examples(step, item) * sites[0].units * size
-    return total + sum(_bytes(network.parameters[name]) for name in formed)
+    total += sum(_bytes(step.log_scales[name]) for name in work.scales)
+    total += sum(_bytes(network.parameters[name]) for name in work.grads)
+    return total + (example_count(step, item) * work.delta.units * network.dtype.itemsize if work.delta else 0)
 
 
 def _bytes(tensor: Tensor) -> int:

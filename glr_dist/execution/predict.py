@@ -50,8 +50,8 @@ class Machine:
 
     def item_seconds(self, step: Step, item: WorkItem) -> float:
         """The model's seconds of an item, without its frames."""
-        work = plan.matmul_work(step, item) + plan.element_work(step, item)
-        return work / self.rate + self.block * plan.passes_of(item)
+        work = plan.work_of(step, item)
+        return (work.flops + plan.element_work(work)) / self.rate + self.block * work.passes
 
 
 class Frames(NamedTuple):
@@ -128,16 +128,9 @@ def serial_work(estimator: Estimator, step: Step) -> tuple[float, int]:
     The shared passes, the parameter gradients of the sites whose items return δ, and ten operations a parameter of
     the optimizer.
     """
-    work, passes = 10.0 * parameters(step), 0
-    item = next(estimator.items(step, 0), None)
-    if item is not None and item.directions and (item.site is not None or step.options.baseline == "shared"):
-        passes = estimator.passes(step) * len(step.example_blocks)
-        work += estimator.passes(step) * len(step.y) * plan.pass_work(step, noisy=True)
-    if item is not None and item.site is not None:
-        for site in step.learned():
-            if site.owned and step.keeps_delta(site):
-                work += step.passes[site.name] * plan.gradient_work(step, site, len(step.y))
-    return work, passes
+    own = estimator.driver_work(step)
+    shared = own.shared_passes // len(step.example_blocks) * len(step.y) * plan.pass_work(step, noisy=True)
+    return 10.0 * parameters(step) + shared + own.flops, own.shared_passes
 
 
 def load_of(estimator: Estimator, step: Step, tapes: int, seconds: Callable[[WorkItem], float], serial: float) -> Load:

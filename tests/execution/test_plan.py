@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import glr_dist
 from glr_dist.estimators import Step, WorkItem
+from glr_dist.estimators.work import direction_count, gradient_flops
 from glr_dist.execution import plan, worker
 from glr_dist.execution.inline import one_thread
 from glr_dist.execution.predict import all_items
@@ -88,34 +89,34 @@ def test_predicted_products_are_those_that_run(network, options):
     for item in items:
         # A site inside a block is charged for the whole block's gradients.
         nested = any(not site.top for site in step.network.sites)
-        assert plan.matmul_work(step, item) == pytest.approx(counted(net, step, item), rel=0.05 if nested else 1e-9)
+        assert plan.work_of(step, item).flops == pytest.approx(counted(net, step, item), rel=0.05 if nested else 1e-9)
 
 
 def test_a_segment_without_a_rule_of_its_own_is_charged_for_running_again():
     model = nn.Sequential(nn.Linear(6, 7), nn.LayerNorm(7), nn.Linear(7, 3))
     _, step = bound(model, torch.rand(5, 6), 3)
     assert "2" not in step.rules  # its segment holds the LayerNorm's parameters too
-    assert plan.gradient_work(step, step.network.by_name["0"], 5) == 2 * 6 * 7 * 5
-    assert plan.gradient_work(step, step.network.by_name["2"], 5) == 3 * 2 * 7 * 3 * 5
+    assert gradient_flops(step, step.network.by_name["0"], 5) == 2 * 6 * 7 * 5
+    assert gradient_flops(step, step.network.by_name["2"], 5) == 3 * 2 * 7 * 3 * 5
 
 
 def test_backpropagation_is_three_passes_and_runs_a_little_less():
     net, step = bound(mlp(64, 48, 8, 3), torch.rand(5, 64), 3, estimator="pathwise", copies=100, noise=None)
     (item,) = net.estimator.items(step, 0)
-    assert plan.matmul_work(step, item) == 3 * 5 * 2 * (64 * 48 + 48 * 8 + 8 * 3)
+    assert plan.work_of(step, item).flops == 3 * 5 * 2 * (64 * 48 + 48 * 8 + 8 * 3)
     # The gradient of the input, which nobody wants, is not computed.
-    assert counted(net, step, item) == plan.matmul_work(step, item) - 5 * 2 * 64 * 48
+    assert counted(net, step, item) == plan.work_of(step, item).flops - 5 * 2 * 64 * 48
 
 
 def test_an_item_by_hand():
     net, step = bound(mlp(10, 6, 4), torch.rand(7, 10), 4, example_block=7, block_elements=2**19, copies=8)
     first, last = net.estimator.items(step, 0)
     # 8 copies of 7 examples through 6 x 4 weights; the 42 numbers of δ are fewer than the 66 parameters: kept as δ.
-    assert plan.matmul_work(step, first) == 2 * 6 * 4 * 8 * 7
+    assert plan.work_of(step, first).flops == 2 * 6 * 4 * 8 * 7
     # Behind the last site nothing is left, and its 28 δ are as many as its 28 parameters.
-    assert plan.matmul_work(step, last) == 0
-    assert plan.directions(first) == 4
-    assert plan.element_work(step, first) == 4 * 7 * (plan._NOISE * 6 + plan._ACTIVATION * 2 * (6 + 4))
+    assert plan.work_of(step, last).flops == 0
+    assert direction_count(first) == 4
+    assert plan.element_work(plan.work_of(step, first)) == 4 * 7 * (plan._NOISE * 6 + plan._ACTIVATION * 2 * (6 + 4))
     assert plan.item_work(step, last) > plan._BLOCK  # small is not free
     assert plan.frame_work(step, first) == plan._QR * 6 * 4**2
 
@@ -131,8 +132,8 @@ def test_the_last_example_block_is_shorter():
     net, step = bound(mlp(10, 6, 4), torch.rand(13, 10), 4)
     first, *_, last = (item for item in net.estimator.items(step, 0) if item.site == "0")
     assert (first.example_block, last.example_block) == (0, 2)
-    assert plan.matmul_work(step, last) / plan.directions(last) == pytest.approx(
-        plan.matmul_work(step, first) / plan.directions(first) * 3 / 5
+    assert plan.work_of(step, last).flops / direction_count(last) == pytest.approx(
+        plan.work_of(step, first).flops / direction_count(first) * 3 / 5
     )
 
 

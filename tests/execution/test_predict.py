@@ -10,6 +10,7 @@ from torch import nn
 
 import glr_dist
 from glr_dist.estimators import Step
+from glr_dist.estimators.work import direction_count
 from glr_dist.execution import plan, predict
 from glr_dist.execution.predict import Frames, Load, Machine
 from glr_dist.losses import cross_entropy
@@ -117,8 +118,8 @@ def test_layers_is_not_chosen_where_sending_takes_longer_than_computing():
 def test_the_load_of_a_step():
     net, step = bound(passes=3)
     items = predict.all_items(net.estimator, step)
-    found = predict.load_of(net.estimator, step, 1000, lambda item: plan.directions(item), 0.5)
-    assert found.items == tuple(map(plan.directions, items))
+    found = predict.load_of(net.estimator, step, 1000, lambda item: direction_count(item), 0.5)
+    assert found.items == tuple(map(direction_count, items))
     assert found.back == sum(plan.partial_bytes(step, item) for item in items)
     assert found.out == plan.state_bytes(step) + 3 * 1000
     assert {frames.group for frames in found.frames} == {(m, name) for m in range(3) for name in ("0", "2", "4")}

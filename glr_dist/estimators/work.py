@@ -1,0 +1,79 @@
+"""Work of the pieces of a step, as each estimator states it: the planner turns it into seconds and bytes.
+
+FLOPs count a product and its sum as two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glr_dist.estimators.step import Step, WorkItem
+from glr_dist.sites import Site
+
+
+@dataclass(frozen=True)
+class ItemWork:
+    """Work of one item.
+
+    Attributes:
+        flops: FLOPs of its products and convolutions.
+        noise: elements of noise that it draws and scores.
+        activations: elements of noisy logits, and of what follows them up to the next site.
+        passes: passes that it runs one after another.
+        frames: sites whose orthonormal frames it draws from.
+        delta: the site whose δ it returns, or None.
+        grads: names of the parameters whose gradients it returns.
+        scales: sites whose scale gradients it returns.
+    """
+
+    flops: float
+    noise: float
+    activations: float
+    passes: int
+    frames: tuple[Site, ...] = ()
+    delta: Site | None = None
+    grads: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DriverWork:
+    """Work that the driver does alone in a step, beside the optimizer.
+
+    Attributes:
+        shared_passes: passes of an example block that it runs, with noise.
+        flops: FLOPs of the parameter gradients that it forms from δ.
+    """
+
+    shared_passes: int = 0
+    flops: float = 0.0
+
+
+def direction_count(item: WorkItem) -> int:
+    """Returns R, the number of directions that an item redraws."""
+    return sum(block.stop - block.start for block in item.directions)
+
+
+def example_count(step: Step, item: WorkItem) -> int:
+    """Returns n, the number of examples in the item's block; the last block may be shorter."""
+    examples = step.examples_of(item.example_block)
+    count: int = examples.stop - examples.start
+    return count
+
+
+def gradient_flops(step: Step, site: Site, examples: int) -> float:
+    """FLOPs of (∂z/∂θ)ᵀ δ for δ [examples, D]: the layer's forward pass, or three times its whole segment's."""
+    direct = site.name in step.rules
+    blocks = step.network.block_flops[site.block if direct else site.start : site.block + 1]
+    return (1.0 if direct else 3.0) * sum(blocks) * examples
+
+
+def elements_from(sites: Sequence[Site], first: Site) -> int:
+    """Elements per example of the noisy logits from a site on, and at least the widest tensor of its suffix."""
+    return max(sum(site.units for site in sites[first.index :]), first.width)
+
+
+def learned_scales(step: Step, sites: Sequence[Site]) -> tuple[str, ...]:
+    """Names of those of the sites whose scale is learned."""
+    return tuple(site.name for site in sites if site.name in step.log_scales)
