@@ -44,7 +44,7 @@ ONLY_IN = {
         "tuning/searcher.py",
     },
     "optuna": {"tuning/study.py"},
-    "mlflow": {f"tracking/{name}.py" for name in ("server", "sender", "model", "parent")},
+    "mlflow": {f"tracking/{name}.py" for name in ("server", "uploader", "model", "parent")},
 }
 
 # What may not be imported when the module itself is (inside a function it may).

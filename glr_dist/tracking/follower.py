@@ -1,4 +1,4 @@
-"""The thread that follows a run: it reads what the trainer writes and sends it; it waits for servers, no run for it."""
+"""The thread that uploads a run while it trains. The training never waits for a server."""
 
 from __future__ import annotations
 
@@ -10,24 +10,40 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from glr_dist.config import Config
-from glr_dist.tracking.machine import Machine
+from glr_dist.tracking.location import tracking_uri
+from glr_dist.tracking.messages import warn_incomplete
 from glr_dist.tracking.provenance import provenance
-from glr_dist.tracking.state import FILE, Paused, State, ended_with, held, warn
+from glr_dist.tracking.state import FILE, State, locked
+from glr_dist.tracking.status import Paused, final_status
+from glr_dist.tracking.system_metrics import SystemMetrics
 
-_LOOK = 0.5  # seconds between looks at the folder
-_AGAIN = 5.0  # seconds until a server that was away is asked again
-_SAMPLE = 10.0  # seconds between samples of the machine
-_SLOW = 10.0  # seconds that an ended run waits for the next answer of a server
-_DOWN = 3.0  # the same, for one that was away
-_PAUSED = 1.0  # the same, of a run that goes on later
-_TRIES = 3  # of an ended run, if the server is away; where nobody listens, they take a second
+_POLL_INTERVAL = 0.5  # seconds between looks at the folder
+_RETRY_INTERVAL = 5.0  # seconds until the next attempt after an error
+_SAMPLE_INTERVAL = 10.0  # seconds between samples of the system metrics
+_PATIENCE = 10.0  # seconds that an ended run waits for the next answer of a server
+_PATIENCE_AFTER_ERROR = 3.0  # the same, if the last attempt failed
+_PATIENCE_IF_PAUSED = 1.0  # the same, for a run that continues later
+_ATTEMPTS = 3  # attempts after the end of a run if the server cannot be reached
 
 
 @contextmanager
-def following(settings: Config, out: Path) -> Iterator[None]:
-    """Follows a run while the body trains; see `tracked`."""
-    with ExitStack() as opened:
-        follower = _begun(settings, out, opened)
+def tracked(config: Config, folder: Path) -> Iterator[None]:
+    """Uploads a run to MLflow while the body trains it, if the configuration asks for tracking.
+
+    Errors of the server never end, block or slow down the training. A line on stderr reports what could not be
+    uploaded by the end, and `sync` uploads it later. The run's status becomes FINISHED, KILLED after a
+    `KeyboardInterrupt`, FINISHED with the tag `stopped_early` after a `SystemExit` (Ray Tune stops trials so), else
+    FAILED. After `Paused` the run does not wait for an unreachable server, and at most a second for a slow one.
+
+    Args:
+        config: the configuration.
+        folder: the run's folder, already opened by the trainer.
+    """
+    if config.tracking.kind == "none":
+        yield
+        return
+    with ExitStack() as resources:
+        follower = _start(config, folder, resources)
         try:
             yield
         finally:
@@ -35,89 +51,93 @@ def following(settings: Config, out: Path) -> Iterator[None]:
                 follower.finish(sys.exc_info()[0])
 
 
-def _begun(settings: Config, out: Path, opened: ExitStack) -> Follower | None:
-    """The thread, if it could be started; else a line says so."""
+def _start(config: Config, folder: Path, resources: ExitStack) -> Follower | None:
+    """Starts the thread; prints a warning and returns None if that fails."""
     try:
-        # Here, not beside the training: two threads that import at the same time can meet half a module.
-        from glr_dist.tracking.server import uri_of
-
-        if not opened.enter_context(held(out)):
-            raise RuntimeError("another process follows it")
-        known = State.read(out).uri if (out / FILE).exists() else None
-        uri = uri_of(settings.tracking, known)
-        follower = Follower(out, State.begun(out, settings.tracking, uri), uri)
+        if not resources.enter_context(locked(folder)):
+            raise RuntimeError("another process tracks it")
+        known = State.read(folder).uri if (folder / FILE).exists() else None
+        uri = tracking_uri(config.tracking, known)
+        follower = Follower(folder, State.begin(folder, config.tracking, uri), uri)
         follower.start()
     except Exception as error:
-        warn(out, error)
+        warn_incomplete(folder, error)
         return None
     return follower
 
 
 class Follower(threading.Thread):
-    """Sends what is in a run's folder, until all has arrived after the end, or nobody waits any more.
+    """Uploads new content of a run's folder until everything is uploaded after the end, or nobody waits any longer.
 
     Args:
-        folder: of the run.
-        state: what has arrived.
-        uri: of the server, with credentials.
+        folder: the run's folder.
+        state: the state of its tracking.
+        uri: URI of the server, with credentials.
     """
 
     def __init__(self, folder: Path, state: State, uri: str) -> None:
         super().__init__(name="tracking", daemon=True)
-        from glr_dist.tracking.sender import Sender
+        # Imported here, in the main thread: two threads that import at the same time can see half a module.
+        from glr_dist.tracking.uploader import Uploader
 
         self._folder, self._state = folder, state
-        self._sender = Sender(folder, state, uri, self._answered, lambda: self._left)
+        self._uploader = Uploader(folder, state, uri, self._record_answer, lambda: self._abandoned)
         self._ended = threading.Event()
-        self._left = False  # nobody waits for it
+        self._abandoned = False  # nobody waits for the rest
         self._error: Exception | None = None
         self._last_answer = time.monotonic()
 
     def run(self) -> None:
-        """Until all has arrived."""
+        """Uploads until everything has arrived."""
         try:
             self._state.change(tags={**provenance(self._folder), **self._state.tags})
-            machine = Machine(self._folder)
+            system_metrics = SystemMetrics(self._folder)
         except Exception as error:
             self._error = error
             return
-        next_sample, next_send, tries = time.monotonic() + _SAMPLE, 0.0, 0
-        while not self._left:
-            ended = self._ended.wait(_LOOK)
+        next_sample, next_upload, failures = time.monotonic() + _SAMPLE_INTERVAL, 0.0, 0
+        while not self._abandoned:
+            ended = self._ended.wait(_POLL_INTERVAL)
             try:
                 if time.monotonic() >= next_sample or (ended and next_sample < float("inf")):
-                    machine.sample()
-                    next_sample = float("inf") if ended else time.monotonic() + _SAMPLE
-                if ended or time.monotonic() >= next_send:
-                    self._sender.send()
+                    system_metrics.sample()
+                    next_sample = float("inf") if ended else time.monotonic() + _SAMPLE_INTERVAL
+                if ended or time.monotonic() >= next_upload:
+                    self._uploader.upload()
             except Exception as error:
                 self._error = error
-                next_send = time.monotonic() + _AGAIN
-                tries += ended
-                if tries == _TRIES:
+                next_upload = time.monotonic() + _RETRY_INTERVAL
+                failures += ended
+                if failures == _ATTEMPTS:
                     return
-                time.sleep(_LOOK if ended else 0)
+                time.sleep(_POLL_INTERVAL if ended else 0)
             else:
                 if ended:
                     return
 
-    def _answered(self) -> None:
+    def _record_answer(self) -> None:
         self._error, self._last_answer = None, time.monotonic()
 
     def finish(self, error: type[BaseException] | None) -> None:
-        """The run has ended, by an exception or well: waits a while for the rest to arrive, or says how to send it."""
+        """Waits a while for the rest to be uploaded after the end of the run; prints how to upload it otherwise.
+
+        Args:
+            error: the exception that ended the run, if any.
+        """
         ended, paused = time.monotonic(), error is not None and issubclass(error, Paused)
         try:
-            self._state.ended(*ended_with(error))
+            self._state.record_end(*final_status(error))
             self._ended.set()
             while self.is_alive() and not (paused and self._error is not None):
-                patience = _PAUSED if paused else _SLOW if self._error is None else _DOWN
+                patience = (
+                    _PATIENCE_IF_PAUSED if paused else _PATIENCE if self._error is None else _PATIENCE_AFTER_ERROR
+                )
                 if time.monotonic() > max(ended, self._last_answer) + patience:
                     break
                 self.join(0.05)
         except Exception as reason:
             self._error = reason
         finally:
-            self._left = True
+            self._abandoned = True
         if not paused and (self.is_alive() or self._error is not None):
-            warn(self._folder, self._error)
+            warn_incomplete(self._folder, self._error)

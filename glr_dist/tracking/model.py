@@ -1,4 +1,4 @@
-"""A run's network as an MLflow model: a graph by torch.export, loaded without this package and without unpickling."""
+"""A run's network as an MLflow model: a torch.export graph that loads without this package and without unpickling."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     from mlflow.models import Model
 
 _NAME = "model"
-_EXAMPLES = 2  # more than one, or torch.export takes the batch size for a constant
+_EXAMPLES = 2  # with one example, torch.export would treat the batch size as a constant
 
 
-def log_model(client: MlflowClient, folder: Path, state: State, answered: Callable[[], object]) -> None:
-    """Sends the network of a run's newest checkpoint, and registers it if the run asks for that.
+def log_model(client: MlflowClient, folder: Path, state: State, on_progress: Callable[[], object]) -> None:
+    """Uploads the network of a run's newest checkpoint, and registers it if the configuration asks for it.
 
     Args:
-        client: of the server.
-        folder: of the run.
-        state: of the run, which is on the server.
-        answered: called whenever there is progress.
+        client: the client of the server.
+        folder: the run's folder.
+        state: the state of its tracking; the run exists on the server.
+        on_progress: called after each step.
     """
     assert state.run_id is not None
     if state.model_id is None:
-        state.change(model_id=_created(client, state.run_id))
+        state.change(model_id=_create(client, state.run_id))
     assert state.model_id is not None
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / _NAME
         epoch = save_model(folder, path, state)
-        answered()
+        on_progress()
         client.log_model_artifacts(state.model_id, str(path))
-    answered()
+    on_progress()
     client.finalize_logged_model(state.model_id, "READY")
     outputs = client.get_run(state.run_id).outputs
     if not any(output.model_id == state.model_id for output in (outputs.model_outputs if outputs else ())):
@@ -50,18 +50,18 @@ def log_model(client: MlflowClient, folder: Path, state: State, answered: Callab
 
 
 def save_model(folder: Path, path: Path, state: State) -> int:
-    """Writes the model into a new folder; returns the epoch that it is of."""
+    """Writes the model into a new folder and returns the epoch of its checkpoint."""
     import mlflow.pytorch
     from mlflow.models import Model, infer_signature
 
     trained = load_run(folder, "cpu")
     network = trained.net.model
     x, _ = trained.data.train.batch(slice(0, _EXAMPLES))
-    described: Model = Model(run_id=state.run_id, model_uuid=state.model_id, model_id=state.model_id)
+    description: Model = Model(run_id=state.run_id, model_uuid=state.model_id, model_id=state.model_id)
     mlflow.pytorch.save_model(
         network,
         path,
-        mlflow_model=described,
+        mlflow_model=description,
         signature=infer_signature(x.numpy(), network(x).detach().numpy()),
         input_example=x.numpy(),
         pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("mlflow", "torch", "numpy")],
@@ -70,8 +70,8 @@ def save_model(folder: Path, path: Path, state: State) -> int:
     return trained.epoch
 
 
-def _created(client: MlflowClient, run_id: str) -> str:
-    """A model of the run; an earlier call may have created it without hearing of it."""
+def _create(client: MlflowClient, run_id: str) -> str:
+    """Returns the id of the run's model, which an earlier call may have created without receiving the answer."""
     experiment = client.get_run(run_id).info.experiment_id
     found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", max_results=1)
     model = found[0] if found else client.create_logged_model(experiment, _NAME, run_id)
@@ -85,7 +85,7 @@ def _register(client: MlflowClient, name: str, run_id: str, model_id: str) -> No
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     if not any(version.name == name for version in client.search_model_versions(f"run_id = '{run_id}'")):
-        # Its place, not "models:/ID", which a database looks up on the tracking server of the process.
+        # Its location, not "models:/ID": a database would look that up on the process's default tracking server.
         client.create_model_version(
             name, client.get_logged_model(model_id).artifact_location, run_id, model_id=model_id
         )

@@ -1,4 +1,4 @@
-"""A run over others: the parent of a search."""
+"""The parent run of a search, under which MLflow nests the trials."""
 
 from __future__ import annotations
 
@@ -8,62 +8,76 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glr_dist import config
+from glr_dist.config import Tracking
+from glr_dist.tracking.location import tracking_uri
+from glr_dist.tracking.messages import reason_of, warn
 from glr_dist.tracking.provenance import provenance
-from glr_dist.tracking.state import ended_with, reason_of
+from glr_dist.tracking.status import final_status
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
 class NoParent:
-    """Where nothing is tracked, or the server is out of reach."""
+    """Stands for the parent run if nothing is tracked or the server cannot be reached."""
 
     run_id = None
 
     def finish(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Nothing to be done."""
+        """Does nothing."""
 
 
 class Parent:
-    """A run on a server.
+    """A parent run on a server.
 
     Args:
-        client: of the server.
-        run_id: of the run.
+        client: the client of the server.
+        run_id: the id of the run.
     """
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client, self.run_id = client, run_id
 
     def finish(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Sends the results; a line on stderr says if that cannot be done."""
-        from glr_dist.tracking.names import allowed
+        """Uploads the results of the search; prints a warning instead of raising."""
+        from glr_dist.tracking.metric_names import valid_name
 
         try:
             for name, value in metrics.items():
-                self._client.log_metric(self.run_id, allowed(name), value)
+                self._client.log_metric(self.run_id, valid_name(name), value)
             for file in files:
                 self._client.log_artifact(self.run_id, str(file))
         except Exception as error:
-            _warn("has not received all results", error)
+            warn(f"MLflow has not received all results of the search ({reason_of(error)})")
 
     def end(self, error: type[BaseException] | None) -> None:
-        """Sets the status."""
-        status, early = ended_with(error)
+        """Sets the final status of the run; `error` is the exception that ended the search, if any."""
+        status, early = final_status(error)
         try:
             self._client.set_tag(self.run_id, "stopped_early", str(early).lower())
             self._client.set_terminated(self.run_id, status)
         except Exception as reason:
-            _warn("does not know that the parent run has ended", reason)
+            warn(f"MLflow has not received the end of the search ({reason_of(reason)})")
 
 
 @contextmanager
-def opened(
-    tracking: config.Tracking, folder: Path, params: Mapping[str, Any], run_id: str | None
+def parent_run(
+    tracking: Tracking, folder: Path, params: Mapping[str, Any], run_id: str | None = None
 ) -> Iterator[Parent | NoParent]:
-    """See `parent_run`."""
-    parent = _opened(tracking, folder, params, run_id)
+    """Opens the parent run of a search; trials refer to it by the tag `mlflow.parentRunId`.
+
+    Waits some seconds for a server that does not answer, then yields a `NoParent`.
+
+    Args:
+        tracking: the resolved section `tracking`.
+        folder: the folder of the search; the run has its name.
+        params: the parameters, as nested mappings.
+        run_id: id of the run to continue, if any.
+    """
+    if tracking.kind == "none":
+        yield NoParent()
+        return
+    parent = _open(tracking, folder, params, run_id)
     try:
         yield parent
     finally:
@@ -71,24 +85,18 @@ def opened(
             parent.end(sys.exc_info()[0])
 
 
-def _opened(
-    tracking: config.Tracking, folder: Path, params: Mapping[str, Any], run_id: str | None
-) -> Parent | NoParent:
+def _open(tracking: Tracking, folder: Path, params: Mapping[str, Any], run_id: str | None) -> Parent | NoParent:
     try:
-        from glr_dist.tracking.server import connect, experiment_of, log_params, uri_of
+        from glr_dist.tracking.server import connect, experiment_id, log_params
 
-        client = connect(uri_of(tracking))
+        client = connect(tracking_uri(tracking))
         if run_id is not None:
             client.update_run(run_id, "RUNNING")
             return Parent(client, run_id)
         tags = {**provenance(folder), "mlflow.source.name": "glr-dist tune", **tracking.tags}
-        run = client.create_run(experiment_of(client, tracking.experiment), tags=tags, run_name=folder.name)
+        run = client.create_run(experiment_id(client, tracking.experiment), tags=tags, run_name=folder.name)
         log_params(client, run.info.run_id, params)
     except Exception as error:
-        _warn("has no parent run", error)
+        warn(f"MLflow has no parent run for the trials ({reason_of(error)})")
         return NoParent()
     return Parent(client, run.info.run_id)
-
-
-def _warn(what: str, error: Exception) -> None:
-    print(f"warning: MLflow {what} ({reason_of(error)})", file=sys.stderr)

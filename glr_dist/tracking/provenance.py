@@ -1,4 +1,4 @@
-"""Where a run comes from: the commit of the code, versions, user, machine; and what its training set is."""
+"""Provenance of a run: commit of the code, versions, user, machine; and the description of its training set."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from glr_dist import __version__, config
+from glr_dist import __version__
+from glr_dist.config import Data
 
 _PACKAGES = ("torch", "ray", "numpy", "mlflow")
 
 
 def provenance(folder: Path) -> dict[str, str]:
-    """Tags that say what has run where."""
+    """Returns tags with the code, versions, user and machine of a run."""
     tags = {
         "mlflow.source.name": "glr-dist train",
         "mlflow.source.type": "LOCAL",
@@ -37,12 +38,12 @@ def provenance(folder: Path) -> dict[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
+    except (OSError, KeyError):  # the user of a container may have no name
         return str(os.getuid())
 
 
 def _commit(package: Path) -> dict[str, str]:
-    """Of the checkout that the package runs from; an installed one may lie in a checkout of something else."""
+    """Returns tags with the commit if git tracks this package; an installed one may lie in another checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]
@@ -50,14 +51,14 @@ def _commit(package: Path) -> dict[str, str]:
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")
-        commit, changed = git("rev-parse", "HEAD"), git("--no-optional-locks", "status", "--porcelain", ".")
+        commit, changes = git("rev-parse", "HEAD"), git("--no-optional-locks", "status", "--porcelain", ".")
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(changed)).lower()}
+    return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(changes)).lower()}
 
 
-def dataset_of(data: config.Data) -> dict[str, Any]:
-    """Name, digest and shape of the training images, as the fields of MLflow's `Dataset`.
+def dataset_of(data: Data) -> dict[str, Any]:
+    """Returns name, digest and shape of the training images, as the fields of MLflow's `Dataset`.
 
     Raises:
         ConfigError: the data is missing or damaged.

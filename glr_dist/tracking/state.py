@@ -1,4 +1,4 @@
-"""`tracking.json`: where a run is followed, how it ended, and what has arrived. It holds no credentials."""
+"""`tracking.json`: where a run is tracked, how it ended, and what has been uploaded. It holds no credentials."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from glr_dist import config
+from glr_dist.config import Tracking
 from glr_dist.errors import ConfigError, without_credentials
 from glr_dist.files import write_atomically
 from glr_dist.text import one_line
@@ -26,27 +24,23 @@ FILE = "tracking.json"
 _LOCK = ".tracking.lock"
 
 
-class Paused(SystemExit):
-    """Ends a run that goes on later, or was stopped: what has not arrived is sent then, or by `sync`."""
-
-
 @dataclass
 class State:
-    """What is remembered of a run on a server. Changed by its methods, which write it to the disk.
+    """The state of a run's tracking. Its methods write every change to the disk.
 
     Attributes:
-        folder: of the run.
-        uri: of the server, without credentials.
-        experiment: its name.
-        key: names the run on the server before the server has given it an id, so that it is created once.
-        started: when, in ms since 1970.
-        tags: of the run.
-        register_as: the registered model that its network becomes a version of.
-        dataset: what its training set is.
-        run_id, model_id: given by the server.
-        lines: how many lines of a file have arrived; of `metrics.jsonl`, up to which epoch.
-        sent: digests of all else that has arrived, by name.
-        end: how the run ended: `status`, `stopped_early`, `time` in ms; None while it goes on.
+        folder: the run's folder.
+        uri: URI of the server without credentials.
+        experiment: name of the MLflow experiment.
+        key: identifies the run on the server before the server has assigned an id, so that it is created only once.
+        started: start time in ms since 1970.
+        tags: tags of the run.
+        register_as: registered model that the network becomes a version of.
+        dataset: description of the training set.
+        run_id, model_id: assigned by the server.
+        lines: last uploaded line of each file; for `metrics.jsonl`, the last uploaded epoch.
+        sent: digests of everything else that has been uploaded, by name.
+        end: `status`, `stopped_early` and `time` in ms of the run's end; None while it runs.
     """
 
     folder: Path
@@ -68,10 +62,10 @@ class State:
 
     @classmethod
     def read(cls, folder: Path) -> State:
-        """What a run's folder remembers.
+        """Reads the state from a run's folder.
 
         Raises:
-            ConfigError: the run was not tracked, or the file is damaged.
+            ConfigError: the run is not tracked, or the file is damaged.
         """
         try:
             return cls(folder=folder, **json.loads((folder / FILE).read_bytes()))
@@ -81,8 +75,8 @@ class State:
             raise ConfigError(f"{folder / FILE}: cannot be read ({one_line(error)})") from None
 
     @classmethod
-    def begun(cls, folder: Path, tracking: config.Tracking, uri: str) -> State:
-        """What the folder remembers of a run at that place, else of a new one; either goes on from now."""
+    def begin(cls, folder: Path, tracking: Tracking, uri: str) -> State:
+        """Starts a run, or continues it if the folder's state has the same server and experiment."""
         state = cls(folder, without_credentials(uri), tracking.experiment)
         if (folder / FILE).exists():
             known = cls.read(folder)
@@ -92,44 +86,29 @@ class State:
         return state
 
     def change(self, **values: Any) -> None:
-        """Sets attributes."""
+        """Sets attributes and writes the file."""
         with self._lock:
             for name, value in values.items():
                 setattr(self, name, value)
-            kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "folder"}
-            write_atomically(self.folder / FILE, (json.dumps(kept, indent=2) + "\n").encode())
+            fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "folder"}
+            write_atomically(self.folder / FILE, (json.dumps(fields, indent=2) + "\n").encode())
 
-    def lacks(self, name: str, content: bytes) -> bool:
-        """Whether this content of something has not arrived."""
+    def is_missing(self, name: str, content: bytes) -> bool:
+        """Returns whether this content has yet to be uploaded under this name."""
         return self.sent.get(name) != hashlib.sha256(content).hexdigest()
 
-    def has(self, name: str, content: bytes) -> None:
-        """It has arrived."""
+    def record_upload(self, name: str, content: bytes) -> None:
+        """Records that this content has been uploaded under this name."""
         self.change(sent={**self.sent, name: hashlib.sha256(content).hexdigest()})
 
-    def ended(self, status: str, stopped_early: bool) -> None:
-        """The run has ended now."""
+    def record_end(self, status: str, stopped_early: bool) -> None:
+        """Records that the run has ended now."""
         self.change(end={"status": status, "stopped_early": stopped_early, "time": int(1000 * time.time())})
 
 
-def with_credentials(uri: str) -> str:
-    """A URI as $MLFLOW_TRACKING_URI has it, if that names the same server."""
-    named = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return named if without_credentials(named) == uri else uri
-
-
-def ended_with(error: type[BaseException] | None) -> tuple[str, bool]:
-    """The status of a run that an exception, or none, has ended, and whether it was stopped early on purpose."""
-    if error is None:
-        return "FINISHED", False
-    if issubclass(error, SystemExit):
-        return "FINISHED", True
-    return ("KILLED" if issubclass(error, KeyboardInterrupt) else "FAILED"), False
-
-
 @contextmanager
-def held(folder: Path) -> Iterator[bool]:
-    """Whether this process alone has the run's tracking for now; the lock goes with the process."""
+def locked(folder: Path) -> Iterator[bool]:
+    """Tries to lock a run's tracking state; yields whether it succeeded. The lock ends with the process."""
     with (folder / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,18 +116,3 @@ def held(folder: Path) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-def warn(folder: Path, error: BaseException | None) -> None:
-    """The one line about a run that has not arrived in full."""
-    reason = reason_of(error) if error else "the server is slow"
-    print(
-        f"warning: MLflow has not received all of the run ({reason}); send the rest with: glr-dist sync {folder}",
-        file=sys.stderr,
-    )
-
-
-def reason_of(error: BaseException) -> str:
-    """The beginning of what MLflow says, in one line and without credentials."""
-    first, *_ = str(error).split(" with exception ")  # what follows are pages of the ways through its libraries
-    return without_credentials(" ".join(first.split()) or type(error).__name__)[:300]

@@ -1,21 +1,23 @@
-"""A database for the tests of runs in MLflow, and patience."""
+"""A database for the tests of tracking, and a longer patience."""
 
 from __future__ import annotations
 
 import pytest
 
-from glr_dist import config, tracking
+from glr_dist import tracking
+from glr_dist.config import Tracking
 from glr_dist.tracking import follower
 
 
 @pytest.fixture(autouse=True)
-def place(monkeypatch) -> None:
+def no_server_in_the_environment(monkeypatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(follower, "_SLOW", 60.0)  # these tests are about what arrives; a busy machine may be slow
+    # These tests check what is uploaded, on a machine that may be busy.
+    monkeypatch.setattr(follower, "_PATIENCE", 60.0)
 
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory) -> str:
-    """A SQLite file with its tables, which take seconds to make."""
+    """A SQLite file with its tables, whose creation takes seconds."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    return tracking.resolved(config.Tracking(kind="mlflow", uri=f"sqlite:///{path}")).uri or ""
+    return tracking.resolved(Tracking(kind="mlflow", uri=f"sqlite:///{path}")).uri or ""

@@ -1,4 +1,4 @@
-"""A run over others, and what its children could not send."""
+"""A parent run, and uploads that its trials could not finish."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from tracking.arrived import assert_complete, tracked_run
+from tracking.uploaded import assert_complete, tracked_run
 
-from glr_dist import config, tracking
+from glr_dist import tracking
+from glr_dist.config import Tracking
 from glr_dist.tracking.state import State
 
 
 def test_a_parent_and_its_children(database, tiny, tmp_path):
-    place = config.Tracking(kind="mlflow", uri=database, experiment="search")
+    place = Tracking(kind="mlflow", uri=database, experiment="search")
     client = MlflowClient(database)
     (tmp_path / "best.yaml").write_text("seed: 1")
     folder = tmp_path / "search-1"
@@ -31,10 +32,10 @@ def test_a_parent_and_its_children(database, tiny, tmp_path):
     assert client.get_run(parent.run_id).info.status == "KILLED"
 
 
-def test_what_children_could_not_send_is_sent_under_a_parent_that_came_later(database, tiny, tmp_path, capsys):
+def test_trials_that_could_not_be_uploaded_are_uploaded_later_under_a_parent(database, tiny, tmp_path, capsys):
     away, folders = tmp_path / "away", [tmp_path / "0", tmp_path / "1", tmp_path / "untracked"]
     away.touch()
-    place = config.Tracking(kind="mlflow", uri=f"sqlite:///{away}/mlflow.db", experiment="late")
+    place = Tracking(kind="mlflow", uri=f"sqlite:///{away}/mlflow.db", experiment="late")
     for folder in folders[:2]:
         tracked_run(tiny("training.epochs=1").model_copy(update={"tracking": place}), folder)
     capsys.readouterr()

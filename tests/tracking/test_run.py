@@ -1,4 +1,4 @@
-"""A run in MLflow: what arrives, the model that was trained, the end as it was."""
+"""A run in MLflow: its metrics and artifacts, its model, its final status."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from tracking.arrived import assert_complete, tracked_run
+from tracking.uploaded import assert_complete, tracked_run
 
 from glr_dist import cli, tracking
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.evaluate import evaluate
 from glr_dist.robustness.suite import load_suite
-from glr_dist.tracking.state import State, held
+from glr_dist.tracking.state import State, locked
 from glr_dist.training.trained_run import load_run
 from glr_dist.training.trainer import Trainer
 
@@ -29,12 +29,12 @@ def followed(tiny, database, tmp_path_factory) -> tuple[Path, MlflowClient]:
     return out, MlflowClient(database)
 
 
-def test_nothing_is_tracked_unless_it_is_asked_for(tiny, tmp_path):
+def test_no_run_is_tracked_by_default(tiny, tmp_path):
     tracked_run(tiny("training.epochs=1"), tmp_path / "run")
     assert not [path.name for path in (tmp_path / "run").iterdir() if "track" in path.name or "system" in path.name]
 
 
-def test_a_run_arrives_whole(followed):
+def test_a_run_is_uploaded_completely(followed):
     out, client = followed
     assert_complete(client, out, epochs=3)
     run = client.get_run(State.read(out).run_id)
@@ -50,7 +50,7 @@ def test_a_run_arrives_whole(followed):
     assert names == {"config.yaml", "learning_curve.png", "metrics.jsonl", "summary.json"}
 
 
-def test_the_model_predicts_what_the_network_does_and_is_registered(followed):
+def test_the_registered_model_predicts_as_the_network_does(followed):
     out, client = followed
     mlflow.set_tracking_uri(client.tracking_uri)
     (version,) = client.search_model_versions("name = 'digits'")
@@ -64,7 +64,7 @@ def test_the_model_predicts_what_the_network_does_and_is_registered(followed):
     assert loaded.input_example.shape == (2, 1, 8, 8)
 
 
-def test_the_report_and_nothing_twice(followed, capsys):
+def test_a_report_is_uploaded_and_nothing_twice(followed, capsys):
     out, client = followed
     evaluate([out], load_suite("quick", []), actors=0)
     tracking.send_report(out)
@@ -85,7 +85,7 @@ def test_the_report_and_nothing_twice(followed, capsys):
     assert table["data"][0][0] == "clean"
     assert cli.main(["sync", str(out)]) == 0
     assert f"run {run_id}" in capsys.readouterr().out
-    # Also where it is not remembered what has arrived.
+    # Also if the record of the uploads is lost.
     State.read(out).change(lines={}, sent={})
     tracking.sync(out)
     after = everything()
@@ -102,10 +102,10 @@ ENDS = {
 
 
 @pytest.mark.parametrize(("error", "status", "early"), ENDS.values(), ids=ENDS)
-def test_a_run_ends_as_what_ended_it_and_is_continued_as_the_same(tiny, database, tmp_path, error, status, early):
+def test_a_run_has_the_status_of_its_end_and_continues_as_the_same_run(tiny, database, tmp_path, error, status, early):
     out, client = tmp_path / "run", MlflowClient(database)
-    settings = tiny("training.epochs=3", f"tracking={{kind: mlflow, uri: '{database}'}}")
-    trainer = Trainer(settings, out)
+    config = tiny("training.epochs=3", f"tracking={{kind: mlflow, uri: '{database}'}}")
+    trainer = Trainer(config, out)
     square_norms = trainer._square_norms
 
     def stopped(squares: dict) -> None:
@@ -114,13 +114,13 @@ def test_a_run_ends_as_what_ended_it_and_is_continued_as_the_same(tiny, database
         square_norms(squares)
 
     trainer._square_norms = stopped
-    with pytest.raises(error), tracking.tracked(settings, out):
+    with pytest.raises(error), tracking.tracked(config, out):
         trainer.run()
     run_id = State.read(out).run_id
     run = client.get_run(run_id)
     assert (run.info.status, run.data.tags["stopped_early"]) == (status, early)
     assert_complete(client, out, epochs=1)
-    # From another folder, and with no word on where: as it was.
+    # Resumed without a URI, it stays on its server.
     elsewhere = tiny("training.epochs=3", "tracking.kind=mlflow")
     tracked_run(elsewhere, out, resume=True)
     assert State.read(out).run_id == run_id
@@ -129,11 +129,11 @@ def test_a_run_ends_as_what_ended_it_and_is_continued_as_the_same(tiny, database
     assert_complete(client, out, epochs=3)
 
 
-def test_a_run_that_goes_on_is_not_synced(followed):
+def test_a_run_that_has_not_ended_is_not_synced(followed):
     out, _ = followed
-    with held(out) as mine:
-        assert mine
-        with pytest.raises(ConfigError, match="goes on"):
+    with locked(out) as acquired:
+        assert acquired
+        with pytest.raises(ConfigError, match="has not ended"):
             tracking.sync(out)
 
 

@@ -1,4 +1,4 @@
-"""A server that comes and goes: every point once, and no run waits."""
+"""A server that is down at times: every point is uploaded once, and no run waits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from tracking.arrived import assert_complete
+from tracking.uploaded import assert_complete
 
 from glr_dist import tracking
 from glr_dist.errors import TrackingError
@@ -23,7 +23,7 @@ from glr_dist.tracking import follower
 from glr_dist.tracking.state import State
 from glr_dist.training.trainer import Trainer
 
-TIMEOUT = 120  # seconds after which a server is taken to hang
+TIMEOUT = 120  # seconds after which a server counts as hanging
 
 
 class Server:
@@ -71,7 +71,7 @@ def server(tmp_path, database) -> Iterator[Server]:
 
 
 def with_pauses(trainer: Trainer, after_epoch: Callable[[int], None]) -> list[float]:
-    """Makes the trainer call a function after each epoch; returns the seconds between steps without it."""
+    """Makes the trainer call a function after each epoch; returns the seconds between steps, without those calls."""
     report, norms, gaps, last = trainer._report, trainer._square_norms, [], [time.monotonic()]
 
     def reported(progress: object, record: dict) -> None:
@@ -90,17 +90,17 @@ def with_pauses(trainer: Trainer, after_epoch: Callable[[int], None]) -> list[fl
 
 
 @pytest.mark.slow
-def test_a_server_that_is_down_at_first_or_goes_away_and_comes_back(server, tiny, tmp_path, capfd, monkeypatch):
+def test_a_server_that_is_down_at_first_or_for_a_while(server, tiny, tmp_path, capfd, monkeypatch):
     secret = server.uri.replace("://", "://me:hush-hush@")
-    # Never started: a warning, no wait, nothing lost.
-    settings = tiny(
+    # A server that was never started: a warning, no wait, nothing lost.
+    config = tiny(
         "training.epochs=2", f"tracking={{kind: mlflow, uri: '{secret}', experiment: away, register_as: early}}"
     )
     early = tmp_path / "early"
-    trainer = Trainer(settings, early)
-    with tracking.tracked(settings, early):
+    trainer = Trainer(config, early)
+    with tracking.tracked(config, early):
         trainer.run()
-        time.sleep(2)  # it is known to be down
+        time.sleep(2)  # the first attempt has failed
         ended = time.monotonic()
     assert time.monotonic() - ended < 3
     said = capfd.readouterr()
@@ -108,14 +108,14 @@ def test_a_server_that_is_down_at_first_or_goes_away_and_comes_back(server, tiny
     assert f"glr-dist sync {early}" in line
     with pytest.raises(TrackingError) as caught:
         tracking.sync(early)
-    # One that goes on later waits for nothing, and says nothing.
-    with pytest.raises(tracking.Paused), tracking.tracked(settings, early):
+    # A run that continues later neither waits nor warns.
+    with pytest.raises(tracking.Paused), tracking.tracked(config, early):
         time.sleep(2)
         ended = time.monotonic()
         raise tracking.Paused
     assert time.monotonic() - ended < 0.5
     assert capfd.readouterr().err == ""
-    with tracking.tracked(settings, early):
+    with tracking.tracked(config, early):
         pass
     server.start()
     server.await_answer()
@@ -127,17 +127,17 @@ def test_a_server_that_is_down_at_first_or_goes_away_and_comes_back(server, tiny
     (version,) = client.search_model_versions("name = 'early'")
     assert version.run_id == State.read(early).run_id
 
-    # Killed in the middle of a run, and started again.
-    monkeypatch.setattr(follower, "_DOWN", 60.0)
-    monkeypatch.setattr(follower, "_TRIES", 100)
+    # A server that is killed in the middle of a run, and started again.
+    monkeypatch.setattr(follower, "_PATIENCE_AFTER_ERROR", 60.0)
+    monkeypatch.setattr(follower, "_ATTEMPTS", 100)
     epochs, out = 60, tmp_path / "run"
-    settings = tiny(f"training.epochs={epochs}", f"tracking={{kind: mlflow, uri: '{secret}', experiment: away}}")
-    trainer = Trainer(settings, out)
+    config = tiny(f"training.epochs={epochs}", f"tracking={{kind: mlflow, uri: '{secret}', experiment: away}}")
+    trainer = Trainer(config, out)
 
     def after(epoch: int) -> None:
         time.sleep(0.1)
         if epoch == 20:
-            assert State.read(out).lines["metrics.jsonl"] > 0  # it had begun to arrive
+            assert State.read(out).lines["metrics.jsonl"] > 0  # some of it has been uploaded
             server.kill()
         if epoch == 40:
             server.start()
@@ -145,14 +145,14 @@ def test_a_server_that_is_down_at_first_or_goes_away_and_comes_back(server, tiny
             server.await_answer()
 
     gaps = with_pauses(trainer, after)
-    with tracking.tracked(settings, out):
+    with tracking.tracked(config, out):
         trainer.run()
     assert max(gaps) < 1
     assert len(gaps) == 3 * epochs
     assert_complete(client, out, epochs=epochs)
     assert client.get_run(State.read(out).run_id).info.status == "FINISHED"
 
-    # The password is in the memory of this process alone.
+    # The password is only in the memory of this process.
     printed = capfd.readouterr()
     texts = [said.out, said.err, printed.out, printed.err, str(caught.value)]
     server.kill()

@@ -1,4 +1,4 @@
-"""Sends what a server lacks of a run: each part once, whatever was interrupted, in any number of calls."""
+"""Uploads what a server is missing of a run: each part once, over any number of interrupted calls."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunTag
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
-from glr_dist import config
+from glr_dist.config import load_config, read
 from glr_dist.robustness.report import FILE as REPORT
 from glr_dist.robustness.report import read_report
-from glr_dist.tracking import machine
+from glr_dist.tracking import system_metrics
+from glr_dist.tracking.metric_names import metrics_of
 from glr_dist.tracking.model import log_model
-from glr_dist.tracking.names import metrics_of
 from glr_dist.tracking.provenance import dataset_of
-from glr_dist.tracking.server import away, connect, experiment_of, log_params, log_tags
+from glr_dist.tracking.report_table import TAG, table_of
+from glr_dist.tracking.server import connect, experiment_id, is_unreachable, log_params, log_tags
 from glr_dist.tracking.state import State
-from glr_dist.tracking.table import TAG, table_of
 from glr_dist.training.checkpoint import last_epoch
 
 _METRICS, _CONFIG, _SUMMARY = "metrics.jsonl", "config.yaml", "summary.json"
-_KEY = "glr_dist.key"
+_KEY_TAG = "glr_dist.key"
 
 
-class Sender:
-    """The way from a run's folder to its MLflow run.
+class Uploader:
+    """Uploads a run's folder to its MLflow run.
 
     Args:
-        folder: of the run.
-        state: what has arrived of it.
-        uri: of the server, with credentials.
-        answered: called whenever something has arrived.
-        stopped: says that nothing more is to be sent.
+        folder: the run's folder.
+        state: the state of its tracking.
+        uri: URI of the server, with credentials.
+        on_answer: called after each successful upload.
+        stopped: returns whether to upload nothing more.
     """
 
     def __init__(
@@ -44,22 +44,23 @@ class Sender:
         folder: Path,
         state: State,
         uri: str,
-        answered: Callable[[], object] = lambda: None,
+        on_answer: Callable[[], object] = lambda: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._folder, self._state, self._uri = folder, state, uri
-        self._answered, self._stopped = answered, stopped
-        self._opened: MlflowClient | None = None
+        self._on_answer, self._stopped = on_answer, stopped
+        self._connected: MlflowClient | None = None
         self._seen: dict[str, tuple[int, float]] = {}
 
-    def send(self) -> None:
-        """Sends everything that is there and has not arrived. Cheap where that is nothing.
+    def upload(self) -> None:
+        """Uploads everything in the folder that is not on the server yet. Cheap if there is nothing new.
 
         Raises:
-            Exception: the first that a part has met. What could arrive without that part, has.
+            Exception: the first error of a part. The other parts are uploaded nevertheless, unless the server cannot
+                be reached.
         """
-        self._open()
-        parts: list[Callable[[], None]] = [self._describe, self._metrics, self._system, self._dataset]
+        self._open_run()
+        parts: list[Callable[[], None]] = [self._description, self._metrics, self._system_metrics, self._dataset]
         if self._state.end is not None:
             parts += [self._files, self._model, self._summary, self._report]
         errors = []
@@ -70,7 +71,7 @@ class Sender:
                 part()
             except Exception as error:
                 errors.append(error)
-                if away(error):
+                if is_unreachable(error):
                     break
         if errors:
             raise errors[0]
@@ -79,56 +80,62 @@ class Sender:
 
     @property
     def _client(self) -> MlflowClient:
-        assert self._opened is not None
-        return self._opened
+        assert self._connected is not None
+        return self._connected
 
     @property
     def _run_id(self) -> str:
         assert self._state.run_id is not None
         return self._state.run_id
 
-    def _open(self) -> None:
-        """The client, and the run, which an earlier call may have created without hearing of it."""
-        if self._opened is None:
-            self._opened = connect(self._uri)
+    def _open_run(self) -> None:
+        """Connects, and creates the run unless an earlier call did so, perhaps without receiving the answer."""
+        if self._connected is None:
+            self._connected = connect(self._uri)
         state = self._state
         if state.run_id is None:
-            experiment = experiment_of(self._client, state.experiment)
-            runs = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{state.key}'", max_results=1)
-            tags, name = {**state.tags, _KEY: state.key}, self._folder.absolute().name
+            experiment = experiment_id(self._client, state.experiment)
+            runs = self._client.search_runs([experiment], f"tags.`{_KEY_TAG}` = '{state.key}'", max_results=1)
+            tags, name = {**state.tags, _KEY_TAG: state.key}, self._folder.absolute().name
             run = runs[0] if runs else self._client.create_run(experiment, state.started, tags, name)
             state.change(run_id=run.info.run_id)
-            self._answered()
+            self._on_answer()
 
     def _status(self) -> None:
         end = self._state.end
 
-        def send() -> None:
+        def upload() -> None:
             if end is None:
                 self._client.update_run(self._run_id, "RUNNING")
             else:
                 self._client.set_tag(self._run_id, "stopped_early", str(end["stopped_early"]).lower())
                 self._client.set_terminated(self._run_id, end["status"], end["time"])
 
-        self._once("status", end or {"status": "RUNNING"}, send)
+        self._once("status", end or {"status": "RUNNING"}, upload)
 
-    # ------------------------------------------------------------ from the beginning
+    # ------------------------------------------------------------ from the start of the run
 
-    def _describe(self) -> None:
-        tags, settings = self._state.tags, config.read(self._folder / _CONFIG)
+    def _description(self) -> None:
+        tags, config = self._state.tags, read(self._folder / _CONFIG)
         self._once("tags", tags, lambda: log_tags(self._client, self._run_id, tags))
-        self._once("params", settings, lambda: log_params(self._client, self._run_id, settings))
+        self._once("params", config, lambda: log_params(self._client, self._run_id, config))
         self._file(self._folder / _CONFIG)
 
     def _metrics(self) -> None:
-        # An epoch that no checkpoint has yet will be run again if the run is interrupted now.
+        # An interrupted run repeats the epochs after its last checkpoint: they are uploaded once they are final.
         self._lines(_METRICS, lambda _, record: int(record["epoch"]), last_epoch(self._folder / "checkpoints"))
 
-    def _system(self) -> None:
-        self._lines(machine.FILE, lambda number, _: number)
+    def _system_metrics(self) -> None:
+        self._lines(system_metrics.FILE, lambda number, _: number)
 
     def _lines(self, file: str, step_of: Callable[[int, Mapping[str, Any]], int], last: float = math.inf) -> None:
-        """Metrics of the lines of a file: those of the steps that have not arrived, up to the last one."""
+        """Uploads the metrics of a file's lines: the steps that are missing, up to `last`.
+
+        Args:
+            file: the file's name.
+            step_of: returns the step of a line, given its number (from 1) and content.
+            last: the last step to upload.
+        """
         path, done = self._folder / file, self._state.lines.get(file, 0)
         now = path.stat().st_size if path.exists() else 0, last
         if self._seen.get(file) == now:
@@ -148,45 +155,45 @@ class Sender:
         self._seen[file] = now
 
     def _batch(self, file: str, metrics: list[Metric], step: int) -> None:
-        # A batch that had arrived, unknown to this side, is sent again: a server keeps equal points once.
+        # A batch whose answer was lost is uploaded again: a server stores equal points once.
         for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
             self._client.log_batch(self._run_id, metrics[start : start + MAX_METRICS_PER_BATCH])
         self._state.change(lines={**self._state.lines, file: step})
-        self._answered()
+        self._on_answer()
 
     def _dataset(self) -> None:
-        if self._state.dataset is None:  # said once, by the process that trains: another may not have the data
-            self._state.change(dataset=dataset_of(config.load_config(self._folder / _CONFIG).data))
+        if self._state.dataset is None:  # described by the process that trains: another one may not have the data
+            self._state.change(dataset=dataset_of(load_config(self._folder / _CONFIG).data))
         dataset = self._state.dataset
         assert dataset is not None
         entry = DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", "training")])
         self._once("dataset", dataset, lambda: self._client.log_inputs(self._run_id, [entry]))
 
-    # ------------------------------------------------------------ in the end
+    # ------------------------------------------------------------ after the end of the run
 
     def _files(self) -> None:
         for name in (_METRICS, _SUMMARY, "learning_curve.png"):
             self._file(self._folder / name)
 
     def _model(self) -> None:
-        if (summary := self._summarised()) is None:
+        if (summary := self._read_summary()) is None:
             return
-        wanted = [summary["params_sha256"], self._state.register_as]
-        self._once("model", wanted, lambda: log_model(self._client, self._folder, self._state, self._answered))
+        identity = [summary["params_sha256"], self._state.register_as]
+        self._once("model", identity, lambda: log_model(self._client, self._folder, self._state, self._on_answer))
 
     def _summary(self) -> None:
-        if (summary := self._summarised()) is None:
+        if (summary := self._read_summary()) is None:
             return
         time = int(1000 * list(_records(self._folder / _METRICS))[-1]["time"])
         metrics = [
             Metric(name, value, time, summary["epochs"], model_id=self._state.model_id)
             for name, value in metrics_of(summary).items()
-            if name.startswith("test/")  # the others are those of the last epoch
+            if name.startswith("test/")  # the others repeat the last epoch
         ]
         tags = [RunTag("params_sha256", summary["params_sha256"])]
         self._once("summary", summary, lambda: self._client.log_batch(self._run_id, metrics, tags=tags))
 
-    def _summarised(self) -> dict[str, Any] | None:
+    def _read_summary(self) -> dict[str, Any] | None:
         path = self._folder / _SUMMARY
         return json.loads(path.read_bytes()) if path.exists() else None
 
@@ -197,37 +204,37 @@ class Sender:
         report = read_report(self._folder)
         time = int(1000 * path.stat().st_mtime)
 
-        def send() -> None:
+        def upload() -> None:
             for file in sorted(self._folder.glob("robustness*")):
                 self._file(file, "robustness")
             self._client.log_dict(self._run_id, table_of(report), "robustness/table.json")
-            # As `log_table` does, which would add the rows to those of an earlier report.
+            # `log_table` would set this tag too, but append the rows to those of an earlier report.
             self._client.set_tag(self._run_id, *TAG)
             metrics = [Metric(name, value, time, report.epoch) for name, value in report.metrics().items()]
             self._client.log_batch(self._run_id, metrics)
 
-        self._once("report", report.model_dump(mode="json"), send)
+        self._once("report", report.model_dump(mode="json"), upload)
 
-    # ------------------------------------------------------------ once
+    # ------------------------------------------------------------ each content once
 
     def _file(self, path: Path, folder: str | None = None) -> None:
         if path.exists():
             content = path.read_bytes()
             self._once(path.name, content, lambda: self._client.log_artifact(self._run_id, path, folder))
 
-    def _once(self, name: str, content: Any, send: Callable[[], object]) -> None:
+    def _once(self, name: str, content: Any, upload: Callable[[], object]) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        if self._state.lacks(name, data):
-            send()
-            self._state.has(name, data)
-            self._answered()
+        if self._state.is_missing(name, data):
+            upload()
+            self._state.record_upload(name, data)
+            self._on_answer()
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; an empty one for each that a crash has damaged."""
+    """Returns the complete lines of a file; an empty record for each line that a crash has damaged."""
     records = []
     for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-        if line.endswith("\n"):  # else it is being written
+        if line.endswith("\n"):  # else it is still being written
             try:
                 records.append(json.loads(line))
             except ValueError:

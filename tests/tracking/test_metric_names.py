@@ -1,12 +1,12 @@
-"""Names of metrics, and URIs that keep their secrets."""
+"""Names of metrics, and URIs without their credentials."""
 
 from __future__ import annotations
 
 import pytest
 
-from glr_dist import config
+from glr_dist.config import Config, build, dump_config, load_config
 from glr_dist.errors import ConfigError, UserError, without_credentials
-from glr_dist.tracking.names import allowed, metrics_of
+from glr_dist.tracking.metric_names import metrics_of, valid_name
 
 
 def test_every_number_of_a_record_has_a_name():
@@ -28,7 +28,7 @@ def test_every_number_of_a_record_has_a_name():
         "actor_busy_share/0": 0.5,
         "actor_busy_share/1": 0.75,
     }
-    assert allowed("noise.scale.conv*") == "noise.scale.conv_"
+    assert valid_name("noise.scale.conv*") == "noise.scale.conv_"
 
 
 @pytest.mark.parametrize(
@@ -47,20 +47,20 @@ def test_credentials_are_left_out(uri, clean):
     assert str(UserError(uri)) == clean
 
 
-def test_a_configuration_uses_credentials_and_shows_none(tmp_path):
+def test_a_config_keeps_credentials_in_memory_only(tmp_path):
     uri = "https://me:secret@host:5000"
-    settings = config.build(config.Config, {"tracking": {"kind": "mlflow", "uri": uri}})
-    assert settings.tracking.uri == uri
-    for shown in (config.dump_config(settings), repr(settings), settings.model_dump_json()):
+    config = build(Config, {"tracking": {"kind": "mlflow", "uri": uri}})
+    assert config.tracking.uri == uri
+    for shown in (dump_config(config), repr(config), config.model_dump_json()):
         assert "secret" not in shown
-    (tmp_path / "kept.yaml").write_text(config.dump_config(settings))
-    assert config.load_config(tmp_path / "kept.yaml").tracking.uri == "https://host:5000"
+    (tmp_path / "kept.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "kept.yaml").tracking.uri == "https://host:5000"
 
 
 @pytest.mark.parametrize(
     "values", ["https://me:secret@h", {"uri": ["https://me:secret@h"]}, {"url": "https://me:secret@h"}]
 )
-def test_a_mistake_about_a_uri_shows_no_credentials(values):
+def test_an_error_about_a_uri_shows_no_credentials(values):
     with pytest.raises(ConfigError) as caught:
-        config.build(config.Config, {"tracking": values})
+        build(Config, {"tracking": values})
     assert "secret" not in str(caught.value)

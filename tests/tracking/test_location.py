@@ -1,4 +1,4 @@
-"""Where runs go: the URI, its credentials, and a database that is made once and whole."""
+"""Where runs are tracked: the URI, its credentials, and a database that is created once and completely."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from tracking.arrived import tracked_run
+from tracking.uploaded import tracked_run
 
-from glr_dist import config, tracking
+from glr_dist import tracking
+from glr_dist.config import Tracking
 from glr_dist.tracking.server import connect
 
 
@@ -19,19 +20,19 @@ def test_a_uri_takes_its_credentials_from_the_environment_and_a_file_is_absolute
         "http://host:5000": "http://me:secret@host:5000",  # as a copy of the configuration has it
         "http://other:5000": "http://other:5000",
     }.items():
-        assert tracking.resolved(config.Tracking(kind="mlflow", uri=uri)).uri == used
+        assert tracking.resolved(Tracking(kind="mlflow", uri=uri)).uri == used
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.setattr("glr_dist.tracking.server.connect", lambda uri: None)
-    assert tracking.resolved(config.Tracking(kind="mlflow")).uri == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking.resolved(Tracking(kind="mlflow")).uri == f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def test_a_database_whose_making_was_interrupted_is_made_anew(monkeypatch, tmp_path):
+def test_a_database_whose_creation_was_interrupted_is_created_again(monkeypatch, tmp_path):
     class CrashError(BaseException):
-        """The end of the process."""
+        """Stands for the end of the process."""
 
     def crashing(client, **_):
-        Path(client.tracking_uri.removeprefix("sqlite:///")).write_text("half made")
+        Path(client.tracking_uri.removeprefix("sqlite:///")).write_text("half created")
         raise CrashError
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -46,20 +47,20 @@ def test_a_database_whose_making_was_interrupted_is_made_anew(monkeypatch, tmp_p
 
 FOUR = """
 import os, sys
-from glr_dist.tracking.server import connect, experiment_of
+from glr_dist.tracking.server import connect, experiment_id
 
 children = []
 for _ in range(4):
     children.append(os.fork())
     if children[-1] == 0:
         client = connect(sys.argv[1])
-        client.create_run(experiment_of(client, "four"))
+        client.create_run(experiment_id(client, "four"))
         os._exit(0)
 assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
 """
 
 
-def test_processes_that_start_at_once_make_a_fresh_database_and_experiment_once(python, tmp_path):
+def test_processes_that_start_at_once_create_a_database_and_experiment_once(python, tmp_path):
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     done = python(FOUR, uri)
     assert done.returncode == 0, done.stderr
@@ -68,7 +69,7 @@ def test_processes_that_start_at_once_make_a_fresh_database_and_experiment_once(
 
 
 @pytest.mark.parametrize("uri", ["file:///nowhere", "nonsense://host", "sqlite:////proc/x/mlflow.db"])
-def test_a_place_that_cannot_be_is_a_warning_and_the_run_ends_well(tiny, tmp_path, capsys, uri):
+def test_an_impossible_location_is_a_warning_and_the_run_finishes(tiny, tmp_path, capsys, uri):
     tracked_run(tiny("training.epochs=1", f"tracking={{kind: mlflow, uri: '{uri}'}}"), tmp_path / "run")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: MLflow has not received all")

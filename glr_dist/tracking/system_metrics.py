@@ -1,4 +1,4 @@
-"""What the machine and this process take, as lines of `system.jsonl` under the names that MLflow's pages know."""
+"""System metrics: the load of this machine and process, under the names that MLflow's pages show."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ FILE = "system.jsonl"
 _MB = 1e6
 
 
-class Machine:
-    """Samples what is taken now; shares of processors are since the last sample, the network since the first.
+class SystemMetrics:
+    """Samples the load of the machine.
+
+    CPU shares are averages since the previous sample; network traffic counts from the creation of this object.
 
     Args:
-        folder: that receives the lines.
+        folder: the run's folder, whose `system.jsonl` receives the samples.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -24,13 +26,13 @@ class Machine:
         self._process = psutil.Process()
         self._process.cpu_percent()
         psutil.cpu_percent()
-        self._sent, self._received = self._bytes()
+        self._sent, self._received = self._network_bytes()
 
     def sample(self) -> None:
-        """Adds a line."""
+        """Appends one sample to the file."""
         memory = psutil.virtual_memory()
-        sent, received = self._bytes()
-        line = {
+        sent, received = self._network_bytes()
+        sample = {
             "time": time.time(),
             "system/cpu_utilization_percentage": psutil.cpu_percent(),
             "system/system_memory_usage_megabytes": (memory.total - memory.available) / _MB,
@@ -41,8 +43,8 @@ class Machine:
             "system/process_memory_megabytes": self._process.memory_info().rss / _MB,
         }
         with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(sample) + "\n")
 
-    def _bytes(self) -> tuple[int, int]:
-        counted = psutil.net_io_counters()  # None where there is no network
-        return (counted.bytes_sent, counted.bytes_recv) if counted else (0, 0)
+    def _network_bytes(self) -> tuple[int, int]:
+        counters = psutil.net_io_counters()  # None on a machine without a network
+        return (counters.bytes_sent, counters.bytes_recv) if counters else (0, 0)

@@ -1,4 +1,4 @@
-"""Tracked runs, and what a server has of them."""
+"""Tracked runs, and checks of what a server has received."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from glr_dist import config, tracking
-from glr_dist.tracking.names import metrics_of
+from glr_dist import tracking
+from glr_dist.config import Config
+from glr_dist.tracking.metric_names import metrics_of
 from glr_dist.tracking.state import State
 from glr_dist.training.trainer import Trainer
 
 
-def tracked_run(settings: config.Config, out: Path, *, resume: bool = False) -> Trainer:
-    trainer = Trainer(settings, out, resume=resume)
-    with tracking.tracked(settings, out):
+def tracked_run(config: Config, out: Path, *, resume: bool = False) -> Trainer:
+    trainer = Trainer(config, out, resume=resume)
+    with tracking.tracked(config, out):
         trainer.run()
     return trainer
 
@@ -26,7 +27,7 @@ def lines(folder: Path, name: str) -> list[dict]:
 
 
 def points(client: MlflowClient, folder: Path) -> tuple[Counter, set]:
-    """The points of the run on the server, but those of its end; and those that the folder has."""
+    """Returns the metric points on the server, except those from the end of the run; and those in the folder."""
     run_id = State.read(folder).run_id
     stored = Counter(
         (name, point.step, point.value, point.timestamp)
