@@ -1,18 +1,104 @@
-"""Fixtures that all tests share: real data, tiny configurations, and the command line as a process of its own."""
+"""Lanes, a clean environment, and the fixtures that all tests share.
+
+The fixtures are real data, tiny configurations, and the command line as a separate process.
+"""
 
 from __future__ import annotations
 
+import multiprocessing.process
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
-from glr_dist import config
-from glr_dist.config import Config
+# The environment of all tests and of the processes they start, changed before anything that reads it is imported.
+# A user's own settings are removed: no test may reach a real cluster or server.
+FOREIGN = ("RAY_ADDRESS", "MLFLOW_TRACKING_", "MLFLOW_EXPERIMENT_", "MLFLOW_RUN_ID", "MLFLOW_REGISTRY_URI")
+for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+    del os.environ[name]
+os.environ["MPLBACKEND"] = "agg"
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers run side by side, with one thread each
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+from glr_dist import config  # noqa: E402
+from glr_dist.config import Config  # noqa: E402
+
+# ---------------------------------------------------------------- lanes
+
+MAX_WORKERS = 4  # each holds torch, and one of them Ray
+RAY_FIXTURES = {"local_ray"}
+PROCESS_FIXTURES = {"start", "python"}
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Number of workers for `-n auto`: the usable cores for the whole suite, none for tests that are named."""
+    if config.args_source is pytest.Config.ArgsSource.ARGS:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_WORKERS) if cores > 1 else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by their fixtures, and groups them for parallel workers.
+
+    All `ray` tests run in one worker, on one cluster. The tests of any other file share its fixtures and run in one
+    worker; only `montecarlo` tests, which share nothing, run one by one.
+    """
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & RAY_FIXTURES:
+            item.add_marker("ray")
+        if fixtures & PROCESS_FIXTURES:
+            item.add_marker("process")
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif not item.get_closest_marker("montecarlo"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(Path(__file__).parent))))
+
+
+def _refuse_processes(patch: pytest.MonkeyPatch) -> None:
+    """Makes it an error to start a Python process."""
+    reason = "this test starts a process and lacks the mark `process` (or `ray`)"
+    popen = subprocess.Popen.__init__
+
+    def started(self: subprocess.Popen[Any], args: Any, *rest: Any, **options: Any) -> None:
+        command = [args] if isinstance(args, (str, bytes, os.PathLike)) else list(args)
+        if os.fspath(command[0]) == sys.executable:
+            pytest.fail(reason)
+        popen(self, args, *rest, **options)
+
+    def refused(self: multiprocessing.process.BaseProcess) -> NoReturn:
+        pytest.fail(reason)
+
+    patch.setattr(subprocess.Popen, "__init__", started)
+    patch.setattr(multiprocessing.process.BaseProcess, "start", refused)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Holds that tests outside the marks `process` and `ray` start no Python process, their fixtures included."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not (item.get_closest_marker("process") or item.get_closest_marker("ray")):
+            _refuse_processes(patch)
+        return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder of cached surrogates, in place of the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLR_CACHE", str(folder))
+        yield folder
+
+
+# ---------------------------------------------------------------- data and configurations
 
 # Digits, three steps an epoch: a run takes a fraction of a second. On the CPU, so that it is the same on any machine.
 TINY = """
@@ -53,6 +139,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     path.write_text(TINY)
     return lambda *overrides: config.load_config(path, overrides)
 
+
+# ---------------------------------------------------------------- processes
 
 # What the installed script `glr-dist` does; `test_cli` holds that the two are the same.
 COMMAND = (sys.executable, "-c", "import sys; from glr_dist.cli import main; sys.exit(main())")

@@ -18,6 +18,7 @@ def _replicate(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.process
 def test_replicate_tabulates_every_seed_and_runs_nothing_twice(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     arguments = (tmp_path / "tiny.yaml", "--seeds", 0, 1, "--out", tmp_path / "out", "noise.scale=0.7")
@@ -36,6 +37,7 @@ def test_replicate_tabulates_every_seed_and_runs_nothing_twice(tmp_path):
     ]
 
 
+@pytest.mark.process
 def test_replicate_says_a_mistake_in_one_line(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     run = _replicate(tmp_path / "tiny.yaml", "noise.scale=-1", "--out", tmp_path / "out")
@@ -53,6 +55,7 @@ def _train(*arguments, in_ray_job=False, folder=None, job="train"):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
 
 
+@pytest.mark.process
 def test_train_does_what_the_command_line_does(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     run = _train("tiny.yaml", "--out", "here", "seed=7", folder=tmp_path)
@@ -65,6 +68,7 @@ def test_train_does_what_the_command_line_does(tmp_path):
     assert _train("tiny.yaml", "--resume", "--out", "here", "seed=7", folder=tmp_path).returncode == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -84,6 +88,7 @@ def test_train_says_a_mistake_in_one_line(tmp_path, arguments, said):
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("job", ["train", "tune"])
 @pytest.mark.parametrize("out", [[], ["--out", "runs/x"], ["--out=runs/x"], ["--ou", "x"], ["--out"]], ids=str)
 def test_a_ray_job_refuses_results_that_would_be_lost(tmp_path, out, job):
@@ -95,6 +100,7 @@ def test_a_ray_job_refuses_results_that_would_be_lost(tmp_path, out, job):
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("job", ["train", "tune"])
 @pytest.mark.parametrize("form", ["--out {}", "--out={}", "--ou {}"])
 def test_a_ray_job_takes_an_absolute_folder(tmp_path, form, job):
@@ -103,6 +109,7 @@ def test_a_ray_job_takes_an_absolute_folder(tmp_path, form, job):
     assert "missing.yaml" in run.stderr  # the library's word: the folder was accepted
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("in_ray_job", [False, True])
 def test_train_helps_at_once(in_ray_job):
     started = time.perf_counter()

@@ -3,9 +3,10 @@
 Which combinations run is read from `glr_dist.config`, so that one that becomes allowed is tested from that day on:
 - every law x estimator x sampler x antithetic x baseline on a two-layer threshold network with the 0-1 loss, with a
   learnable scale for each unit (for each site in orthogonal frames, where units are refused with leave-one-out and
-  take the most steps);
-- all choices, `exact_head` and those of `learn` included, on threshold and sigmoid networks with cross-entropy, by a
-  set of combinations in which every pair of choices that is allowed together occurs.
+  take the most steps). A set in which every pair of choices that is allowed together occurs runs by default, the rest
+  of the product is marked `slow`;
+- all choices, `exact_head` and those of `learn` included, on threshold and sigmoid networks with cross-entropy, by such
+  a covering set.
 
 A test takes steps until each tensor's standard error is at most 0.5 % of its gradient's norm (at least 64 steps; it
 fails if that takes too many), then no component may be further than 4.5 standard errors from the exact gradient.
@@ -267,7 +268,13 @@ def check(kind: str, case: Case, repeats: int | None = None, needed: float = PRE
     agrees(estimates(net, x, y, LOSSES[p.loss]), reference, needed)
 
 
-@pytest.mark.parametrize("case", every_estimate("zero_one"), ids=str)
+def covering_first(found: list[Case]) -> list[Any]:
+    """All cases as parameters; those outside a covering set are marked `slow`."""
+    quick = set(covering(found))
+    return [pytest.param(case, marks=() if case in quick else pytest.mark.slow) for case in found]
+
+
+@pytest.mark.parametrize("case", covering_first(every_estimate("zero_one")), ids=str)
 def test_threshold_network_with_the_zero_one_loss(case: Case) -> None:
     check("threshold_zero_one", case)
 

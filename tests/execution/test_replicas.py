@@ -98,6 +98,7 @@ def runs(tiny, tmp_path_factory) -> dict[int, dict[str, Path]]:
     return found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_processes_train_what_inline_trains(tiny, tmp_path, runs, name, number):
@@ -108,11 +109,13 @@ def test_processes_train_what_inline_trains(tiny, tmp_path, runs, name, number):
     assert metrics(runs[0][name])[-1]["step"] == metrics(runs[number][name])[-1]["step"] == 54
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", VARIANTS)
 def test_one_process_has_the_bits_of_inline(runs, name):
     assert difference(parameters(runs[1][name]), parameters(runs[0][name])) == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_first_process_alone_fills_the_folder_as_inline_does(runs, name):
     assert files(runs[2][name]) == files(runs[0][name])
@@ -172,6 +175,7 @@ def lose(settings: Config, out: Path, store: Path) -> None:
     os._exit(0)
 
 
+@pytest.mark.process
 def test_processes_notice_what_differs_and_who_is_lost(tiny, tmp_path):
     in_processes(2, tmp_path / "store", begin_and_step, [(tiny(), tmp_path)])
     in_processes(2, tmp_path / "other", lose, [(tiny(), tmp_path / "lost", tmp_path)])
@@ -199,11 +203,15 @@ def test_what_the_workers_cannot_do_is_refused(execution, batch, block, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("batch", range(1, 40))
-@pytest.mark.parametrize("workers", [1, 2, 3, 7])
-def test_the_advised_block_is_small_enough(batch, workers):
-    if workers <= batch:
-        assert check_workers(Execution(kind="replicas", actors=workers), batch, batch // workers) >= workers
+def test_the_advised_block_is_small_enough():
+    for workers in (1, 2, 3, 7):
+        for batch in range(1, 40):
+            execution = Execution(kind="replicas", actors=workers)
+            if workers <= batch:
+                assert check_workers(execution, batch, batch // workers) >= workers, (workers, batch)
+            else:  # no block is small enough: fewer workers are advised
+                with pytest.raises(ConfigError, match=f"actors to at most {batch}$"):
+                    check_workers(execution, batch, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""TrainedRun runs on digits that the tests of robustness share, and a cache of their own."""
+"""TrainedRun runs on digits that the tests of robustness share."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -30,15 +30,6 @@ training: {epochs: 12, batch_size: 64, optimizer: {name: Adam, lr: 0.02}}
 execution: {device: cpu}
 """,
 }
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where surrogates are kept: not where the user's are."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLR_CACHE", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -126,6 +126,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_continues(run, start, ca
     assert "square" in said.out
 
 
+@pytest.mark.process
 def test_the_job_takes_the_commands_arguments(run):
     folder = run("threshold")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}

@@ -89,6 +89,7 @@ def with_pauses(trainer: Trainer, after_epoch: Callable[[int], None]) -> list[fl
     return gaps
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_server_that_is_down_at_first_or_for_a_while(server, tiny, tmp_path, capfd, monkeypatch):
     secret = server.uri.replace("://", "://me:hush-hush@")
