@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing.process
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ for name in [name for name in os.environ if name.startswith(FOREIGN)]:
 os.environ["MPLBACKEND"] = "agg"
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers run side by side, with one thread each
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop("PYTHONHASHSEED", None)  # processes that tests start hash by seeds of their own
 
 from glr_dist import config  # noqa: E402
 from glr_dist.config import Config  # noqa: E402
@@ -39,6 +41,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Number of workers for `-n auto`: the usable cores for the whole suite, none for tests that are named."""
     if config.args_source is pytest.Config.ArgsSource.ARGS:
         return 0
+    # Workers must collect the same tests in the same order, which may be that of a set.
+    os.environ.setdefault("PYTHONHASHSEED", str(random.randrange(2**32)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MAX_WORKERS) if cores > 1 else 0
 
