@@ -106,10 +106,10 @@ def executor_of(execution: config.Execution, net: GLR, step: Step) -> Executor:
             hang_timeout=execution.hang_timeout,
         )
     if kind == "replicas":
-        from glr_dist.execution.all_reduce import Replica
+        from glr_dist.execution.all_reduce import Replicas
 
         assert isinstance(net.executor, Inline)
-        return Replica(net.executor.threads)
+        return Replicas(net.executor.threads)
     return net.executor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,37 +13,49 @@ from torch import Tensor, nn
 
 from glr_dist import config
 from glr_dist.checks import all_finite
-from glr_dist.errors import UserError
+from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.estimators import ESTIMATORS, Gradients, Step
 from glr_dist.execution.base import Executor
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.losses import Loss, cross_entropy
-from glr_dist.noise import Gaussian, Noise
+from glr_dist.noise import LAWS, Noise, noise_of
 from glr_dist.rules import direct_rule
-from glr_dist.sites import Network, by_site
+from glr_dist.sites import DEFAULT_TYPES, Network, by_site
 from glr_dist.streams import Key, generator
+from glr_dist.text import hint
 
 
 class GLR(nn.Module):
     """Trains `model` without backpropagation.
 
-    J(θ) = mean over examples of E[loss], with noise at the output of every site; `estimators` holds the ways to
-    estimate its gradient. Calling the object runs the model without noise. If the noise learns its scales,
-    `prepare(x)` must come before the optimizer is built, so that `parameters()` holds them.
+    `estimate` adds an estimate of ∂J to `.grad` of every parameter, where J(θ) is the mean over examples of E[loss]
+    with noise at the output of every site. Calling the object runs the model without noise. If the noise learns its
+    scales, call `prepare(x)` before building the optimizer, so that `parameters()` holds them.
 
     Args:
-        model: any module; an `nn.Sequential`, or a module with a method `chain()` that lists its blocks in order, is
-            replayed from the redrawn site on; any other module as a whole.
-        noise: the law and scale of the noise; None for a noise-free pass (`pathwise` alone).
+        model: any module. An `nn.Sequential`, or a module with a method `chain()` that lists its blocks in order, is
+            replayed from the redrawn site on; any other module is replayed as a whole.
+        noise: the law and scale of the noise: a scale (Gaussian noise), an object such as `Laplace(0.3)`, or an own
+            law with `sample(shape, stream, dtype)` and `score(eps)`; None for a noise-free pass (`pathwise` only).
         estimator: "conditional", "layerwise", "joint" or "pathwise", or a whole `config.Estimator`.
-        sites: module types that are sites.
-        site_names: patterns of the names of sites.
+        copies: K, redraws per example, site and shared pass (default 100), or a mapping from site-name patterns to K.
+        passes: M, shared passes per step (default 1), or a mapping from site-name patterns to M.
+        sampler: "iid", "orthogonal" (Gaussian noise), "sobol", or "auto": orthogonal for Gaussian noise, else iid.
+        antithetic: use each ε with both signs (default True).
+        baseline: "shared" (default), "leave_one_out" or "none".
+        exact_head: use the loss's own gradient at the last site's noisy logits (default False).
+        example_block: examples per work item and per stream of noise (default 128).
+        block_elements: maximum number of elements of one tensor of a work item (default 2^19).
+        items_per_site: maximum number of work items per site, example block and shared pass (default 16).
+        sites: module types that are sites; by default `nn.Linear` and `nn.Conv2d`.
+        site_names: patterns of site names.
         seed: names all streams of noise.
-        executor: where work items are computed; this process by default.
-        **options: other fields of `config.Estimator`: copies, passes, sampler, antithetic, baseline, exact_head, ….
+        executor: where work items are computed: "inline" (this process, the default), "layers" (Ray actors), or an
+            executor such as `glr_dist.Layers(8)`.
+        actors: number of Ray actors; short for `executor=glr_dist.Layers(actors)`.
 
     Raises:
-        ConfigError: an option is unknown or not allowed, or a combination would be biased.
+        ConfigError: an option is unknown or not allowed, a combination would be biased, or an own law is inconsistent.
 
     Reference:
         Peng, Xiao, Heidergott, Hong, Lam: A New Likelihood Ratio Method for Training Artificial Neural Networks,
@@ -52,39 +65,61 @@ class GLR(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        noise: Noise | None = Gaussian(1.0),  # noqa: B008  # frozen
+        noise: Noise | float | Mapping[str, float] | object | None = 1.0,
         estimator: str | config.Estimator = "conditional",
         *,
-        sites: Sequence[type[nn.Module]] = (nn.Linear, nn.Conv2d),
+        copies: int | Mapping[str, int] | None = None,
+        passes: int | Mapping[str, int] | None = None,
+        sampler: str | None = None,
+        antithetic: bool | None = None,
+        baseline: str | None = None,
+        exact_head: bool | None = None,
+        example_block: int | None = None,
+        block_elements: int | None = None,
+        items_per_site: int | None = None,
+        sites: Sequence[type[nn.Module]] | None = None,
         site_names: Sequence[str] = ("*",),
         seed: int = 0,
-        executor: Executor | None = None,
-        **options: Any,
+        executor: Executor | str | None = None,
+        actors: int | None = None,
+        **unknown: object,
     ) -> None:
         super().__init__()
+        if unknown:
+            raise ConfigError(_unknown_option(next(iter(unknown))))
+        given = {
+            "copies": copies,
+            "passes": passes,
+            "sampler": sampler,
+            "antithetic": antithetic,
+            "baseline": baseline,
+            "exact_head": exact_head,
+            "example_block": example_block,
+            "block_elements": block_elements,
+            "items_per_site": items_per_site,
+        }
+        options = {name: value for name, value in given.items() if value is not None}
         if isinstance(estimator, str):
             estimator = config.build(config.Estimator, {"name": estimator, **options}, "estimator.")
         elif options:
-            raise UserError(f"{', '.join(options)}: has no meaning beside a whole config.Estimator; set it there")
-        law = config.Noise(law=noise.law if noise else "none", learn=noise.learn if noise else "none")
-        self.options = estimator.model_copy(update={"sampler": config.resolve_sampler(estimator, law)})
-        config.check_estimator(self.options, law)
+            raise ConfigError(f"{', '.join(options)}: cannot stand beside a whole config.Estimator; set it there")
         self.model = model
-        self.noise = noise
-        self.network = Network(model, sites, site_names)
+        self.noise = noise_of(noise)
+        self.options = _checked_options(estimator, self.noise)
+        self.network = Network(model, DEFAULT_TYPES if sites is None else sites, site_names)
         self.log_scales = nn.ParameterDict()
         self.seed = seed
         self.step = 0
-        self.executor = executor or Inline()
+        self.executor = _executor_of(executor, actors)
         self.estimator = ESTIMATORS[self.options.name]
         self._site_options: dict[str, Any] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """The model's outputs without noise."""
+        """Returns the model's outputs for inputs x [N, …], without noise."""
         return self.model(x)  # type: ignore[no-any-return]
 
     def noisy(self, x: Tensor, key: Key) -> Tensor:
-        """The model's outputs in one pass with noise at every site.
+        """Returns the model's outputs of one pass with noise at every site.
 
         Args:
             x: inputs [N, …].
@@ -104,10 +139,11 @@ class GLR(nn.Module):
     def prepare(self, x: Tensor) -> None:
         """Finds the sites by running two examples of x [N, …].
 
-        `estimate` does it when it has not been done, or not for the model's present mode (training or evaluation).
+        `estimate` prepares by itself on its first call, and again when the model's mode (training or evaluation) has
+        changed.
 
         Raises:
-            SiteError: the network cannot be trained as it is, or a pattern matches no site.
+            SiteError: the network cannot be trained as it is, a pattern matches no site, or loaded scales do not fit.
         """
         network = self.network
         estimated = self.options.name != "pathwise"
@@ -123,17 +159,23 @@ class GLR(nn.Module):
             return
         for site, scale in zip(network.sites, by_site(self.noise.scale, names, "noise.scale").values(), strict=True):
             shape = site.shape if self.noise.learn == "unit" else torch.Size()
-            if scale_key(site.name) not in self.log_scales:
+            if (key := scale_key(site.name)) in self.log_scales:
+                if (found := self.log_scales[key].shape) != shape:
+                    raise SiteError(
+                        f"the loaded scale of site '{site.name}' has shape {tuple(found)}, not {tuple(shape)} as "
+                        f"learn='{self.noise.learn}' needs"
+                    )
+            else:
                 log_scale = torch.full(shape, math.log(scale), dtype=network.dtype, device=x.device)
                 learned = self.noise.learn != "none"
-                self.log_scales[scale_key(site.name)] = nn.Parameter(log_scale, requires_grad=learned)
+                self.log_scales[key] = nn.Parameter(log_scale, requires_grad=learned)
 
     def _prepare_for_mode(self, x: Tensor) -> None:
         if self.network.prepared_for != self.network.mode:
             self.prepare(x)
 
     def scales(self) -> dict[str, Tensor]:
-        """σ by site name: a scalar, or one for each unit [*S]. Learned ones are first raised to their floor."""
+        """Returns σ by site name: a scalar, or one per unit [*S]. Learned scales are first raised to their floor."""
         assert self.noise is not None
         scales = {}
         for site in self.network.sites:
@@ -147,12 +189,12 @@ class GLR(nn.Module):
         """Sets σ at every site, from the next step on.
 
         Args:
-            scale: as of the noise: one for all sites, or one for each pattern of site names.
+            scale: σ for all sites, or a mapping from site-name patterns to σ.
 
         Raises:
             UserError: there is no noise, or it learns its scales.
             ConfigError: a scale is not positive.
-            SiteError: a pattern matches no site, or a site no pattern; before the sites are known, `prepare` says so.
+            SiteError: a pattern matches no site, or a site no pattern; by `prepare` if the sites are unknown.
         """
         if self.noise is None:
             raise UserError("set_scale: there is no noise")
@@ -165,7 +207,7 @@ class GLR(nn.Module):
         self.noise = noise
 
     def gradients(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Gradients:
-        """One estimate of the gradient of J at the current step, without touching `.grad`.
+        """Returns one estimate of the gradient of J at the current step, without touching `.grad`.
 
         Args:
             x: inputs [N, …].
@@ -199,10 +241,10 @@ class GLR(nn.Module):
     def estimate(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Tensor:
         """Adds an estimate of ∂J to `.grad` of every parameter, as `backward` does, and advances the step.
 
-        Arguments and errors as of `gradients`.
+        Arguments and errors as `gradients`.
 
         Returns:
-            The mean loss of the noisy passes, a scalar.
+            Mean loss of the noisy passes, a scalar.
         """
         total = self.gradients(x, y, loss)
         with one_thread():
@@ -214,15 +256,15 @@ class GLR(nn.Module):
         return total.loss
 
     def cost(self, x: Tensor, y: Tensor) -> tuple[int, float]:
-        """What a step on this batch costs: noisy copies evaluated per example, and forward passes of the batch.
+        """Returns the cost of a step on this batch: noisy copies per example, and forward passes of the batch.
 
-        The redraw of a site counts as the share of the network's FLOPs that its suffix is.
+        A redraw of a site counts as the suffix's share of the network's FLOPs.
         """
         step = self.bind(x, y, cross_entropy)
         return self.estimator.copies(step), self.estimator.forward_passes(step)
 
     def bind(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Step:
-        """Everything that the estimate on a batch depends on; arguments as of `gradients`."""
+        """Returns all that the estimate on a batch depends on; arguments as `gradients`."""
         self._prepare_for_mode(x)
         learned = self.noise is not None and self.noise.learn != "none"
         return Step(
@@ -239,12 +281,86 @@ class GLR(nn.Module):
             **self._site_options,
         )
 
+    def close(self) -> None:
+        """Releases what the executor holds, such as its Ray actors."""
+        self.executor.close()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Makes the scales that a state holds before they are loaded: `prepare` may not have run yet."""
+        start = f"{prefix}log_scales."
+        scales = {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
+        if self.noise is not None and self.network.prepared_for is None:
+            learned, like = self.noise.learn != "none", next(self.model.parameters(), torch.empty(0))
+            for key, value in scales.items():
+                fresh = torch.empty(value.shape, dtype=value.dtype, device=like.device)
+                self.log_scales[key] = nn.Parameter(fresh, requires_grad=learned)
+        elif not scales:  # the state of a network that was never prepared: the scales stay as they are
+            state_dict.update({f"{start}{key}": scale.detach() for key, scale in self.log_scales.items()})
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
 
 def scale_key(site: str) -> str:
-    """A site's name where a dot, or the name of a method of `ParameterDict`, may not stand."""
+    """Returns a site's name without dots and unlike any method of `ParameterDict`, which refuses both."""
     key = site.replace(".", "/") or "model"
     return f"{key}/" if hasattr(nn.ParameterDict, key) else key
 
 
 def _accumulate(parameter: Tensor, grad: Tensor) -> None:
     parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+
+
+# Names that users of other packages come with.
+_SYNONYMS = {
+    "copies": "num_samples samples n_samples num_copies population population_size popsize num_directions",
+    "passes": "num_passes forward_passes num_forwards",
+    "noise": "sigma std stddev noise_std scale noise_scale stdev law distribution",
+    "antithetic": "mirrored mirrored_sampling symmetric",
+    "seed": "random_state generator rng",
+    "actors": "workers num_workers num_actors n_jobs",
+    "sites": "layers modules site_types",
+    "baseline": "control_variate",
+    "example_block": "batch_size chunk_size",
+    "estimator": "method gradient",
+}
+
+
+def _unknown_option(name: str) -> str:
+    """Returns the message for an option that `GLR` does not take."""
+    known = [parameter for parameter in inspect.signature(GLR).parameters if parameter not in ("model", "unknown")]
+    for option, synonyms in _SYNONYMS.items():
+        if name.lower() in synonyms.split():
+            return f"{name}: is not an option of GLR; did you mean '{option}'?"
+    return f"{name}: is not an option of GLR; {hint(name, known)}"
+
+
+def _checked_options(estimator: config.Estimator, noise: Noise | None) -> config.Estimator:
+    """Resolves the sampler and refuses what would be biased with this noise."""
+    traits: Any = {"law": noise.law, "learn": noise.learn} if noise else {"law": "none"}
+    law = config.Noise.model_construct(**traits)  # not validated: an own law is none of the configuration's
+    options = estimator.model_copy(update={"sampler": config.resolve_sampler(estimator, law)})
+    config.check_estimator(options, law)
+    if noise is None or options.name == "pathwise" or type(noise) in LAWS.values():
+        return options
+    if options.antithetic and not noise.symmetric:
+        raise ConfigError(
+            f"estimator.antithetic: pairs (ε, -ε) need a law that is symmetric about 0, s(-ε) = -s(ε), and "
+            f"{noise.law} is not; pass antithetic=False"
+        )
+    if options.sampler == "sobol" and not noise.has_quantile:
+        raise ConfigError(f"estimator.sampler: 'sobol' needs a law with quantile(u), {noise.law} has none; use 'iid'")
+    return options
+
+
+def _executor_of(executor: Executor | str | None, actors: int | None) -> Executor:
+    if actors is not None and executor not in (None, "layers"):
+        raise ConfigError("actors: cannot stand beside an executor of another kind; leave one of them out")
+    if executor == "layers" or actors is not None:
+        from glr_dist.execution.layers import Layers  # importing Ray takes a second
+
+        return Layers(actors)
+    if executor is None or executor == "inline":
+        return Inline()
+    if isinstance(executor, Executor):
+        return executor
+    known = "'inline', 'layers', or an executor such as glr_dist.Layers(8)"
+    raise ConfigError(f"executor: {executor!r} is not allowed: {known}")

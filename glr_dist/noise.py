@@ -1,4 +1,8 @@
-"""Noise laws: how ε is drawn, and its score s(ε) = -d/dε log p(ε)."""
+"""Noise laws: how ε is drawn, and its score s(ε) = -d/dε log p(ε).
+
+An own law is a subclass of `Noise`, or any object with its methods `sample` and `score`; `checked` verifies by a large
+sample that the two belong together.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,26 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from glr_dist.errors import ConfigError
-from glr_dist.streams import uniforms
+from glr_dist.streams import Key, Role, generator, uniforms
 
 
 @dataclass(frozen=True)
 class Noise(ABC):
-    """Noise that a network's sites add to their logits: v = z + scale · ε.
+    """Noise that sites add to their logits: v = z + scale · ε with independent ε of one law.
+
+    A subclass defines `score`, and `quantile` or `sample` or both. `law` names it in messages; by default the name of
+    the class.
 
     Args:
-        scale: σ > 0 in units of the logits; a mapping of site-name patterns gives one for each site.
-        learn: "none", or a learnable log σ for each "site" or each "unit" of a site.
-        floor: the least σ that learning may reach.
+        scale: σ > 0 in units of the logits, or a mapping from site-name patterns to σ.
+        learn: "none", or a learnable log σ per "site" or per "unit" of a site.
+        floor: lower bound of the learned σ.
 
     Raises:
         ConfigError: a scale or the floor is not positive, or `learn` is unknown.
@@ -31,7 +38,12 @@ class Noise(ABC):
     scale: float | Mapping[str, float] = 1.0
     learn: str = "none"
     floor: float = 1e-3
-    law: ClassVar[str]
+    law: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "law" not in vars(cls):
+            cls.law = cls.__name__
 
     def __post_init__(self) -> None:
         scales = self.scale if isinstance(self.scale, Mapping) else {"": self.scale}
@@ -39,27 +51,49 @@ class Noise(ABC):
             *((f"scale {name}".strip(), value) for name, value in scales.items()),
             ("floor", self.floor),
         ]:
-            if not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"noise {name}: {value} is not allowed: a finite number > 0")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ConfigError(f"noise {name}: {value!r} is not allowed: a finite number > 0")
         if self.learn not in ("none", "site", "unit"):
             raise ConfigError(f"noise learn: {self.learn!r} is not allowed: 'none', 'site' or 'unit'")
 
     def sample(self, shape: Sequence[int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
-        """ε of unit scale, drawn from `stream`."""
+        """Draws ε of unit scale with independent elements.
+
+        Args:
+            shape: of the result.
+            stream: the only source of randomness; the result lies on its device.
+            dtype: of the result.
+        """
         return self.quantile(uniforms(shape, stream)).to(dtype)
 
-    @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
-        """The inverse CDF of the law at u in (0, 1)."""
+        """Returns the inverse CDF of the law at u in (0, 1), elementwise; optional where `sample` is defined.
+
+        Raises:
+            ConfigError: the law does not define it.
+        """
+        raise ConfigError(f"noise law {self.law}: has no quantile(u)")
 
     @abstractmethod
     def score(self, eps: Tensor) -> Tensor:
-        """s(ε) = -d/dε log p(ε), elementwise."""
+        """Returns s(ε) = -d/dε log p(ε), elementwise."""
+
+    @property
+    def has_quantile(self) -> bool:
+        """True if the law defines its inverse CDF."""
+        return type(self).quantile is not Noise.quantile
+
+    @property
+    def symmetric(self) -> bool:
+        """True if the law is symmetric about 0, so that its score is odd: s(-ε) = -s(ε)."""
+        eps = self.sample((256,), generator(_CHECK), torch.float64)
+        score = self.score(eps)
+        return torch.allclose(self.score(-eps), -score, rtol=1e-6, atol=1e-6 * score.abs().max().item())
 
 
 @dataclass(frozen=True)
 class Gaussian(Noise):
-    """p(ε) = exp(-ε²/2) / √(2π), score ε."""
+    """Gaussian noise: p(ε) = exp(-ε²/2) / √(2π), score ε."""
 
     law: ClassVar[str] = "gaussian"
 
@@ -76,7 +110,7 @@ class Gaussian(Noise):
 
 @dataclass(frozen=True)
 class Laplace(Noise):
-    """p(ε) = exp(-|ε|) / 2, score sign(ε). The law of the paper's experiments."""
+    """Laplace noise, as in the paper's experiments: p(ε) = exp(-|ε|) / 2, score sign(ε)."""
 
     law: ClassVar[str] = "laplace"
 
@@ -89,7 +123,7 @@ class Laplace(Noise):
 
 @dataclass(frozen=True)
 class Logistic(Noise):
-    """p(ε) = e^-ε / (1 + e^-ε)², score tanh(ε/2)."""
+    """Logistic noise: p(ε) = e^-ε / (1 + e^-ε)², score tanh(ε/2)."""
 
     law: ClassVar[str] = "logistic"
 
@@ -102,3 +136,101 @@ class Logistic(Noise):
 
 
 LAWS: dict[str, type[Noise]] = {law.law: law for law in (Gaussian, Laplace, Logistic)}
+
+
+# ---------------------------------------------------------------- own laws
+
+_CHECK = Key(0, role=Role.REDRAW)
+_DRAWS = 2**16  # of a check
+_Z = 6.0  # bound of its deviations in standard errors: chance exceeds it once in 10^9 checks
+
+
+@dataclass(frozen=True)
+class _Adapted(Noise):
+    """A law given as an object that is not a subclass of `Noise`."""
+
+    inner: Any = None
+
+    def sample(self, shape: Sequence[int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
+        eps: Tensor = self.inner.sample(shape, stream, dtype)
+        return eps
+
+    def quantile(self, u: Tensor) -> Tensor:
+        eps: Tensor = self.inner.quantile(u)
+        return eps
+
+    def score(self, eps: Tensor) -> Tensor:
+        score: Tensor = self.inner.score(eps)
+        return score
+
+    @property
+    def has_quantile(self) -> bool:
+        return callable(getattr(self.inner, "quantile", None))
+
+
+def noise_of(value: Noise | float | Mapping[str, float] | object | None) -> Noise | None:
+    """Returns the noise that a value stands for.
+
+    A number, or a mapping from site-name patterns to numbers, is the scale of Gaussian noise. An object with `sample`
+    and `score` is an own law; its attributes `scale`, `learn` and `floor` count if it has them.
+
+    Raises:
+        ConfigError: the value is not a noise, or its `score` does not belong to its `sample`.
+    """
+    if value is None or type(value) in LAWS.values():
+        return value  # type: ignore[return-value]
+    if isinstance(value, Mapping) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return Gaussian(value)
+    if isinstance(value, Noise):
+        return checked(value)
+    if not all(callable(getattr(value, method, None)) for method in ("sample", "score")) or isinstance(value, type):
+        what = f"the class {value.__name__}; make an object of it" if isinstance(value, type) else repr(value)[:80]
+        raise ConfigError(
+            f"noise: {what} is not allowed: a scale, an object such as glr_dist.Gaussian(0.3), or an own law with the "
+            "methods sample(shape, stream, dtype) and score(eps)"
+        )
+    options = {name: getattr(value, name) for name in ("scale", "learn", "floor") if hasattr(value, name)}
+    name = str(getattr(value, "law", type(value).__name__))
+    kind = type(type(value).__name__, (_Adapted,), {"law": name, "__module__": __name__})
+    return checked(kind(**options, inner=value))
+
+
+def checked(noise: Noise) -> Noise:
+    """Verifies that the methods of an own law belong together, and returns it.
+
+    A density p that vanishes at the ends of its support has E[s(ε)] = 0 and E[ε s(ε)] = 1. Both are tested on a sample
+    of 65,536, as are equal draws from equal streams and, if there is a quantile, the deciles.
+
+    Raises:
+        ConfigError: the law fails a test; a gradient estimated with it would be biased.
+    """
+    where = f"noise law {noise.law}"
+
+    def draw(key: Key) -> Tensor:
+        eps = noise.sample((_DRAWS,), generator(key), torch.float64)
+        if not isinstance(eps, Tensor) or eps.shape != (_DRAWS,) or eps.dtype != torch.float64:
+            raise ConfigError(f"{where}: sample(shape, stream, dtype) must return a tensor of that shape and dtype")
+        if not eps.isfinite().all():
+            raise ConfigError(f"{where}: sample(shape, stream, dtype) must return finite numbers")
+        return eps
+
+    eps = draw(_CHECK)
+    if not torch.equal(eps, draw(_CHECK)) or torch.equal(eps, draw(_CHECK._replace(step=1))):
+        raise ConfigError(f"{where}: sample(shape, stream, dtype) must draw from `stream`, and from nothing else")
+    score = noise.score(eps)
+    if not isinstance(score, Tensor) or score.shape != eps.shape or not score.isfinite().all():
+        raise ConfigError(f"{where}: score(eps) must return a finite tensor of the shape of eps")
+    for name, values, right in (("s(ε)", score, 0.0), ("ε s(ε)", eps * score, 1.0)):
+        mean, error = values.mean().item(), (values.std() / _DRAWS**0.5).item()
+        if not abs(mean - right) <= _Z * error + 1e-9:
+            raise ConfigError(
+                f"{where}: score is not that of sample: the mean of {name} is {mean:.3g} ± {error:.1g}, must be "
+                f"{right:g}; score is -d/dε log p(ε) at unit scale, of a density that vanishes at both ends"
+            )
+    if noise.has_quantile:
+        for tenth in range(1, 10):
+            p = tenth / 10
+            below = (eps <= noise.quantile(torch.tensor([p], dtype=torch.float64))).double().mean().item()
+            if abs(below - p) > _Z * (p * (1 - p) / _DRAWS) ** 0.5:
+                raise ConfigError(f"{where}: quantile({p}) is not that of sample: {below:.3f} of a sample lie below it")
+    return noise

@@ -29,6 +29,8 @@ from glr_dist.streams import Key, Role, generator
 T = TypeVar("T")
 Visit = Callable[[str, Tensor, Tensor], Tensor]
 
+DEFAULT_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
+
 _VISIT: ContextVar[Visit | None] = ContextVar("glr_dist_visit", default=None)  # of this thread's traversal
 
 
@@ -158,7 +160,7 @@ class Network:
     def __init__(
         self,
         model: nn.Module,
-        types: Sequence[type[nn.Module]] = (nn.Linear, nn.Conv2d),
+        types: Sequence[type[nn.Module]] = DEFAULT_TYPES,
         names: Sequence[str] = ("*",),
     ) -> None:
         self.model = model

@@ -237,7 +237,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_grad_alone(batch, esti
 
 
 def test_an_unknown_option_is_named_with_the_nearest():
-    with pytest.raises(ConfigError, match=r"^estimator\.copys: unknown key; did you mean 'copies'\?$"):
+    with pytest.raises(ConfigError, match=r"^copys: is not an option of GLR; did you mean 'copies'\?$"):
         glr_dist.GLR(threshold_net(), copys=8)
 
 

@@ -28,23 +28,30 @@ class OtherReplicaError(UserError):
     """Another replica met a mistake, and tells of it."""
 
 
-class Replica(Inline):
-    """Estimates on its own share of the example blocks, then sums over all processes of `torch.distributed`.
+class Replicas(Inline):
+    """Estimates from this process's share of the example blocks, and sums over all processes of `torch.distributed`.
 
-    All processes hold equal parameters, call `gradients` with the same batch, and get the same bits. One whose batch
-    has no block left for it adds zeros.
+    All processes hold equal parameters, call `gradients` with the same batch, and get the same bits. A process without
+    a block of the batch adds zeros. The process group must be initialized before the first step, as Ray Train does in
+    its workers; to train a configuration on Ray Train, use `glr_dist.train` with `execution.kind: replicas`.
 
     Args:
-        threads: how many work at a time in this process.
+        threads: number of threads that compute work items in this process; torch's own number by default.
     """
 
     def gradients(self, estimator: Estimator, step: Step) -> Gradients:
-        """The estimate of the whole batch.
+        """Returns the estimate from the whole batch.
 
         Raises:
-            OtherReplicaError: another process met what a person must mend; it raises that itself.
+            UserError: there is no process group.
+            OtherReplicaError: another process failed, which raises its own error there.
             LostReplicaError: another process has ended.
         """
+        if not distributed.is_available() or not distributed.is_initialized():
+            raise UserError(
+                "Replicas: torch.distributed has no process group; call torch.distributed.init_process_group in every "
+                "process, or train with execution.kind=replicas"
+            )
         replica = distributed.get_rank(), distributed.get_world_size()
         share, mistake = Gradients(), None
         try:

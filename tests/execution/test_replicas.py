@@ -20,7 +20,7 @@ from glr_dist import cli, config
 from glr_dist.config import Config, Execution
 from glr_dist.errors import ClusterError, ConfigError, NoGradientError, UserError
 from glr_dist.execution import replicas
-from glr_dist.execution.all_reduce import LostReplicaError, OtherReplicaError, Replica, begun_alike
+from glr_dist.execution.all_reduce import LostReplicaError, OtherReplicaError, Replicas, begun_alike
 from glr_dist.execution.replicas import check_workers, run_replicas
 from glr_dist.training import checkpoint
 from glr_dist.training.replicas import ReplicasTrainer, _train
@@ -146,7 +146,7 @@ def begin_and_step(settings: Config, out: Path) -> None:
         begun_alike(begin, int)
 
     net = Trainer(settings, out / str(rank)).net
-    net.executor = Replica(1)
+    net.executor = Replicas(1)
     x, y = torch.rand(256, 1, 8, 8), torch.zeros(256, dtype=torch.long)
 
     def loss(outputs: Tensor, y: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def begin_and_step(settings: Config, out: Path) -> None:
 def lose(settings: Config, out: Path, store: Path) -> None:
     """The second process ends in mid-run; the first one must not wait for ever."""
     net = Trainer(settings, out / str(distributed.get_rank())).net
-    net.executor = Replica(1)
+    net.executor = Replicas(1)
     x, y = torch.rand(256, 1, 8, 8), torch.zeros(256, dtype=torch.long)
     net.estimate(x, y)
     if distributed.get_rank() == 1:
