@@ -87,7 +87,7 @@ def grid_size(space: Space) -> int:
 def grid_point(space: Space, number: int) -> dict[str, Any]:
     """Returns one combination of the listed values; the last field changes first."""
     point = {}
-    for field, allowed in reversed(space.items()):
+    for field, allowed in reversed(list(space.items())):
         number, index = divmod(number, len(allowed.ends()))
         point[field] = allowed.ends()[index]
     return {field: point[field] for field in space}

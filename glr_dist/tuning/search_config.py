@@ -151,11 +151,15 @@ class Search:
         Raises:
             ConfigError: names the first setting that differs.
         """
-        before, now = load_search(path)._fixed(), self._fixed()
+        try:
+            before = load_search(path)._fixed()
+        except ConfigError as error:
+            raise ConfigError(f"{path}: is damaged or was edited ({one_line(error)})") from None
+        now = self._fixed()
         for key in now:
             if before.get(key) != now[key]:
                 raise ConfigError(
-                    f"{key}: the search in {path.parent} has {before.get(key)!r}, not {now[key]!r}; "
+                    f"{key}: the search in {path.parent} has {shown(before.get(key))}, not {shown(now[key])}; "
                     "start another search without --resume"
                 )
 
