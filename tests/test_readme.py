@@ -1,21 +1,271 @@
-"""What the README shows is what happens."""
+"""What the pages show is what happens: blocks of Python, commands with their output, settings, links and file names."""
+
+from __future__ import annotations
 
 import re
+import shlex
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from glr_dist.cli import _parser, main
+from glr_dist.config import load_config
+from glr_dist.robustness.suite import load_suite
+from glr_dist.tuning.search_config import load_search
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [
+        *ROOT.glob("*.md"),
+        *(path for folder in ("configs", "jobs", "glr_dist") for path in (ROOT / folder).rglob("*.md")),
+    ]
+)
+
+# The commands that run here, one page after the other from top to bottom, with overrides that make them short.
+TINY = ["training.epochs=1", "estimator.copies=8"]
+SMALL = ["examples=20", "corruptions.severities=[1,5]", "surrogate.training.epochs=1"]
+RUNS = {
+    "glr-dist train configs/digits.yaml": TINY,
+    "glr-dist evaluate runs/digits-1 --suite quick": SMALL,
+    "glr-dist train configs/digits.yaml seed=1 noise.scale=0.8 --out runs/my-run": TINY,
+    "glr-dist config configs/digits.yaml": [],
+    "glr-dist train configs/digits.yaml --out runs/lrt": TINY,
+    "glr-dist train configs/digits.yaml estimator.name=pathwise model.activation=sigmoid --out runs/bp": TINY[:1],
+    "glr-dist evaluate runs/lrt runs/bp --suite quick examples=200": SMALL,
+    "glr-dist compare runs/bp runs/lrt": [],
+    "glr-dist plan configs/diagnose/mnist_sigmoid.yaml estimator.copies=1000 training.batch_size=1024 "
+    "--actors 1 2 4 8 16 64": ["data.name=digits", "estimator.copies=20", "training.batch_size=64"],
+    "glr-dist diagnose configs/diagnose/mnist_sigmoid.yaml": [
+        "data.name=digits",
+        "diagnose.copies=[4,8]",
+        "diagnose.draws=2",
+        "diagnose.batch=8",
+        "diagnose.reference_passes=50",
+    ],
+}
+
+# The commands that are only read, with the reason.
+READ = {
+    "glr-dist tune configs/tune/digits_noise_scale.yaml": "starts Ray, takes a minute",
+    "glr-dist tune configs/tune/digits_noise_schedule.yaml": "starts Ray, takes a minute",
+    "glr-dist train configs/digits.yaml tracking.kind=mlflow": "creates a database of MLflow, takes seconds",
+    "glr-dist sync runs/digits-1": "needs the run of the line above",
+    "glr-dist train configs/digits.yaml execution.kind=layers execution.actors=2": "starts Ray",
+}
 
 
-def test_the_example_learns_exclusive_or(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+class Command(NamedTuple):
+    """A command of a page and the output that the page shows for it."""
+
+    page: str
+    text: str
+    output: list[str]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: str) -> Iterator[Command]:
+    for block in blocks(page, "console"):
+        for part in re.split(r"^\w*\$ ", block.replace("\\\n", " "), flags=re.MULTILINE)[1:]:
+            first, *output = part.splitlines()
+            text = " ".join(re.sub(r"\s#\s.*", "", first).split())
+            for command in re.split(r" && | \| ", text):
+                yield Command(page, command, output if command == text else [])
+
+
+COMMANDS = [command for page in PAGES for command in commands(page)]
+
+
+def run_commands(page: str) -> list[Command]:
+    return [command for command in commands(page) if command.text in RUNS]
+
+
+def shape(line: str) -> str:
+    """A line with its numbers, units and column widths masked."""
+    line = re.sub(r"\d[\d,]*(\.\d+)?(e[+-]?\d+)?", "#", line)
+    line = re.sub(r"\b[kMG]?B\b", "B", line)
+    return re.sub(r"(?<=[-# |])[-# ]+", "", line).strip()
+
+
+def agrees(shown: list[str], printed: list[str]) -> bool:
+    """True if the printed lines have the shape of the shown ones, where "…" stands for any text or any lines."""
+    pattern = ""
+    for line in shown:
+        if line.strip() == "…":
+            pattern += r"(?:[^\n]*\n)*?"
+        else:
+            pattern += ".*".join(map(re.escape, shape(line).split("…"))) + r"\n"
+    return re.fullmatch(pattern, "".join(shape(line) + "\n" for line in printed)) is not None
+
+
+def test_the_comparison_of_outputs_sees_a_difference():
+    printed = ["epoch 1/1  loss 0.5", "test_accuracy  0.96", "results  /tmp/x"]
+    assert agrees(["epoch 30/30  loss 0.0786", "…", "results  …"], printed)
+    assert agrees(["epoch 1/1  loss 7", "test_accuracy  1", "results  /tmp/x"], printed)
+    assert not agrees(["epoch 1/1  loss 7", "results  …"], printed)
+    assert not agrees(["epoch 1/1  loss 7", "…", "result  …"], printed)
+    assert not agrees(["epoch 1/1  loss 7", "test_loss  1", "results  …"], printed)
+
+
+# ---------------------------------------------------------------- Python
+
+
+def test_the_example_of_the_readme_learns_exclusive_or(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("README.md", "python")
     names = {"__name__": "readme"}
     exec(compile(example, "README.md", "exec"), names)
     assert names["accuracy"] > 0.9  # guessing gives 0.5
     assert f"{names['accuracy']:.3f}" in capsys.readouterr().out
 
 
-def test_every_file_it_names_exists():
-    named = re.findall(r"\b(?:configs|jobs)/[\w/]+\.(?:yaml|py)\b", README)
-    assert len(named) >= 4
+def test_the_example_of_the_estimators_learns_exclusive_or_and_its_scales(capsys):
+    (example,) = blocks("glr_dist/estimators/README.md", "python")
+    names = {"__name__": "page"}
+    exec(compile(example, "estimators/README.md", "exec"), names)
+    assert names["accuracy"] > 0.9
+    assert f"{names['accuracy']:.3f}" in capsys.readouterr().out
+    assert set(names["net"].scales()) == {"hidden", "out"}
+    assert all(scale.item() != 0.5 for scale in names["net"].scales().values())
+
+
+@pytest.mark.ray
+def test_the_example_of_the_execution_estimates_on_actors(local_ray):
+    import torch
+
+    (example,) = blocks("glr_dist/execution/README.md", "python")
+    names = {"__name__": "__main__"}
+    exec(compile(example, "execution/README.md", "exec"), names)
+    assert type(names["net"].executor).__name__ == "Layers"
+    assert names["model"](torch.zeros(1, 2)).shape == (1, 2)
+
+
+def test_no_page_has_a_python_block_that_no_test_runs():
+    tested = {"README.md": 1, "glr_dist/estimators/README.md": 1, "glr_dist/execution/README.md": 1}
+    assert {page: len(found) for page in PAGES if (found := blocks(page, "python"))} == tested
+
+
+# ---------------------------------------------------------------- commands
+
+
+def test_every_command_is_run_or_read_and_none_is_listed_in_vain():
+    ours = {command.text for command in COMMANDS if command.text.startswith("glr-dist ")}
+    assert ours == RUNS.keys() | READ.keys()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if run_commands(page)])
+def test_commands_run_and_print_what_the_page_shows(page, tmp_path, monkeypatch, capsys):
+    for folder in ("configs", "jobs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.png", "__pycache__"))
+    monkeypatch.chdir(tmp_path)
+    for command in run_commands(page):
+        assert main([*shlex.split(command.text)[1:], *RUNS[command.text]]) == 0, command.text
+        printed = capsys.readouterr().out.splitlines()
+        assert printed
+        if command.output:
+            assert agrees(command.output, printed), command.text
+
+
+@pytest.mark.parametrize("text", READ)
+def test_a_command_that_is_only_read_has_a_configuration_and_options_that_exist(text, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    options, overrides = _parser().parse_known_args(shlex.split(text)[1:])
+    assert not [word for word in overrides if word.startswith("-")]
+    if options.command == "tune":
+        load_search(options.config, [*options.given, *overrides])
+    elif options.command != "sync":
+        load_config(options.config, [*options.given, *overrides])
+
+
+@pytest.mark.parametrize(
+    "text", sorted({command.text for command in COMMANDS if command.text.startswith("python jobs/")})
+)
+def test_the_jobs_exist_and_know_the_options(text):
+    words = shlex.split(text)
+    source = (ROOT / words[1]).read_text()
+    for option in [word for word in words[2:] if word.startswith("--")]:
+        assert f'"{option}"' in source, option
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.text.startswith("ray job submit")], ids=str)
+def test_submitted_jobs_have_a_configuration_and_options_that_exist(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    submitted = command.text.partition(" -- python jobs/")[2].split()
+    assert submitted[0] in ("train.py", "tune.py")
+    options, overrides = _parser().parse_known_args([submitted[0].removesuffix(".py"), *submitted[1:]])
+    assert not [word for word in overrides if word.startswith("-")]
+    load_config(options.config, [*options.given, *overrides])
+    assert options.out.is_absolute()
+
+
+@pytest.mark.filterwarnings("ignore")  # of their imports
+def test_the_programs_of_others_are_known():
+    """Commands of Ray and MLflow exist with their options; the rest belongs to the system."""
+    from mlflow.cli import cli as mlflow
+    from ray.scripts.scripts import cli as ray
+
+    for command in COMMANDS:
+        program, *words = shlex.split(command.text)
+        if program in ("ray", "mlflow"):
+            found = {"ray": ray, "mlflow": mlflow}[program]
+            words = words[: words.index("--")] if "--" in words else words
+            while words and words[0] in getattr(found, "commands", ()):
+                found = found.commands[words.pop(0)]
+            assert not hasattr(found, "commands"), command.text
+            known = {option for parameter in found.params for option in parameter.opts}
+            given = {word for word in words if word.startswith("--")}
+            assert given <= known, (command.text, given - known)
+        else:
+            others = {"pip", "pytest", "python", "pre-commit", "export", "chmod", "sudo", "tail", "glr-dist", "."}
+            assert program in others, command.text
+
+
+# ---------------------------------------------------------------- settings, links, names, form
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")])
+def test_settings_are_valid(page, tmp_path):
+    for number, block in enumerate(blocks(page, "yaml")):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block)
+        values = yaml.safe_load(block)
+        if "tune" in values:
+            load_search(path, [])
+        elif "attacks" in values:
+            load_suite(str(path))
+        else:
+            load_config(path, [])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text())
+    local = [link for link in links if not link.startswith("http")]
+    assert [link for link in local if not ((ROOT / page).parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_files_that_a_page_names_exist(page):
+    named = re.findall(r"\b(?:configs|jobs|tests|glr_dist)/[\w/]*\w(?:\.\w+)?\b/?", (ROOT / page).read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 100] == []
+    linked = set(re.findall(r"\]\(([^)#]+)\)", "\n".join(lines)))
+    assert set(PAGES) - {"README.md"} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_prose_is_wrapped(page):
+    prose = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert [line for line in prose.splitlines() if len(line) > 100 and not line.startswith("|")] == []
