@@ -1,4 +1,4 @@
-"""What a network must not do: couple the examples of a batch, draw unkeyed randomness, return anything but [N, …]."""
+"""Checks of a network: it must keep examples apart, draw keyed randomness only, and return one tensor [N, …]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from glr_dist.errors import SiteError
 
 
 def check_examples_apart(model: nn.Module) -> None:
-    """Raises a SiteError that names a BatchNorm in training mode."""
+    """Refuses BatchNorm in training mode, which couples the examples of a batch.
+
+    Raises:
+        SiteError: names the module.
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise SiteError(
@@ -22,7 +26,11 @@ def check_examples_apart(model: nn.Module) -> None:
 
 
 def check_batch_first(what: str, output: object, batch: int) -> None:
-    """Raises a SiteError unless the output is one tensor whose first dimension is the batch."""
+    """Refuses an output that is not one tensor [batch, …].
+
+    Raises:
+        SiteError: names `what` returned it.
+    """
     if not isinstance(output, Tensor):
         raise SiteError(f"{what} returns a {type(output).__name__}, must return one tensor [N, …]")
     if output.dim() == 0 or output.shape[0] != batch:
@@ -31,7 +39,11 @@ def check_batch_first(what: str, output: object, batch: int) -> None:
 
 @contextmanager
 def unkeyed_randomness_is_an_error(model: nn.Module) -> Iterator[None]:
-    """Raises a SiteError that names the innermost module that advances a global random generator."""
+    """Refuses modules that draw from a global random generator while the context is open.
+
+    Raises:
+        SiteError: names the innermost such module.
+    """
 
     def state() -> bytes:
         states = [torch.get_rng_state()]
@@ -62,5 +74,8 @@ def unkeyed_randomness_is_an_error(model: nn.Module) -> Iterator[None]:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether no number is NaN or infinite: 0 · x is NaN where x is either, and its sum takes a tenth of `isfinite`."""
+    """Returns True if no element is NaN or infinite.
+
+    0 · x is NaN where x is either, and the sum of that takes a tenth of the time of `isfinite`.
+    """
     return not bool((tensor * 0).sum().isnan())

@@ -1,14 +1,14 @@
-"""Gradient quality: how good the estimates of each site's gradient are, against K and M.
+"""Quality of the estimates of each site's gradient, against K and M.
 
 With ĝ_1 … ĝ_R independent estimates of a site's gradient g (all parameters that the site owns, flattened), ḡ their
 mean and r̄ the mean of C reference estimates:
 
     cosine         mean of ĝ·r̄ / (|ĝ| |g|)
-    relative bias  ḡ·r̄ / |g|² - 1, which a factor k on every estimate shows as k - 1
+    relative bias  ḡ·r̄ / |g|² - 1; a factor k on every estimate appears as k - 1
     variance       Σ |ĝ - ḡ|² / (R - 1) / |g|²
 
-|g|² is |r̄|² less the variance of r̄, so that the reference's own error does not lower the cosine; it is reported.
-Figures are NaN (null in the file) where the reference is nothing but noise: raise `diagnose.reference_passes`.
+|g|² is |r̄|² minus the variance of r̄, so that the reference's own error, which is reported, does not lower the cosine.
+Figures are NaN (null in the file) if the reference is nothing but noise; raise `diagnose.reference_passes` then.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from glr_dist import config, data
+from glr_dist import data
 from glr_dist.build import device_of, network_of
-from glr_dist.config import Config
+from glr_dist.config import Config, Estimator, build, check_estimator, dump_config, per_site
 from glr_dist.errors import ConfigError, NoGradientError
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.figures import figure_of
@@ -39,14 +39,14 @@ from glr_dist.losses import LOSSES, Loss
 from glr_dist.text import one_line
 from glr_dist.training import checkpoint
 
-_CHUNKS = 20  # independent parts of the reference, which give its error
-# Steps key the noise: those of the reference and of the draws are disjoint, and far from those of training.
+_CHUNKS = 20  # independent parts of the reference; their spread gives its error
+# The step keys the noise: reference, draws and training use disjoint steps.
 _REFERENCE_STEP, _DRAW_STEP = 2**40, 2**41
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The quality of one site's estimates at one K and M; errors are standard errors."""
+    """Quality of one site's estimates at one K and M; errors are standard errors."""
 
     site: str
     copies: int
@@ -61,13 +61,13 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `diagnose` measured; `str` gives the table."""
+class Diagnosis:
+    """Result of `diagnose`; `str` gives the table."""
 
     estimator: str
     reference: str
     reference_error: dict[str, float]
-    rows: tuple[Quality, ...]
+    qualities: tuple[Quality, ...]
 
     def __str__(self) -> str:
         lines = [
@@ -78,80 +78,83 @@ class Report:
         lines += [
             f"{q.site:<12}{q.copies:>6}{q.passes:>5}{q.cosine:>9.4f} ± {q.cosine_error:.4f}"
             f"{q.bias:>+11.4f} ± {q.bias_error:.4f}{q.variance:>11.4f}{q.forward_passes:>9.2f}{q.milliseconds:>9.1f}"
-            for q in self.rows
+            for q in self.qualities
         ]
         return "\n".join(lines)
 
 
-def diagnose(settings: Config, out: Path, weights: Path | None = None) -> Report:
+def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosis:
     """Measures the estimates as configured and writes `diagnose.json`, `diagnose.png` and `diagnose.yaml` to a folder.
 
     Args:
-        settings: the configuration; its section `diagnose` says what to measure.
+        config: the configuration; its section `diagnose` lists what to measure.
         out: the folder.
-        weights: a checkpoint to measure at; the initial weights by default.
+        weights: a checkpoint to measure at; by default the initial weights.
 
     Raises:
-        ConfigError: a user's mistake.
+        ConfigError: the configuration or the checkpoint does not fit.
         CheckpointError: the checkpoint is damaged.
         OSError: the folder cannot be written.
     """
-    chosen = settings.diagnose
-    pathwise = settings.estimator.name == "pathwise"
+    chosen = config.diagnose
+    pathwise = config.estimator.name == "pathwise"
     tried = [
-        settings.estimator
-        if pathwise and passes == settings.estimator.passes
-        else config.build(
-            config.Estimator,
-            settings.estimator.model_dump() | {"passes": passes} | ({} if pathwise else {"copies": copies}),
+        config.estimator
+        if pathwise and passes == config.estimator.passes
+        else build(
+            Estimator,
+            config.estimator.model_dump() | {"passes": passes} | ({} if pathwise else {"copies": copies}),
             "estimator.",
         )
         for passes in chosen.passes
         for copies in (chosen.copies[:1] if pathwise else chosen.copies)
     ]
     for options in tried:
-        config.check_estimator(options, settings.noise, settings.training.loss)
+        check_estimator(options, config.noise, config.training.loss)
     keep_freed_memory()
-    device = device_of(settings.execution)
-    dataset = data.load(settings.data)
+    device = device_of(config.execution)
+    dataset = data.load(config.data)
     x, y = dataset.train.to(device).batch(slice(0, chosen.batch))
-    loss = LOSSES[settings.training.loss]
+    loss = LOSSES[config.training.loss]
     kept = checkpoint.load(weights, device) if weights is not None else None
 
-    def net_of(options: config.Estimator) -> GLR:
-        net = network_of(settings.model_copy(update={"estimator": options}), dataset, device)
+    def net_of(options: Estimator) -> GLR:
+        net = network_of(config.model_copy(update={"estimator": options}), dataset, device)
         if kept is not None:
             state = dict(kept["network"])
-            if settings.noise.learn == "none":  # the scales are the configuration's, not the checkpoint's
-                if settings.noise.schedule:
-                    net.set_scale(settings.noise.scale_after(kept["epoch"]))
+            if config.noise.learn == "none":  # the configuration's scales count, not the checkpoint's
+                if config.noise.schedule:
+                    net.set_scale(config.noise.scale_after(kept["epoch"]))
                 state |= {key: value for key, value in net.state_dict().items() if key.startswith("log_scales.")}
             try:
                 net.load_state_dict(state)
             except RuntimeError as error:
-                reason = one_line(error)
-                raise ConfigError(f"--checkpoint: {weights} is of another network ({reason})") from None
+                raise ConfigError(f"--checkpoint: {weights} belongs to another network ({one_line(error)})") from None
         return net.train()
 
-    net_of(tried[0])  # what is wrong with it is said before anything is written
+    net_of(tried[0])  # reports errors before anything is written
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "diagnose.yaml", config.dump_config(settings).encode())
+    write_atomically(out / "diagnose.yaml", dump_config(config).encode())
     bar = tqdm(total=_CHUNKS + len(tried) * chosen.draws, disable=not sys.stderr.isatty(), desc="diagnose")
     with bar:
         batch = Batch(x, y, loss, bar)
-        name, reference = _reference(settings, net_of, batch)
-        rows = [row for options in tried for row in _qualities(net_of(options), batch, chosen.draws, reference)]
+        name, reference = _reference(config, net_of, batch)
+        qualities = [
+            found for options in tried for found in _qualities(net_of(options), batch, chosen.draws, reference)
+        ]
     errors = {site: (_variance_of_mean(g) / _norm_squared(g)) ** 0.5 for site, g in reference.items()}
-    report = Report(settings.estimator.name, name, errors, tuple(sorted(rows, key=lambda row: row.site)))
-    content = json.dumps(_without_nan(asdict(report)), indent=2, allow_nan=False) + "\n"
+    diagnosis = Diagnosis(
+        config.estimator.name, name, errors, tuple(sorted(qualities, key=lambda quality: quality.site))
+    )
+    content = json.dumps(_without_nan(asdict(diagnosis)), indent=2, allow_nan=False) + "\n"
     write_atomically(out / "diagnose.json", content.encode())
-    _draw(report, out / "diagnose.png")
-    return report
+    _draw(diagnosis, out / "diagnose.png")
+    return diagnosis
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What all estimates share, and the progress bar that counts them."""
+    """Batch and loss of all estimates, and the progress bar that counts them."""
 
     x: Tensor
     y: Tensor
@@ -160,7 +163,7 @@ class Batch:
 
 
 def _gradients(net: GLR, batch: Batch, steps: Sequence[int]) -> dict[str, Tensor]:
-    """Independent estimates by site, each the site's parameters in one row [R, P] of float64."""
+    """Returns independent estimates by site [R, P], the site's P parameters flattened in float64."""
     rows: dict[str, list[Tensor]] = {}
     for step in steps:
         net.step = step
@@ -173,26 +176,24 @@ def _gradients(net: GLR, batch: Batch, steps: Sequence[int]) -> dict[str, Tensor
     return {site: torch.stack(found) for site, found in rows.items()}
 
 
-def _reference(
-    settings: Config, net_of: Callable[[config.Estimator], GLR], batch: Batch
-) -> tuple[str, dict[str, Tensor]]:
-    """The name of the reference estimator and its estimates [C, P] by site."""
-    chosen = settings.diagnose
-    estimator = settings.estimator.name
+def _reference(config: Config, net_of: Callable[[Estimator], GLR], batch: Batch) -> tuple[str, dict[str, Tensor]]:
+    """Returns the name of the reference estimator and its estimates [C, P] by site."""
+    chosen = config.diagnose
+    estimator = config.estimator.name
     other = "conditional" if estimator != "conditional" else "joint"
     names = ("pathwise", other) if chosen.reference == "auto" else (chosen.reference,)
     per_chunk = max(2, 2 * round(chosen.reference_passes / _CHUNKS / 2))
     steps = range(_REFERENCE_STEP, _REFERENCE_STEP + _CHUNKS)
     for name in names:
-        copies = settings.estimator.copies
+        copies = config.estimator.copies
         sizes: dict[str, dict[str, Any]] = {
             "pathwise": {"passes": per_chunk},
             "joint": {"copies": per_chunk},
-            "conditional": {"copies": copies, "passes": max(1, per_chunk // max(config.per_site(copies)))},
+            "conditional": {"copies": copies, "passes": max(1, per_chunk // max(per_site(copies)))},
         }
-        options = config.build(config.Estimator, {"name": name, **sizes[name]})
-        if name == "pathwise" and settings.noise.law == "none":
-            options = settings.estimator
+        options = build(Estimator, {"name": name, **sizes[name]})
+        if name == "pathwise" and config.noise.law == "none":
+            options = config.estimator
         try:
             return name, _gradients(net_of(options), batch, steps)
         except NoGradientError as error:
@@ -202,13 +203,13 @@ def _reference(
 
 
 def _norm_squared(reference: Tensor) -> float:
-    """|g|² without what the reference's own variance adds to it; NaN where the reference is nothing but noise."""
+    """Returns |g|² without the reference's own variance; NaN if the reference is nothing but noise."""
     corrected = (reference.mean(0).square().sum() - _variance_of_mean(reference)).item()
     return corrected if corrected > 0 else math.nan
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with null for NaN, which JSON does not know."""
+    """Replaces NaN, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: _without_nan(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -250,15 +251,15 @@ def _qualities(net: GLR, batch: Batch, draws: int, reference: dict[str, Tensor])
     return rows
 
 
-def _draw(report: Report, path: Path) -> None:
-    """Cosine and variance of each site against the cost, a line for each M."""
+def _draw(diagnosis: Diagnosis, path: Path) -> None:
+    """Draws cosine and variance of each site against K · M, one line per M."""
     figure = figure_of(11, 4.5)
     left, right = figure.subplots(1, 2)
-    passes = sorted({row.passes for row in report.rows})
-    lines = [(m,) for m in passes] if len({row.copies for row in report.rows}) > 1 else [tuple(passes)]
-    for index, site in enumerate(dict.fromkeys(row.site for row in report.rows)):
+    passes = sorted({row.passes for row in diagnosis.qualities})
+    lines = [(m,) for m in passes] if len({row.copies for row in diagnosis.qualities}) > 1 else [tuple(passes)]
+    for index, site in enumerate(dict.fromkeys(row.site for row in diagnosis.qualities)):
         for style, line in zip(itertools.cycle(("-", "--", ":", "-.")), lines, strict=False):
-            rows = [row for row in report.rows if row.site == site and row.passes in line]
+            rows = [row for row in diagnosis.qualities if row.site == site and row.passes in line]
             copies = [row.copies * row.passes for row in rows]
             label = f"site {site}" + (f", M = {line[0]}" if len(lines) > 1 else "")
             look = {"marker": "o", "linestyle": style, "color": f"C{index}", "label": label}
@@ -266,14 +267,14 @@ def _draw(report: Report, path: Path) -> None:
             right.plot(copies, [row.variance for row in rows], **look)
     left.set(xlabel="copies K · M", ylabel="cosine to the true gradient", ylim=(None, 1.02))
     right.set(xlabel="copies K · M", ylabel="variance / |gradient|²")
-    if any(row.variance > 0 for row in report.rows):  # backpropagation without noise has none
+    if any(row.variance > 0 for row in diagnosis.qualities):  # backpropagation without noise has no variance
         right.set_yscale("log")
-    ticks = sorted({row.copies * row.passes for row in report.rows})
+    ticks = sorted({row.copies * row.passes for row in diagnosis.qualities})
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     left.legend()
-    figure.suptitle(f"{report.estimator} against {report.reference}")
+    figure.suptitle(f"{diagnosis.estimator} against {diagnosis.reference}")
     figure.savefig(path, dpi=120)

@@ -2,7 +2,7 @@
 
 A network is a chain of blocks. A *site* is a module call whose output (logits) receives noise: a block of the chain,
 or a module nested inside a block, which a forward hook reaches for the time of an estimate. Every traversal of the
-chain is handed a `visit(name, x, z) -> v` that says what becomes of a site's logits.
+chain calls a `visit(name, x, z) -> v`, which returns a site's noisy logits.
 
 Shapes: N examples, z [N, *S] the logits of a site before noise, v = z + σ ε after it.
 """
@@ -36,10 +36,10 @@ _VISIT: ContextVar[Visit | None] = ContextVar("glr_dist_visit", default=None)  #
 
 @runtime_checkable
 class Chained(Protocol):
-    """A module that gives its chain: the blocks whose calls, one after the other, are its forward pass."""
+    """A module whose forward pass is a chain: it calls the blocks of `chain()` one after another."""
 
     def chain(self) -> Iterable[nn.Module]:
-        """The blocks in the order of their calls."""
+        """Returns the blocks in the order of their calls."""
         ...
 
 
@@ -55,16 +55,16 @@ class Site:
     """A module call whose output receives noise, with the segment that ends in it.
 
     Attributes:
-        index: its place in the order of the calls.
-        name: its name in the model.
-        module: the module itself.
-        block: index of the block that is, or holds, the site.
-        top: whether the block is the site (else the site is nested inside it).
+        index: position in the order of the calls.
+        name: name in the model.
+        module: the module.
+        block: index of the block that is the site or contains it.
+        top: True if the block is the site, False if the site is nested inside it.
         start: index of the first block of its segment.
         shape: shape of the logits of one example.
         owned: names of the trainable parameters that reach the loss through this site first.
         suffix: share of the network's FLOPs that a redraw of this site's noise runs again.
-        width: the most elements per example that one tensor of such a rerun holds.
+        width: maximum number of elements per example of one tensor in that rerun.
     """
 
     index: int
@@ -86,12 +86,12 @@ class Site:
 
 @dataclass
 class Tape:
-    """What a pass leaves behind for the estimates: what each site needs, and nothing more.
+    """Record of a pass: the tensors that the estimates of the sites need.
 
     Attributes:
         logits: z by site name, [N, *S].
-        inputs: the site's input by site name, for the sites that a direct rule serves.
-        starts: the chain's value before a block, by block index, where a segment is run again from there.
+        inputs: the site's input by site name, for the sites that have a direct rule.
+        starts: the chain's value before a block, by block index, for the blocks that a segment is rerun from.
         losses: the loss of each example [N].
     """
 
@@ -102,7 +102,7 @@ class Tape:
 
 
 def chain(model: nn.Module) -> list[Block]:
-    """The blocks of a network: the links of an `nn.Sequential` (nested ones flattened), or of `model.chain()`.
+    """Returns the blocks of a network: those of an `nn.Sequential` (nested ones flattened), or of `model.chain()`.
 
     Any other module is a chain of one block: it works, but every redraw runs the whole module again.
     """
@@ -117,7 +117,9 @@ def chain(model: nn.Module) -> list[Block]:
             links = module.chain()
         else:
             if module not in names:
-                raise SiteError(f"{type(model).__name__}.chain(): gives a {type(module).__name__} that is no submodule")
+                raise SiteError(
+                    f"{type(model).__name__}.chain(): contains a {type(module).__name__} that is not a submodule"
+                )
             blocks.append(Block(names[module], module))
             return
         for link in links:
@@ -128,10 +130,10 @@ def chain(model: nn.Module) -> list[Block]:
 
 
 def by_site(value: T | Mapping[str, T], names: Sequence[str], what: str) -> dict[str, T]:
-    """An option's value for each site: one for all, or that of the first pattern that matches the site's name.
+    """Returns an option's value per site: one for all, or that of the first pattern that matches the site's name.
 
     Raises:
-        SiteError: a site without a pattern, or a pattern without a site.
+        SiteError: a site matches no pattern, or a pattern matches no site.
     """
     if not isinstance(value, Mapping):
         return dict.fromkeys(names, value)
@@ -165,7 +167,7 @@ class Network:
     ) -> None:
         self.model = model
         self.blocks = chain(model)
-        self.parameters: dict[str, nn.Parameter] = {}  # the trainable ones, found by `prepare`
+        self.parameters: dict[str, nn.Parameter] = {}  # trainable parameters, found by `prepare`
         self.candidates: dict[str, nn.Module] = {}
         for name, module in model.named_modules():
             if any(isinstance(module, kind) for kind in types) and any(fnmatchcase(name, pattern) for pattern in names):
@@ -173,10 +175,10 @@ class Network:
         self._top = {block.name for block in self.blocks} & self.candidates.keys()
         self._random = {module: i for i, module in enumerate(model.modules())}
         self.sites: tuple[Site, ...] = ()
-        self.prepared_for: tuple[bool, ...] | None = None  # the `mode` that `prepare` saw
-        self.flops = 0.0  # of one example's forward pass: products and convolutions
-        self.block_flops: tuple[float, ...] = ()  # the same block by block
-        # Sites whose input or output a hook of the user's may change.
+        self.prepared_for: tuple[bool, ...] | None = None  # the `mode` at the last `prepare`
+        self.flops = 0.0  # products and convolutions of one example's forward pass
+        self.block_flops: tuple[float, ...] = ()  # the same, per block
+        # Sites with hooks of the user's, which may change their input or output.
         self.altered = frozenset(
             name for name, m in self.candidates.items() if m._forward_hooks or m._forward_pre_hooks
         )
@@ -188,7 +190,7 @@ class Network:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """While it is open, nested sites see the traversal of the thread that runs them."""
+        """Hooks the nested sites, so that each sees the traversal of the thread that runs it."""
 
         def hook_of(name: str) -> Callable[..., Tensor | None]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
@@ -217,7 +219,16 @@ class Network:
         stop: int | None = None,
         starts: dict[int, Tensor] | None = None,
     ) -> Tensor:
-        """Runs the blocks start … stop on h, the chain's value before them; `starts` collects what a tape keeps."""
+        """Runs blocks start … stop - 1.
+
+        Args:
+            h: the chain's value before block `start`.
+            visit: returns the noisy logits of each site.
+            uniforms: the random numbers of keyed modules.
+            start: index of the first block.
+            stop: index after the last block; by default the end of the chain.
+            starts: receives the chain's value before each block that a tape keeps.
+        """
         visiting, keyed = _VISIT.set(visit), KEYED.set(uniforms)
         try:
             for index, (name, module) in enumerate(self.blocks[start:stop], start):
@@ -233,7 +244,7 @@ class Network:
     def record(
         self, x: Tensor, noisy: Callable[[Site, Tensor], Tensor], uniforms: Uniforms | None = None
     ) -> tuple[Tensor, Tape]:
-        """One pass from the input: the outputs, and the tape without its losses. `noisy(site, z) -> v`."""
+        """Runs a whole pass; returns the outputs, and the tape without its losses. `noisy(site, z) -> v`."""
         tape = Tape()
 
         def visit(name: str, inputs: Tensor, z: Tensor) -> Tensor:
@@ -252,7 +263,7 @@ class Network:
         noisy: Callable[[Site, Tensor], Tensor],
         uniforms: Uniforms | None = None,
     ) -> Tensor:
-        """The outputs [C·N, …] when the noisy logits of `site` are v [C·N, *S] and all before it is as on the tape."""
+        """Returns the outputs [C·N, …] for noisy logits v [C·N, *S] of `site`; what precedes it is as on the tape."""
         if site.top:
             return self.run(v, lambda name, _, z: noisy(self.by_name[name], z), uniforms, site.block + 1)
         h = tape.starts[site.block]
@@ -265,20 +276,20 @@ class Network:
         )
 
     def random_index(self, module: nn.Module) -> int:
-        """A number for the keyed streams of a random module of this network."""
+        """Returns the number of a random module, which names its keyed streams."""
         return self._random[module]
 
     # ------------------------------------------------------------ preparation
 
     @property
     def mode(self) -> tuple[bool, ...]:
-        """What the checks and the ownership depend on: which modules train, and which parameters are trainable."""
+        """State that the checks and the ownership depend on: training modules and trainable parameters."""
         training = (module.training for module in self.model.modules())
         return (*training, *(parameter.requires_grad for parameter in self.model.parameters()))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the network's numbers."""
+        """Floating-point type of the network."""
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     def prepare(self, x: Tensor, *, estimated: bool = True, keep_inputs: Callable[[Site], bool]) -> None:
@@ -286,13 +297,13 @@ class Network:
 
         Args:
             x: a batch of inputs.
-            estimated: whether gradients come from the sites (else from autograd, which reaches every parameter).
-            keep_inputs: whether the parameter gradients of a site are formed from its input alone.
+            estimated: True if gradients come from the sites, False if from autograd, which reaches every parameter.
+            keep_inputs: returns True if a site's parameter gradients are formed from its input alone.
 
         Raises:
-            SiteError: no site; a site that does not run exactly once; BatchNorm in training mode; a module that
-                draws unkeyed randomness; a block whose output is not one batch-first tensor; a trainable parameter
-                that no segment owns.
+            SiteError: the network has no site; a site does not run exactly once; BatchNorm is in training mode; a
+                module draws unkeyed randomness; the output of a block is not one batch-first tensor; no segment
+                owns a trainable parameter.
         """
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not self.candidates and estimated:
@@ -303,7 +314,7 @@ class Network:
 
     def _survey(self, x: Tensor, estimated: bool, keep_inputs: Callable[[Site], bool]) -> None:
         calls: Counter[str] = Counter()
-        logits: dict[str, tuple[int, Tensor]] = {}  # name -> block, z with its graph
+        logits: dict[str, tuple[int, Tensor]] = {}  # name -> (block, z with its graph)
         clean, flops, widths = [], [], []
         stream = generator(Key(0, role=Role.DROPOUT), x.device)
         block = 0
@@ -337,7 +348,9 @@ class Network:
         def reached(output: Tensor) -> tuple[str, ...]:
             if not output.requires_grad:
                 return ()
-            ones = torch.ones_like(output)  # a sum would have no graph where the caller has turned autograd off
+            ones = torch.ones_like(
+                output
+            )  # the sum of the output would have no graph if the caller had turned autograd off
             grads = torch.autograd.grad(output, parameters, ones, allow_unused=True, retain_graph=True)
             return tuple(name for name, grad in zip(self.parameters, grads, strict=True) if grad is not None)
 

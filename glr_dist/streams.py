@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Role(IntEnum):
-    """What a stream is used for: streams of different roles never coincide."""
+    """Use of a stream; streams of different roles never coincide."""
 
     SHARED = 0
     REDRAW = 1
@@ -34,7 +34,17 @@ class Role(IntEnum):
 
 
 class Key(NamedTuple):
-    """The name of one stream: everything that it depends on, and nothing else."""
+    """Name of one stream: all that its random numbers depend on.
+
+    Attributes:
+        seed: seed of the run.
+        step: number of the step, or of the epoch.
+        shared_pass: number of the shared pass.
+        site: index of the site.
+        block: number of the frame or of the block of directions.
+        example_block: number of the block of examples.
+        role: use of the stream.
+    """
 
     seed: int
     step: int = 0
@@ -45,20 +55,20 @@ class Key(NamedTuple):
     role: Role = Role.SHARED
 
     def digest(self, size: int) -> bytes:
-        """`size` bytes that are a pure function of the key (SHAKE-128)."""
+        """Returns `size` bytes that are a pure function of the key (SHAKE-128)."""
         return hashlib.shake_128(struct.pack("<7q", *self)).digest(size)
 
 
-# The words of a fresh Mersenne Twister: what precedes and follows its 624 words of state stays as it is.
+# The 624 words of state in a fresh Mersenne Twister; the bytes before and after them stay as they are.
 _WORDS = slice(3, 627)
 _FRESH = torch.Generator().get_state().numpy().view(np.uint64).copy()
 
 
 def generator(key: Key, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator whose stream is a pure function of `key`.
+    """Returns a torch generator whose stream is a pure function of `key`.
 
-    On the CPU `manual_seed` would keep 32 bits of the key only, so the whole state of 624 words is written;
-    the CUDA generator uses all 64 bits of its seed.
+    On the CPU `manual_seed` would use only 32 bits of the key, so the whole state of 624 words is written; the CUDA
+    generator uses all 64 bits of its seed.
     """
     device = torch.device(device)
     stream = torch.Generator(device)
@@ -72,6 +82,6 @@ def generator(key: Key, device: torch.device | str = "cpu") -> torch.Generator:
 
 
 def uniforms(shape: Sequence[int], stream: torch.Generator) -> Tensor:
-    """Float64 uniforms on the open interval (0, 1): an inverse CDF of them is always finite."""
+    """Draws float64 uniforms on the open interval (0, 1), so that an inverse CDF of them is finite."""
     u = torch.rand(tuple(shape), generator=stream, dtype=torch.float64, device=stream.device)
     return u.clamp_(min=2.0**-54)  # rand draws multiples of 2^-53 from [0, 1)

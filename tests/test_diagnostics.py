@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from glr_dist import cli, config
-from glr_dist.diagnostics import Report, diagnose
+from glr_dist.diagnostics import Diagnosis, diagnose
 from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.glr import GLR
 from glr_dist.training import checkpoint
@@ -32,7 +32,7 @@ def run(tiny, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def measured(tiny, tmp_path_factory) -> tuple[Path, Report]:
+def measured(tiny, tmp_path_factory) -> tuple[Path, Diagnosis]:
     out = tmp_path_factory.mktemp("diagnose") / "out"
     return out, diagnose(tiny(*SMALL, "diagnose.copies=[2, 8, 64]", "diagnose.passes=[1, 4]"), out)
 
@@ -48,8 +48,8 @@ def test_the_folder_holds_the_report_the_picture_and_the_config(measured, tiny):
     assert written["estimator"] == "conditional"
     assert written["reference"] == "pathwise"
     assert written["reference_error"] == report.reference_error
-    assert len(written["rows"]) == len(report.rows)
-    for row in written["rows"]:
+    assert len(written["qualities"]) == len(report.qualities)
+    for row in written["qualities"]:
         assert row.keys() == {
             "site", "copies", "passes", "cosine", "cosine_error", "bias", "bias_error", "variance", "forward_passes",
             "milliseconds",
@@ -59,9 +59,9 @@ def test_the_folder_holds_the_report_the_picture_and_the_config(measured, tiny):
 
 
 def test_every_site_is_measured_at_every_k_and_m(measured):
-    rows = {(row.site, row.copies, row.passes) for row in measured[1].rows}
+    rows = {(row.site, row.copies, row.passes) for row in measured[1].qualities}
     assert rows == {(site, copies, passes) for site in "13" for copies in (2, 8, 64) for passes in (1, 4)}
-    assert len(measured[1].rows) == len(rows)
+    assert len(measured[1].qualities) == len(rows)
 
 
 def test_the_table_has_a_line_for_each_row(measured):
@@ -70,11 +70,11 @@ def test_the_table_has_a_line_for_each_row(measured):
     assert "conditional" in first
     assert "pathwise" in first
     assert [word in head for word in ("site", "K", "M", "cosine", "relative bias", "variance")] == [True] * 6
-    assert len(lines) == len(report.rows)
+    assert len(lines) == len(report.qualities)
 
 
 def test_the_numbers_lie_in_their_ranges(measured):
-    for row in measured[1].rows:
+    for row in measured[1].qualities:
         assert -1 <= row.cosine - Z * row.cosine_error <= 1
         assert row.cosine_error > 0
         assert row.bias_error > 0
@@ -86,7 +86,7 @@ def test_the_numbers_lie_in_their_ranges(measured):
 
 
 def test_the_first_site_costs_more_than_its_copies_of_the_head_and_cost_grows_with_k_and_m(measured):
-    cost = {(row.copies, row.passes): row.forward_passes for row in measured[1].rows}
+    cost = {(row.copies, row.passes): row.forward_passes for row in measured[1].qualities}
     assert cost[2, 1] < cost[8, 1] < cost[64, 1]
     assert cost[8, 4] == pytest.approx(4 * cost[8, 1])
 
@@ -96,7 +96,7 @@ def test_the_first_site_costs_more_than_its_copies_of_the_head_and_cost_grows_wi
 
 def test_more_copies_and_passes_bring_the_estimate_closer_to_the_gradient(measured):
     for site in "13":
-        rows = {(row.copies, row.passes): row for row in measured[1].rows if row.site == site}
+        rows = {(row.copies, row.passes): row for row in measured[1].qualities if row.site == site}
         for few, many in (((2, 1), (8, 1)), ((8, 1), (64, 1)), ((8, 1), (8, 4))):
             assert rows[many].cosine > rows[few].cosine
             assert rows[many].variance < rows[few].variance
@@ -104,7 +104,7 @@ def test_more_copies_and_passes_bring_the_estimate_closer_to_the_gradient(measur
 
 
 def test_an_unbiased_estimator_shows_no_bias(measured):
-    for row in measured[1].rows:
+    for row in measured[1].qualities:
         assert abs(row.bias) <= Z * row.bias_error
 
 
@@ -119,7 +119,7 @@ def test_a_factor_on_every_estimate_shows_as_a_relative_bias(run, monkeypatch, f
         return total
 
     monkeypatch.setattr(GLR, "gradients", scaled)
-    for row in run("diagnose.copies=[200]", "diagnose.passes=[4]", "diagnose.reference_passes=1000").rows:
+    for row in run("diagnose.copies=[200]", "diagnose.passes=[4]", "diagnose.reference_passes=1000").qualities:
         assert row.bias == pytest.approx(factor - 1, abs=Z * row.bias_error)
         assert row.bias_error < abs(factor - 1) / 2 / Z  # precise enough to tell it from no bias
 
@@ -127,7 +127,7 @@ def test_a_factor_on_every_estimate_shows_as_a_relative_bias(run, monkeypatch, f
 def test_another_objective_shows_as_a_bias(run):
     # `layerwise` estimates another objective than J: with much noise it shows.
     report = run("estimator.name=layerwise", "noise.scale=3", "diagnose.copies=[400]", "diagnose.reference_passes=4000")
-    (first, _) = report.rows
+    (first, _) = report.qualities
     assert first.site == "1"
     assert abs(first.bias) > Z * first.bias_error
 
@@ -140,8 +140,8 @@ def test_a_longer_reference_has_a_smaller_error(run):
 
 
 def test_the_same_seed_gives_the_same_numbers(run):
-    def numbers(report: Report) -> list[tuple[float, ...]]:
-        return [(row.cosine, row.bias, row.variance) for row in report.rows]
+    def numbers(report: Diagnosis) -> list[tuple[float, ...]]:
+        return [(row.cosine, row.bias, row.variance) for row in report.qualities]
 
     first = numbers(run())
     assert numbers(run("execution.threads=1")) == first
@@ -167,12 +167,12 @@ def test_the_same_seed_gives_the_same_numbers(run):
 def test_the_reference_is_one_that_the_network_and_the_loss_allow(run, overrides, reference):
     report = run(*overrides, "diagnose.draws=2", "diagnose.reference_passes=40")
     assert report.reference == reference
-    assert {row.site for row in report.rows} == {"1", "3"}
+    assert {row.site for row in report.qualities} == {"1", "3"}
 
 
 def test_a_threshold_network_shows_no_bias_against_the_other_estimator(run):
     report = run("model.activation=threshold", "diagnose.copies=[64]", "diagnose.reference_passes=20000")
-    for row in report.rows:
+    for row in report.qualities:
         assert abs(row.bias) <= Z * row.bias_error
         assert row.bias_error < 0.5
 
@@ -212,9 +212,9 @@ def test_it_measures_at_a_checkpoint_with_learned_scales_and_dropout(tiny, tmp_p
     settings = tiny(*SMALL, "noise.learn=unit", "model.dropout=0.1")
     initial = diagnose(settings, tmp_path / "initial")
     later = diagnose(settings, tmp_path / "later", trained)
-    assert [row.site for row in later.rows] == [row.site for row in initial.rows]
-    assert [row.cosine for row in later.rows] != [row.cosine for row in initial.rows]
-    for row in later.rows:
+    assert [row.site for row in later.qualities] == [row.site for row in initial.qualities]
+    assert [row.cosine for row in later.qualities] != [row.cosine for row in initial.qualities]
+    for row in later.qualities:
         assert abs(row.bias) <= Z * row.bias_error
 
 
@@ -224,11 +224,11 @@ def test_it_measures_at_the_scale_that_the_schedule_has_at_the_checkpoint(tiny, 
     weights = tmp_path / "run" / "checkpoints" / checkpoint.name_of(4)
     found = diagnose(tiny(*SMALL, *scheduled), tmp_path / "scheduled", weights)
     plain = diagnose(tiny(*SMALL, "noise.scale=0.2"), tmp_path / "plain", weights)
-    assert [row.cosine for row in found.rows] == [row.cosine for row in plain.rows]
+    assert [row.cosine for row in found.qualities] == [row.cosine for row in plain.qualities]
 
 
 def test_a_checkpoint_of_another_network_is_a_mistake(tiny, tmp_path, trained):
-    with pytest.raises(ConfigError, match="of another network") as caught:
+    with pytest.raises(ConfigError, match="belongs to another network") as caught:
         diagnose(tiny(*SMALL, "model.hidden=[9]", "noise.learn=unit"), tmp_path / "out", trained)
     assert "\n" not in str(caught.value)
 
@@ -240,11 +240,11 @@ def test_a_damaged_checkpoint_is_named(tiny, tmp_path, trained):
         diagnose(tiny(*SMALL, "noise.learn=unit"), tmp_path / "out", damaged)
 
 
-@pytest.mark.parametrize("kind", ["missing", "a folder", "another file", "of another network"])
+@pytest.mark.parametrize("kind", ["missing", "a folder", "another file", "another network"])
 def test_a_wrong_checkpoint_is_one_line_and_exit_code_2(capsys, tiny_yaml, tmp_path, trained, kind):
     file = tmp_path / "file"
     file.write_text("text")
-    path = {"a folder": tmp_path, "another file": file, "of another network": trained}.get(kind, tmp_path / "no.pt")
+    path = {"a folder": tmp_path, "another file": file, "another network": trained}.get(kind, tmp_path / "no.pt")
     out = tmp_path / "out"
     assert cli.main(["diagnose", str(tiny_yaml), *SMALL, "--out", str(out), "--checkpoint", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -263,7 +263,7 @@ def test_the_command_prints_the_table(capsys, tiny_yaml, tmp_path):
 def test_a_constant_estimator_draws_its_picture_without_a_warning(tiny, tmp_path, recwarn):
     # Without noise all estimates are one: their variance is 0, which no logarithm shows.
     report = diagnose(tiny(*SMALL, "estimator={name: pathwise}", "noise.law=none"), tmp_path / "out")
-    for row in report.rows:
+    for row in report.qualities:
         assert row.cosine == pytest.approx(1, abs=1e-5)
         assert row.bias == pytest.approx(0, abs=1e-5)
         assert row.variance == pytest.approx(0, abs=1e-9)

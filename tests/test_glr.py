@@ -342,7 +342,7 @@ def test_a_chain_that_gives_a_foreign_module_is_refused():
         def chain(self) -> list[nn.Module]:
             return [nn.Linear(4, 3)]
 
-    with pytest.raises(SiteError, match=r"Foreign\.chain\(\): gives a Linear that is no submodule"):
+    with pytest.raises(SiteError, match=r"Foreign\.chain\(\): contains a Linear that is not a submodule"):
         glr_dist.GLR(Foreign(), copies=8)
 
 

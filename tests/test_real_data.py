@@ -23,11 +23,11 @@ def test_first_layer_cosine_jumps_once_a_frame_spans_it(glr_data, tmp_path):
     )
     report = diagnose(settings, tmp_path / "out")
     assert report.reference == "pathwise"
-    first = {row.copies: row for row in report.rows if row.site == "1"}
+    first = {row.copies: row for row in report.qualities if row.site == "1"}
     assert first[100].cosine >= 0.87
     assert first[200].cosine >= 0.99
     assert report.reference_error["1"] < 0.01
-    for row in report.rows:
+    for row in report.qualities:
         assert abs(row.bias) <= 4.5 * row.bias_error
 
 

@@ -94,7 +94,7 @@ def test_chain_of_a_stranger_is_an_error() -> None:
         def chain(self) -> list[nn.Module]:
             return [nn.Tanh()]
 
-    with pytest.raises(SiteError, match=r"Wrong\.chain\(\): gives a Tanh that is no submodule"):
+    with pytest.raises(SiteError, match=r"Wrong\.chain\(\): contains a Tanh that is not a submodule"):
         chain(Wrong())
 
 

@@ -8,6 +8,6 @@ from glr_dist.estimators.redraw import Redraw
 
 
 class Conditional(Redraw):
-    """The estimator of the objective J, noise at every site: unbiased for any K and M."""
+    """Estimates ∂J, with noise at every site: unbiased for any K and M."""
 
     noisy = True

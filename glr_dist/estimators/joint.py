@@ -75,7 +75,7 @@ class Joint:
             added = (eps[site.name] * step.scales[site.name]).view(copies, n, *site.shape)
             v = (z.view(-1, n, *site.shape) + added).view(-1, *site.shape)
             if exact and site is last:
-                torch.set_grad_enabled(True)  # until the no_grad around the pass ends: what follows has a graph
+                torch.set_grad_enabled(True)  # the rest of the pass has a graph, until no_grad ends below
                 v.requires_grad_()
             noisy[site.name] = v
             return v
@@ -83,7 +83,7 @@ class Joint:
         last = step.network.sites[-1]
         exact = step.options.exact_head
         uniforms = step.uniforms(item.shared_pass, item.example_block, block=1 + block.number)
-        # What precedes the first site is the same for all copies: it runs once, unless that site is nested.
+        # The part before the first site is the same for all copies: it runs once, unless that site is nested.
         start = x if first.top else x.repeat(copies, *[1] * (x.dim() - 1))
         with torch.no_grad():
             outputs, own = step.network.record(start, visit, uniforms)

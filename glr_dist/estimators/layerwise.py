@@ -7,6 +7,6 @@ from glr_dist.estimators.redraw import Redraw
 
 
 class Layerwise(Redraw):
-    """The estimator of J_l at each site l, from one noise-free shared pass."""
+    """Estimates ∂J_l at each site l, from one noise-free shared pass."""
 
     noisy = False

@@ -1,7 +1,7 @@
 """`pathwise`: autograd through the whole network (infinitesimal perturbation analysis = backpropagation).
 
-Without noise the gradient of the clean loss ("BP"), with noise in the pass that of J ("BP+"): the baseline to compare
-with. It needs a differentiable network and loss.
+Without noise it gives the gradient of the clean loss ("BP"), with noise in the pass that of J ("BP+"): the baseline to
+compare with. The network and the loss must be differentiable.
 """
 
 from __future__ import annotations

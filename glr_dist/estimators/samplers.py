@@ -20,7 +20,7 @@ from glr_dist.streams import Key, Role, generator
 
 
 class DirectionBlock(NamedTuple):
-    """A block of directions: rows start … stop of the `total` of one site, shared pass and example block."""
+    """A block of directions: numbers start … stop - 1 of the `total` of one site, shared pass and example block."""
 
     number: int
     start: int
@@ -31,14 +31,14 @@ class DirectionBlock(NamedTuple):
 def iid(
     noise: Noise, key: Key, block: DirectionBlock, n: int, units: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Independent ε [R, n, D]."""
+    """Draws independent ε [R, n, D]."""
     stream = generator(key._replace(block=block.number, role=Role.REDRAW), device)
     return noise.sample((block.stop - block.start, n, units), stream, dtype)
 
 
-@lru_cache(maxsize=8)  # the pair blocks of a frame, and the example blocks, ask for the same one
+@lru_cache(maxsize=8)  # blocks of directions and of examples share a frame
 def _frame(key: Key, rows: int, units: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`rows` orthonormal rows [rows, D], uniform (Haar) on the Stiefel manifold."""
+    """Draws `rows` orthonormal rows [rows, D], uniform (Haar) on the Stiefel manifold."""
     normals = torch.randn(units, rows, generator=generator(key), dtype=torch.float64)
     q, r = torch.linalg.qr(normals)
     q = q * r.diagonal().sign()  # the signs make Q Haar
@@ -49,10 +49,10 @@ def _frame(key: Key, rows: int, units: int, dtype: torch.dtype, device: torch.de
 def orthogonal(
     noise: Noise, key: Key, block: DirectionBlock, n: int, units: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """ε [R, n, D], each row exactly N(0, I): frames of up to D mutually orthogonal rows.
+    """Draws ε [R, n, D] in frames of up to D mutually orthogonal rows, each row exactly N(0, I).
 
-    ε_rn = χ_rn · (q_r ∘ signs_n): the frame q is the examples' own but for their random signs, and each row has
-    its own χ_D radius. Frames follow each other; the last may have fewer rows than D.
+    ε_rn = χ_rn · (q_r ∘ signs_n): all examples share the frame q, each flips its coordinates by random signs of its own
+    and scales each row by an independent χ_D radius. The last frame may have fewer than D rows.
     """
     stream = generator(key._replace(block=block.number, role=Role.RADIUS), device)
     shapes = torch.full((block.stop - block.start, n), units / 2, dtype=torch.float64, device=device)
@@ -70,20 +70,20 @@ def orthogonal(
     return eps.mul_(radii[..., None])
 
 
-_BITS = 52  # of a uniform: what a float64 holds exactly
-_SOBOL_BITS = 30  # of a Sobol coordinate; the examples' shifts fill the rest
+_BITS = 52  # of a uniform: a float64 holds them exactly
+_SOBOL_BITS = 30  # of a Sobol coordinate; the examples' shifts fill the remaining ones
 
 
 def sobol(
     noise: Noise, key: Key, block: DirectionBlock, n: int, units: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """ε [R, n, D] from a scrambled Sobol set of `block.total` points in D dimensions.
+    """Draws ε [R, n, D] from a scrambled Sobol set of `block.total` points in D dimensions.
 
-    The set is scrambled (random linear matrix and digital shift) once for an example block, and each example adds
-    a digital shift of its own, so that every point of every example has exactly the law of the noise.
+    A random linear matrix and a digital shift scramble the set once per example block, and each example adds a digital
+    shift of its own. So every point of every example has exactly the law of the noise.
 
     Raises:
-        ConfigError: more units than there are Sobol dimensions.
+        ConfigError: the site has more units than a Sobol set has dimensions.
     """
     if units > qmc.Sobol.MAXDIM:
         raise ConfigError(f"estimator.sampler: 'sobol' reaches {qmc.Sobol.MAXDIM} units, a site has {units}; use 'iid'")
@@ -92,7 +92,10 @@ def sobol(
     engine = qmc.Sobol(units, scramble=True, bits=_SOBOL_BITS, rng=rng)
     if block.start:
         engine.fast_forward(block.start)
-    first, rest = engine.random(1), engine.random(block.stop - block.start - 1)  # a first draw of 1 never warns
+    first, rest = (
+        engine.random(1),
+        engine.random(block.stop - block.start - 1),
+    )  # drawing one point first avoids a warning
     grid = torch.from_numpy(np.concatenate([first, rest]) * 2.0**_SOBOL_BITS).to(device, torch.int64)
     grid <<= _BITS - _SOBOL_BITS
     stream = generator(key._replace(block=0, role=Role.SHIFT), device)

@@ -14,13 +14,13 @@ from glr_dist.estimators.samplers import DirectionBlock
 
 
 def centred(losses: Tensor, baseline: str, shared: Tensor) -> Tensor:
-    """Losses minus a baseline that is independent of the noise they are multiplied with.
+    """Subtracts a baseline from the losses that is independent of the noise they are multiplied with.
 
     Args:
         losses: [S, R, n].
-        baseline: "none"; "shared", the loss of the shared pass; "leave_one_out", the mean loss of the block's other
-            directions. A direction and its negative are one group: a baseline that held one for the other
-            would be biased.
+        baseline: "none"; "shared": the loss of the shared pass; "leave_one_out": the mean loss of the block's other
+            directions. A direction and its negative form one group, because a baseline that contains one of them is
+            biased for the other.
         shared: losses of the shared pass [n].
 
     Returns:
@@ -39,9 +39,9 @@ def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[D
 
     Args:
         directions: pairs when antithetic, else copies.
-        frame: rows of a frame (D), or None where there are no frames.
-        limit: the most directions of a block.
-        least: the fewest: 2 for leave-one-out, else 1.
+        frame: rows of a frame (D), or None if there are no frames.
+        limit: maximum number of directions of a block.
+        least: minimum number: 2 for leave-one-out, else 1.
 
     Raises:
         ConfigError: a frame has fewer rows than `least`.
@@ -52,7 +52,7 @@ def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[D
         units, per_block = -(-directions // unit), size // unit
         count = max(1, min(-(-units // per_block), directions // (unit * least) or 1))
         edges = [min(unit * (units * i // count), directions) for i in range(count + 1)]
-    else:  # each frame in parts
+    else:  # each frame cut into parts
         edges = [0]
         for first in range(0, directions, frame):
             rows = min(frame, directions - first)
@@ -61,14 +61,14 @@ def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[D
     cut = [DirectionBlock(i, start, stop, directions) for i, (start, stop) in enumerate(itertools.pairwise(edges))]
     if any(block.stop - block.start < least for block in cut):
         raise ConfigError(
-            f"estimator.copies: {directions} directions in frames of {frame} leave one alone, baseline 'leave_one_out' "
-            "needs two together: change copies, or use baseline 'shared'"
+            f"estimator.copies: {directions} directions in frames of {frame} leave a single one, "
+            "baseline 'leave_one_out' needs two: change copies, or use baseline 'shared'"
         )
     return cut
 
 
 def grouped(cut: list[DirectionBlock], most: int) -> list[tuple[DirectionBlock, ...]]:
-    """Consecutive blocks put together, so that there are at most `most` groups of nearly equal length."""
+    """Joins consecutive blocks into at most `most` groups of nearly equal length."""
     count = min(most, len(cut))
     edges = [len(cut) * i // count for i in range(count + 1)]
     return [tuple(cut[start:stop]) for start, stop in itertools.pairwise(edges)]

@@ -1,4 +1,4 @@
-"""Activations without a useful derivative. None of them passes a gradient: autograd sees a constant."""
+"""Activations without a useful derivative. They pass no gradient: autograd sees a constant."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from torch import Tensor, nn
 
 
 class Heaviside(nn.Module):
-    """The threshold unit: 1 where x > 0, else 0."""
+    """Threshold unit: 1 where x > 0, else 0."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.gt(x.detach(), 0, out=torch.empty_like(x))
 
 
 class Sign(nn.Module):
-    """-1, 0 or 1: the sign of x."""
+    """Sign of x: -1, 0 or 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.detach().sign()
 
 
 class Staircase(nn.Module):
-    """⌊x · steps⌋ / steps clipped to [0, 1]: a saturating ramp of `steps` stairs.
+    """Saturating ramp of `steps` stairs: ⌊x · steps⌋ / steps, clipped to [0, 1].
 
     Args:
-        steps: the number of stairs, at least 1 (1 is the threshold at x = 1).
+        steps: number of stairs, at least 1 (1 is a threshold at x = 1).
     """
 
     def __init__(self, steps: int = 4) -> None:

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 from torch import Tensor, nn
 
-# The uniforms of the pass under way: (module, x) -> values in (0, 1) of the shape of x. Set by `sites.Network.run`.
+# Uniforms of the current pass: (module, x) -> values in (0, 1) of the shape of x. Set by `sites.Network.run`.
 Uniforms = Callable[[nn.Module, Tensor], Tensor]
 KEYED: ContextVar[Uniforms | None] = ContextVar("glr_dist_keyed_uniforms", default=None)
 
@@ -15,15 +15,15 @@ KEYED: ContextVar[Uniforms | None] = ContextVar("glr_dist_keyed_uniforms", defau
 class Dropout(nn.Module):
     """Zeroes each element with probability p in training mode and scales the rest by 1 / (1 - p).
 
-    Unlike `torch.nn.Dropout` it reads no global state: in a shared pass and in all redraws of it an example keeps
-    one mask, the same on every worker. In evaluation mode it is the identity.
+    Unlike `torch.nn.Dropout` it reads no global state: an example keeps one mask in a shared pass and in all its
+    redraws, the same on every worker. In evaluation mode it is the identity.
 
     Args:
-        p: probability of an element to be zeroed, in [0, 1).
+        p: probability that an element is zeroed, in [0, 1).
 
     Raises:
         ValueError: p is outside [0, 1).
-        RuntimeError: called in training mode outside of an estimate, where no keyed stream exists.
+        RuntimeError: called in training mode outside an estimate, where no keyed stream exists.
     """
 
     def __init__(self, p: float = 0.5) -> None:

@@ -23,18 +23,18 @@ def mlp(
     init_scale: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
-    """A multilayer perceptron, inputs-hidden…-classes; it flattens its input.
+    """Returns a multilayer perceptron, inputs-hidden…-classes, which flattens its input.
 
     Args:
-        inputs: features of an example.
-        hidden: units of each hidden layer.
-        classes: outputs.
+        inputs: number of features of an example.
+        hidden: number of units of each hidden layer.
+        classes: number of outputs.
         activation: a name of `ACTIVATIONS`, after each hidden layer.
         dropout: probability of the keyed dropout after each activation; 0 for none.
         init: "paper", the authors' N(0, 4/(fan_in + 1)) for weights and biases, or "torch", torch's default law,
             uniform on ±1/√fan_in.
         init_scale: factor on every initial weight and bias.
-        generator: the stream of the initial weights.
+        generator: stream of the initial weights.
     """
     widths = [inputs, *hidden, classes]
     layers: list[nn.Module] = [nn.Flatten()]
@@ -49,7 +49,7 @@ def mlp(
 
 @torch.no_grad()
 def _linear(fan_in: int, fan_out: int, init: str, scale: float, generator: torch.Generator | None) -> nn.Linear:
-    linear = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")  # torch's own draw is skipped
+    linear = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")  # skips torch's own draw
     for parameter in (linear.weight, linear.bias):
         if init == "paper":
             parameter.normal_(0, 2 / (fan_in + 1) ** 0.5, generator=generator)

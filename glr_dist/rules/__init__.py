@@ -1,7 +1,7 @@
 """Rules: from the logit gradients δ of a site to the gradients of the parameters that its segment owns.
 
-A rule for a layer type is `rule(module, x, delta) -> {attribute: gradient}` and serves the segments whose only
-trainable parameters are that layer's own; `any_segment` serves all others.
+A rule for a layer type, `rule(module, x, delta) -> {attribute: gradient}`, applies to segments whose only trainable
+parameters are that layer's own; `any_segment` applies to all others.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ RULES: dict[type[nn.Module], Rule] = {nn.Linear: linear, nn.Conv2d: conv2d}
 
 
 def direct_rule(network: Network, site: Site) -> Callable[[Tensor, Tensor], dict[str, Tensor]] | None:
-    """(x, δ) -> gradients by name in the model, or None when the site's segment needs `any_segment`."""
+    """Returns (x, δ) -> gradients by name in the model, or None if the site's segment needs `any_segment`."""
     rule, module = RULES.get(type(site.module)), site.module
     names = {parameter: name for name, parameter in network.parameters.items()}  # a tied parameter has one name
     own = module.named_parameters(recurse=False, remove_duplicate=False)
     named = {attribute: names[parameter] for attribute, parameter in own if parameter in names}
     if rule is None or set(named.values()) != set(site.owned):
         return None
-    if site.name in network.altered or not set(named) <= {"weight", "bias"}:  # no longer the layer that the rule knows
+    if site.name in network.altered or not set(named) <= {
+        "weight",
+        "bias",
+    }:  # a changed layer, which the rule does not know
         return None
     if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or module.padding == "same"):
         return None

@@ -1,4 +1,4 @@
-"""Any segment, by one vector-Jacobian product inside it: never a chain through segments."""
+"""The rule for any segment: one vector-Jacobian product inside it, never a chain through segments."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def any_segment(
     noisy: Callable[[Site, Tensor], Tensor],
     uniforms: Uniforms | None = None,
 ) -> dict[str, Tensor]:
-    """(∂z/∂θ)ᵀ δ for every parameter θ that the site owns, by name.
+    """Returns (∂z/∂θ)ᵀ δ for every parameter θ that the site owns, by name.
 
-    The segment runs again from the tape with autograd; the noisy logits of other sites in its blocks are held
-    constant, so that each site answers only for what reaches it first.
+    The segment runs again from the tape with autograd. The noisy logits of other sites in its blocks are held constant,
+    so that a parameter's gradient comes only from the site that it reaches first.
 
     Args:
         delta: δ [N, *S] of `site`.

@@ -7,7 +7,7 @@ from torch.nn.grad import conv2d_weight
 
 
 def conv2d(module: nn.Module, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
-    """∂J/∂W is the correlation of x with δ, and ∂J/∂b = Σ δ over examples and places."""
+    """Returns ∂J/∂W, the correlation of x with δ, and ∂J/∂b = Σ δ over examples and positions."""
     assert isinstance(module, nn.Conv2d)
     padding = 0 if module.padding == "valid" else module.padding
     weight: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]

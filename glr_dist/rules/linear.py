@@ -6,6 +6,6 @@ from torch import Tensor, nn
 
 
 def linear(module: nn.Module, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
-    """∂J/∂W = δᵀ x and ∂J/∂b = Σ δ."""
-    rows = delta.reshape(-1, delta.shape[-1])
-    return {"weight": rows.T @ x.reshape(-1, x.shape[-1]), "bias": rows.sum(0)}
+    """Returns ∂J/∂W = δᵀ x and ∂J/∂b = Σ δ."""
+    flat = delta.reshape(-1, delta.shape[-1])
+    return {"weight": flat.T @ x.reshape(-1, x.shape[-1]), "bias": flat.sum(0)}
