@@ -1,4 +1,4 @@
-"""Wording shared by error messages: one line of an error, shortened values, and the nearest known name."""
+"""Wording shared by error messages: one line of an error, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -17,19 +17,6 @@ def one_line(error: object, limit: int = 300) -> str:
     text = " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(error)).split())
     text = text or type(error).__name__
     return text if len(text) <= limit else f"…{text[1 - limit :]}"
-
-
-def shown(value: object, limit: int = 80) -> str:
-    """Returns the value as Python writes it, its middle left out beyond `limit` characters."""
-    return shortened(repr(value), limit)
-
-
-def shortened(text: str, limit: int) -> str:
-    """Returns the text, its middle left out beyond `limit` characters."""
-    if len(text) <= limit:
-        return text
-    end = (limit - 1) // 3
-    return f"{text[: limit - 1 - end]}…{text[len(text) - end :]}"
 
 
 def hint(name: str, known: Iterable[str], *, listed: str = "known are") -> str:

@@ -1,1 +1,1 @@
-"""Robustness: attacks, corruptions, and one report on what they leave of the accuracy."""
+"""Robustness: attacks, corruptions, and a report of the accuracy that remains."""

@@ -1,77 +1,160 @@
-"""The conditions of a suite: each is one thing that is done to the images. Imports no torch."""
+"""The conditions of a suite: one class per kind of change to the images. Imports no torch.
+
+`measure` holds the computation of each kind, `scoring` its place in the report.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.suite import Attack, Suite
 
-# What attacks that have no threat model to choose need of the network.
-_ALWAYS = {"square": "black_box", "random_sign": "control"}
+Network = Literal["surrogate", "baseline", "smoothed"]
+
+# The threat models of attacks that leave no choice.
+_FIXED_THREATS = {"square": "black_box", "random_sign": "control"}
+
+
+class Condition(Protocol):
+    """One change to the images, under which the accuracy is measured.
+
+    Attributes:
+        examples: number of images, the first ones of the suite.
+        label: unique name in files and messages; it also keys the random streams.
+        series: the label without the strength (ε, severity).
+        needs: networks besides the run's own that the measurement uses.
+    """
+
+    @property
+    def examples(self) -> int: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def series(self) -> str: ...
+    @property
+    def needs(self) -> frozenset[Network]: ...
+
+    def shown(self, count: int) -> int:
+        """Returns the index of the strength, of `count` in the series, that the contact sheet shows."""
+        ...
 
 
 @dataclass(frozen=True)
-class Condition:
-    """The clean images, an attack with its threat model and ε, or a corruption of one severity.
+class Clean:
+    """Unchanged images."""
+
+    examples: int
+
+    label: ClassVar[str] = "clean"
+    series: ClassVar[str] = "clean"
+    needs: ClassVar[frozenset[Network]] = frozenset()
+
+    def shown(self, count: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """Images perturbed by an attack.
 
     Attributes:
-        name: "clean", or of the attack or corruption.
-        examples: the first so many images.
-        threat: of an attack: what it knows of the network.
-        eps: of an attack: its budget in `norm`; None for one that looks for the least.
-        norm: of an attack: "linf" or "l2".
-        attack: its section of the suite.
-        severity: of a corruption.
+        attack: the attack's section of the suite.
+        examples: number of images.
+        threat: the attacker's knowledge of the network.
+        norm: "linf" or "l2".
+        eps: ε, the budget in `norm`; None for an attack that minimises the perturbation.
     """
 
-    name: str
+    attack: Attack
     examples: int
-    threat: str | None = None
-    eps: float | None = None
-    norm: str | None = None
-    attack: Attack | None = None
-    severity: int | None = None
+    threat: str
+    norm: str
+    eps: float | None
 
     @property
     def label(self) -> str:
-        """Its name in files and messages."""
-        if self.attack is not None:
-            name = f"{self.name}_l2" if self.norm == "l2" and self.eps is not None else self.name
-            return "/".join([name, str(self.threat), *([f"eps_{self.eps:g}"] if self.eps is not None else [])])
-        return self.name if self.severity is None else f"{self.name}/s{self.severity}"
+        return self.series if self.eps is None else f"{self.series}/eps_{self.eps:g}"
+
+    @property
+    def series(self) -> str:
+        name = f"{self.attack.name}_l2" if self.norm == "l2" and self.eps is not None else self.attack.name
+        return f"{name}/{self.threat}"
+
+    @property
+    def needs(self) -> frozenset[Network]:
+        networks: dict[str, Network] = {"transfer": "surrogate", "adaptive": "smoothed"}
+        return frozenset({networks[self.threat]} if self.threat in networks else ())
+
+    def shown(self, count: int) -> int:
+        return count // 2
 
     def parameters(self) -> dict[str, Any]:
-        """The arguments of the attack's class."""
-        assert self.attack is not None
+        """Returns the constructor arguments of the attack's class."""
         chosen = self.attack.model_dump(exclude={"name", "threats", "eps", "examples"})
         return chosen if self.eps is None else {**chosen, "eps": self.eps}
 
 
+@dataclass(frozen=True)
+class Corrupted:
+    """Images under a corruption of one severity."""
+
+    name: str
+    severity: int
+    examples: int
+
+    needs: ClassVar[frozenset[Network]] = frozenset({"baseline"})
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}/s{self.severity}"
+
+    @property
+    def series(self) -> str:
+        return self.name
+
+    def shown(self, count: int) -> int:
+        return count - 1
+
+
+Kind = TypeVar("Kind", bound=Condition)
+
+
+def of_kind(conditions: Iterable[Condition], kind: type[Kind]) -> list[Kind]:
+    """Returns the conditions of one kind."""
+    return [condition for condition in conditions if isinstance(condition, kind)]
+
+
 def conditions_of(suite: Suite, available: int) -> list[Condition]:
-    """The conditions in the order of the suite, clean images first.
+    """Returns the conditions of a suite: clean images, then attacks, then corruptions.
 
     Args:
         suite: the suite.
-        available: how many images there are.
+        available: number of images in the split.
 
     Raises:
-        ConfigError: two conditions have one label.
+        ConfigError: two conditions have the same label.
     """
     whole = min(suite.examples or available, available)
-    found = [Condition("clean", whole)]
+    conditions: list[Condition] = [Clean(whole)]
     for attack in suite.attacks:
         examples = min(attack.examples or whole, whole)
-        for threat in getattr(attack, "threats", (_ALWAYS.get(attack.name),)):
-            for eps in getattr(attack, "eps", (None,)):
-                norm = getattr(attack, "norm", "l2" if attack.name == "lbfgs" else "linf")
-                found.append(Condition(attack.name, examples, threat, eps, norm, attack))
+        norm = getattr(attack, "norm", "l2" if attack.name == "lbfgs" else "linf")
+        for threat in getattr(attack, "threats", (_FIXED_THREATS.get(attack.name, ""),)):
+            conditions += [Attacked(attack, examples, threat, norm, eps) for eps in getattr(attack, "eps", (None,))]
     for name in suite.corruptions.names:
         examples = min(suite.corruptions.examples or whole, whole)
-        found += [Condition(name, examples, severity=severity) for severity in suite.corruptions.severities]
-    labels = [condition.label for condition in found]
+        conditions += [Corrupted(name, severity, examples) for severity in suite.corruptions.severities]
+    labels = [condition.label for condition in conditions]
     for label in labels:
         if labels.count(label) > 1:
-            raise ConfigError(f"suite: two conditions are '{label}'; a report can hold one of them")
-    return found
+            raise ConfigError(f"suite: '{label}' occurs twice; each condition may occur once in a report")
+    return conditions
+
+
+def networks_of(suite: Suite, conditions: Sequence[Condition]) -> frozenset[Network]:
+    """Returns the networks besides the run's own that the conditions use."""
+    needs = frozenset[Network]().union(*(condition.needs for condition in conditions))
+    return needs | {"surrogate"} if "baseline" in needs and suite.baseline == "surrogate" else needs

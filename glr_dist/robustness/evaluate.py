@@ -1,4 +1,4 @@
-"""Evaluates the robustness of trained networks: every condition of a suite, block by block, here or on Ray actors."""
+"""Evaluates the robustness of runs: every condition of a suite, block by block, in this process or on Ray actors."""
 
 from __future__ import annotations
 
@@ -7,39 +7,56 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from glr_dist.errors import ConfigError
 from glr_dist.execution.inline import Inline
 from glr_dist.execution.memory import keep_freed_memory
+from glr_dist.files import write_atomically
 from glr_dist.robustness.conditions import Condition
-from glr_dist.robustness.evaluation import Evaluation
-from glr_dist.robustness.evaluator import Evaluator
-from glr_dist.robustness.outcome import Outcome
-from glr_dist.robustness.report import Report
+from glr_dist.robustness.ledger import Ledger
+from glr_dist.robustness.measure import measure
+from glr_dist.robustness.measurement import Measurement
+from glr_dist.robustness.page import markdown
+from glr_dist.robustness.plots import draw_eps, draw_severity
+from glr_dist.robustness.report import FILE, Report
+from glr_dist.robustness.scoring import report_of
+from glr_dist.robustness.sheet import draw_sheet
+from glr_dist.robustness.subject import Subject, load_subject
 from glr_dist.robustness.suite import Suite
+from glr_dist.training import checkpoint
 
-Piece = tuple[int, Condition, int]  # run, condition, block
+_LEDGER = ".robustness.jsonl"  # the measurements of an unfinished evaluation
+_HANG = 600.0  # seconds after which an actor that works on one block is restarted
 
-_HANG = 600.0  # seconds that a block may take until its actor is restarted
+
+class Work(NamedTuple):
+    """One block of one subject under one condition."""
+
+    subject: int
+    condition: Condition
+    block: int
 
 
 def evaluate(
     folders: Sequence[Path], suite: Suite, *, device: str | None = None, actors: int | None = None
 ) -> list[Report]:
-    """Measures runs under every condition of a suite, and writes `robustness.json`, `robustness.md` and plots to each.
+    """Evaluates runs under every condition of a suite; writes `robustness.json`, `robustness.md` and plots to each.
 
     Args:
-        folders: of the runs.
-        suite: what is measured.
-        device: "auto", "cpu" or "cuda[:N]" instead of the runs' own.
-        actors: how many Ray actors, on CPUs; 0 for this process alone. By default as many as fit on the cluster that
-            RAY_ADDRESS names, or else this process alone.
+        folders: the runs' folders.
+        suite: the suite.
+        device: "auto", "cpu" or "cuda[:N]" in place of the runs' own device.
+        actors: number of Ray actors, on CPUs; 0: evaluate in this process. Default: as many as fit on the cluster at
+            RAY_ADDRESS, or 0 if RAY_ADDRESS is not set.
+
+    Returns:
+        The report of each run.
 
     Raises:
-        UserError: a folder is no run, a checkpoint is damaged, the suite does not fit, or the cluster has no room.
+        UserError: a folder is not a run, a checkpoint is damaged, the suite does not fit, or the cluster has no room.
         OSError: a folder cannot be written.
     """
     keep_freed_memory()
@@ -49,98 +66,135 @@ def evaluate(
         if device not in (None, "auto", "cpu"):
             raise ConfigError(f"--device: {device!r} is not allowed: Ray actors evaluate on CPUs; add --actors 0")
         device = "cpu"
-    runs = [Evaluation(folder, suite, device) for folder in folders]
-    evaluator = Evaluator([run.subject for run in runs], suite)
+    subjects = [load_subject(folder, suite, device) for folder in folders]
+    ledgers = [
+        Ledger.open(subject.folder / _LEDGER, subject.fingerprint(suite), subject.conditions(suite), suite.block)
+        for subject in subjects
+    ]
     reports: dict[int, Report] = {}
-    with _Progress(runs) as progress:
-        for (place, condition, block), outcome in _outcomes(evaluator, _pieces(runs), actors):
-            run = runs[place]
-            if place in reports:  # a block of a refused attack, which was on its way
+    with _Progress(ledgers) as progress:
+        for work, measurement in _measurements(subjects, suite, _pending(ledgers), actors):
+            number, condition, block = work
+            if number in reports:  # a block of a refused attack that was in flight
                 continue
-            run.take(condition, block, outcome)
-            progress.tell(run, condition)
-            if not run.missing:
-                reports[place] = run.finish()
-    return [reports[place] if place in reports else run.finish() for place, run in enumerate(runs)]
+            ledgers[number].add(condition, block, measurement)
+            progress.update(ledgers[number], condition)
+            if not ledgers[number].missing:
+                reports[number] = _finish(subjects[number], suite, ledgers[number])
+    return [
+        reports[number] if number in reports else _finish(subjects[number], suite, ledger)
+        for number, ledger in enumerate(ledgers)
+    ]
 
 
-def _pieces(runs: Sequence[Evaluation]) -> Iterator[Piece]:
-    """The blocks that wait, looked at when they are asked for."""
-    for place, run in enumerate(runs):
-        for condition in run.conditions:
-            for block in run.blocks(condition):
-                if run.waits(condition, block):
-                    yield place, condition, block
+def _pending(ledgers: Sequence[Ledger]) -> Iterator[Work]:
+    """Yields the blocks that are still to be measured at the time of the request."""
+    for number, ledger in enumerate(ledgers):
+        for condition in ledger.conditions:
+            for block in ledger.blocks(condition):
+                if ledger.is_pending(condition, block):
+                    yield Work(number, condition, block)
 
 
-def _outcomes(evaluator: Evaluator, pieces: Iterator[Piece], actors: int | None) -> Iterator[tuple[Piece, Outcome]]:
-    """The outcome of each piece, as they come."""
+def _measurements(
+    subjects: Sequence[Subject], suite: Suite, work: Iterator[Work], actors: int | None
+) -> Iterator[tuple[Work, Measurement]]:
+    """Yields the measurement of each block in the order of completion."""
     if actors == 0:
-        yield from _inline(evaluator, pieces)
+        yield from _on_threads(subjects, suite, work)
         return
-    from glr_dist.execution.pool import Call, Pool  # Ray takes a second to import
+    from glr_dist.execution.pool import Call, Pool  # here: Ray takes a second to import
 
-    sent: list[Piece] = []
+    sent: list[Work] = []
     pool = Pool(_Remote, actors=actors, hang_timeout=_HANG)
     try:
-        shared = pool.share("evaluator", evaluator)  # arguments of a constructor may be lost to an actor that restarts
+        # Shared with each call: a restarted actor may have lost the arguments of its constructor.
+        shared = pool.share("evaluation", (subjects, suite))
 
         def calls() -> Iterator[Call]:
-            for piece in pieces:
-                sent.append(piece)
-                yield Call("outcome", (shared, *piece))
+            for each in work:
+                sent.append(each)
+                yield Call("measure", (shared, *each))
 
-        for number, outcome in pool.run(calls()):
-            yield sent[number], outcome
+        for number, measurement in pool.run(calls()):
+            yield sent[number], measurement
     finally:
         pool.close()
 
 
 class _Remote:
-    """What an actor of the pool is: it is given the evaluator with its first call."""
+    """The object inside each actor of the pool."""
 
-    def outcome(self, evaluator: Evaluator, *piece: Any) -> Outcome:
-        return evaluator.outcome(*piece)
+    def measure(self, evaluation: tuple[Sequence[Subject], Suite], *work: Any) -> Measurement:
+        subjects, suite = evaluation
+        number, condition, block = work
+        return measure(subjects[number], suite, condition, block)
 
 
-def _inline(evaluator: Evaluator, pieces: Iterator[Piece]) -> Iterator[tuple[Piece, Outcome]]:
-    """On threads of this process, each with networks of its own."""
-    own = threading.local()
-    executor = Inline(1 if evaluator.subjects[0].images.images.is_cuda else None)
+def _on_threads(subjects: Sequence[Subject], suite: Suite, work: Iterator[Work]) -> Iterator[tuple[Work, Measurement]]:
+    """Measures on threads of this process, each with its own copies of the networks."""
+    local = threading.local()
+    executor = Inline(1 if subjects[0].images.images.is_cuda else None)
 
-    def outcome(piece: Piece) -> tuple[Piece, Outcome]:
-        if not hasattr(own, "evaluator"):
-            own.evaluator = evaluator if executor.threads == 1 else evaluator.copied()
-        return piece, own.evaluator.outcome(*piece)
+    def measured(each: Work) -> tuple[Work, Measurement]:
+        if not hasattr(local, "subjects"):
+            local.subjects = subjects if executor.threads == 1 else [subject.copied() for subject in subjects]
+        return each, measure(local.subjects[each.subject], suite, each.condition, each.block)
 
-    yield from executor.map(outcome, pieces)
+    yield from executor.map(measured, work)
+
+
+def _finish(subject: Subject, suite: Suite, ledger: Ledger) -> Report:
+    """Writes the report and its pictures, and removes the ledger's file."""
+    measurements = ledger.in_order()
+    report = report_of(
+        suite,
+        ledger.conditions,
+        measurements,
+        run=subject.folder.name,
+        config=subject.config.model_dump(mode="json"),
+        epoch=subject.epoch,
+        params_sha256=checkpoint.digest(subject.net.state_dict()),
+    )
+    write_atomically(subject.folder / FILE, (report.model_dump_json(indent=2) + "\n").encode())
+    pictures = ["robustness_images.png"]
+    draw_sheet(ledger.conditions, measurements, subject.images, subject.folder / pictures[0])
+    if report.corruptions:
+        pictures.insert(0, "robustness_severity.png")
+        draw_severity(report, subject.folder / pictures[0])
+    if any(attack.eps and attack.rate for attack in report.attacks):
+        pictures.insert(0, "robustness_eps.png")
+        draw_eps(report, subject.folder / pictures[0])
+    text = markdown(report) + "".join(f"\n![]({name})\n" for name in pictures)
+    write_atomically(subject.folder / "robustness.md", text.encode())
+    ledger.remove()
+    return report
 
 
 class _Progress:
-    """A bar over the blocks, or a line for each condition that is done where there is no terminal to draw one on."""
+    """A progress bar over the blocks; without a terminal, one line for each finished condition."""
 
-    def __init__(self, runs: Sequence[Evaluation]) -> None:
-        self._runs = runs
-        self._told: set[tuple[Evaluation, Condition]] = set()
-        self._bar = tqdm(
-            total=sum(run.missing for run in runs), disable=not sys.stderr.isatty(), unit="block", dynamic_ncols=True
-        )
+    def __init__(self, ledgers: Sequence[Ledger]) -> None:
+        self._ledgers = ledgers
+        self._printed: set[tuple[Ledger, str]] = set()
+        total = sum(ledger.missing for ledger in ledgers)
+        self._bar = tqdm(total=total, disable=not sys.stderr.isatty(), unit="block", dynamic_ncols=True)
 
-    def tell(self, run: Evaluation, condition: Condition) -> None:
-        """That a block of a condition is done."""
+    def update(self, ledger: Ledger, condition: Condition) -> None:
+        """Reports that one more block of a condition is measured."""
         if not self._bar.disable:
             self._bar.set_postfix_str(condition.label, refresh=False)
-            # What a refused attack leaves out is never done.
-            self._bar.total = self._bar.n + 1 + sum(each.missing for each in self._runs)
+            # The total shrinks when an attack is refused: its other blocks are never measured.
+            self._bar.total = self._bar.n + 1 + sum(each.missing for each in self._ledgers)
             self._bar.update()
             return
-        waiting = any(run.waits(condition, block) for block in run.blocks(condition))
-        if not waiting and (run, condition) not in self._told:
-            self._told.add((run, condition))  # blocks of a refused attack that were on their way come later
-            found = list(run.found[condition.label].values())
-            refused = next((outcome.reason for outcome in found if outcome.reason), None)
-            share = sum(outcome.correct.count("1") for outcome in found) / condition.examples
-            print(f"{condition.label:<32}{refused or f'accuracy {share:.4f}'}", file=sys.stderr, flush=True)
+        pending = any(ledger.is_pending(condition, block) for block in ledger.blocks(condition))
+        if not pending and (ledger, condition.label) not in self._printed:
+            self._printed.add((ledger, condition.label))  # blocks of a refused attack may still be in flight
+            blocks = list(ledger.measurements[condition.label].values())
+            refused = next((block.reason for block in blocks if block.reason), None)
+            accuracy = sum(block.correct.count("1") for block in blocks) / condition.examples
+            print(f"{condition.label:<32}{refused or f'accuracy {accuracy:.4f}'}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> _Progress:
         return self

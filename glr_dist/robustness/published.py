@@ -1,7 +1,7 @@
-"""The accuracies that the paper's authors published, to be set beside a run of the same kind.
+"""Accuracies published by the paper's authors, for comparison with a run of the same kind.
 
-Network 784-50-10, in %. Adversarial examples are made on a backpropagated ReLU network (transfer), FGSM with ε = 0.13.
-The severity of the corruptions is not told; a run's figure beside it is the mean over severities.
+Network 784-50-10, in %. Adversarial examples are computed on a backpropagated ReLU network (transfer); FGSM has
+ε = 0.13. The paper does not report the severity of its corruptions, so the mean over severities stands beside it.
 """
 
 from __future__ import annotations
@@ -31,20 +31,23 @@ _ROWS = {
 }
 
 
-def published(settings: Mapping[str, Any]) -> tuple[str, dict[str, float]] | None:
-    """The name of the paper's model of a run's kind and its accuracies in % by column, or None where there is none.
+def published(config: Mapping[str, Any]) -> tuple[str, dict[str, float]] | None:
+    """Returns the name of the paper's model of a run's kind and its accuracies in % by column.
 
     Args:
-        settings: the run's configuration.
+        config: the run's config.
+
+    Returns:
+        (name, accuracies), or None if the paper has no such model.
     """
-    model, law = settings["model"], settings["noise"]["law"]
-    backpropagated = settings["estimator"]["name"] == "pathwise"
+    model, law = config["model"], config["noise"]["law"]
+    backpropagated = config["estimator"]["name"] == "pathwise"
     kinds = {("sigmoid", "cross_entropy"): "LRS", ("threshold", "cross_entropy"): "LRT"}
     kinds |= {("sigmoid", "zero_one"): "LRSZ", ("threshold", "zero_one"): "LRTZ"}
-    kind = kinds.get((model["activation"], settings["training"]["loss"]))
+    kind = kinds.get((model["activation"], config["training"]["loss"]))
     if backpropagated:
         kind = "BP" if kind == "LRS" and law == "none" else None
-    row = _ROWS.get(settings["data"]["name"], {}).get(kind or "")
+    row = _ROWS.get(config["data"]["name"], {}).get(kind or "")
     if row is None or list(model["hidden"]) != [50]:
         return None
     return str(kind), dict(zip(COLUMNS, row, strict=True))

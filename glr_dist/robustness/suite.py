@@ -1,4 +1,4 @@
-"""What `glr-dist evaluate` measures: attacks, corruptions, how the network predicts. Imports neither torch nor Ray."""
+"""Config of `glr-dist evaluate`: attacks, corruptions and the mode of prediction. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FGSM(Section):
     name: Literal["fgsm"] = "fgsm"
     threats: tuple[Threat, ...] = Field(("white_box", "transfer", "adaptive"), min_length=1)
     eps: Epsilons = (0.1,)
-    examples: Count | None = Field(None, description="the first of the suite's images; all by default")
+    examples: Count | None = Field(None, description="attack the first N images only; default: all images of the suite")
 
 
 class PGD(Section):
@@ -62,7 +62,7 @@ class PGD(Section):
 
 
 class LBFGS(Section):
-    """The smallest L2 perturbation, by L-BFGS in the box of images."""
+    """Smallest L2 perturbation by L-BFGS, with pixels in [0, 1]."""
 
     name: Literal["lbfgs"] = "lbfgs"
     threats: tuple[Literal["white_box", "transfer"], ...] = Field(("white_box", "transfer"), min_length=1)
@@ -72,7 +72,7 @@ class LBFGS(Section):
 
 
 class Square(Section):
-    """Square, which asks for scores only."""
+    """The Square attack, which needs class scores only."""
 
     name: Literal["square"] = "square"
     eps: Epsilons = (0.1,)
@@ -81,7 +81,7 @@ class Square(Section):
 
 
 class RandomSign(Section):
-    """Random noise of an attack's size: the control."""
+    """Random noise of an attack's size (control)."""
 
     name: Literal["random_sign"] = "random_sign"
     eps: Epsilons = (0.1,)
@@ -95,34 +95,34 @@ class Corruptions(Section):
     """The common corruptions."""
 
     names: tuple[Corruption, ...] = ("gaussian_noise", "impulse_noise", "glass_blur", "contrast")
-    constants: Literal["cifar_c", "imagenet_c"] = Field("cifar_c", description="of which benchmark")
+    constants: Literal["cifar_c", "imagenet_c"] = Field("cifar_c", description="benchmark that defines the severities")
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
     examples: Count | None = None
 
 
 class Inference(Section):
-    """How the network predicts."""
+    """Prediction with or without noise."""
 
-    votes: int = Field(0, ge=0, description="0: without noise; else the majority vote of so many noisy passes")
-    draws: Count = Field(10, description="noisy passes whose mean scores stand for such a prediction in an attack")
+    votes: int = Field(0, ge=0, description="0: predict without noise; N: majority vote of N noisy passes")
+    draws: Count = Field(10, description="noisy passes whose mean scores an attack uses in place of the vote")
 
 
 class Adaptive(Section):
-    """How the adaptive threat model estimates the input gradient: of the loss under noise of the attacker's own."""
+    """The adaptive threat model: likelihood ratio estimates of the input gradient under the attacker's own noise."""
 
     spreads: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         (0.1, 0.2, 0.05, 0.4),
         min_length=1,
-        description="noise scales, in units of the standard deviation of each site's logits: tried one after the other",
+        description="noise scales in units of the standard deviation of each site's logits, tried in this order",
     )
     copies: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(
-        None, description="K; by default a frame, twice the units of the site that the input enters, and at most 1024"
+        None, description="K; default: a frame, twice the number of units of the first site, at most 1024"
     )
     passes: Count = Field(1, description="M")
 
 
 class Surrogate(Section):
-    """The network that transfer attacks are made on: trained by backpropagation on the run's data, kept for later."""
+    """Source network of transfer attacks, trained by backpropagation on the run's data and cached."""
 
     seed: int = Field(1000, ge=0, lt=2**63)
     model: Model = Model(hidden=(50,), activation="relu")
@@ -135,19 +135,23 @@ class Surrogate(Section):
 
 
 class Suite(Section):
-    """Everything that a robustness report depends on, beside the run."""
+    """Everything besides the run that determines a robustness report."""
 
-    seed: int = Field(0, ge=0, lt=2**63, description="names all randomness; the same for all runs that are compared")
-    split: Literal["test", "validation"] = Field("test", description="choices are made on the validation images")
-    examples: Count | None = Field(None, description="the first images of the split; all by default")
-    block: Count = Field(250, description="images of one piece of work, and of one stream of randomness")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="seed of all random draws; use the same for all runs of a comparison"
+    )
+    split: Literal["test", "validation"] = Field(
+        "test", description="images to evaluate on; select models on 'validation'"
+    )
+    examples: Count | None = Field(None, description="evaluate the first N images of the split; default: all")
+    block: Count = Field(250, description="images per work item and per random stream")
     attacks: tuple[Attack, ...] = ()
     corruptions: Corruptions = Corruptions()
     inference: Inference = Inference()
     adaptive: Adaptive = Adaptive()
     surrogate: Surrogate = Surrogate()
     baseline: str = Field(
-        "surrogate", description="'surrogate', or the folder of a run: what corruption errors are relative to"
+        "surrogate", description="reference of the corruption errors: 'surrogate' or the folder of a run"
     )
 
 
@@ -161,15 +165,15 @@ _PAPER_ATTACKS = (
 )
 
 SUITES: dict[str, Suite] = {
-    # The paper's attacks and corruptions, and those that a network without derivatives must be judged by.
+    # The paper's attacks and corruptions, plus the attacks that a network without gradients needs.
     "paper": Suite(attacks=_PAPER_ATTACKS),
-    # A first look, in well under a minute.
+    # A first impression in less than a minute.
     "quick": Suite(
         examples=1000,
         attacks=(RandomSign(eps=(0.1, 0.2)), FGSM(eps=(0.1, 0.2)), PGD(eps=(0.1, 0.2), steps=10, step_size=0.25)),
         corruptions=Corruptions(severities=(1, 3, 5)),
     ),
-    # All there is.
+    # Every attack and corruption.
     "full": Suite(
         attacks=(*_PAPER_ATTACKS, PGD(eps=(0.5, 1.0, 2.0), norm="l2")),
         corruptions=Corruptions(names=get_args(Corruption)),
@@ -178,10 +182,10 @@ SUITES: dict[str, Suite] = {
 
 
 def load_suite(suite: str, overrides: Sequence[str] = ()) -> Suite:
-    """A suite by its name, or of a YAML file, with `section.key=value` overrides.
+    """Loads a suite by name or from a YAML file, and applies `section.key=value` overrides.
 
     Raises:
-        ConfigError: there is no such suite or file, or it holds a mistake.
+        ConfigError: the suite or file does not exist, or a field is invalid.
     """
     if suite in SUITES:
         values = SUITES[suite].model_dump(mode="json")
@@ -192,8 +196,8 @@ def load_suite(suite: str, overrides: Sequence[str] = ()) -> Suite:
     return build(Suite, overridden(values, overrides))
 
 
-def surrogate_settings(surrogate: Surrogate, run: Config) -> Config:
-    """The configuration that trains the surrogate for a run's data."""
+def surrogate_config(surrogate: Surrogate, run: Config) -> Config:
+    """Returns the config that trains the surrogate on a run's data."""
     sections = {
         "seed": surrogate.seed,
         "data": run.data,

@@ -1,4 +1,4 @@
-"""The surrogate of transfer attacks: trained on the spot, and kept for the next evaluation."""
+"""The surrogate of transfer attacks: trained when first needed, then cached."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from glr_dist.training.trained_run import TrainedRun, load_run
 
 
 def cache() -> Path:
-    """The folder of what is kept for later: $GLR_CACHE, else glr_dist in $XDG_CACHE_HOME or ~/.cache."""
+    """Returns the cache folder: $GLR_CACHE, else glr_dist in $XDG_CACHE_HOME or ~/.cache."""
     named = os.environ.get("GLR_CACHE")
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glr_dist"
 
 
-def trained_surrogate(settings: Config, dataset: Dataset, device: str | None = None) -> TrainedRun:
-    """The network of a configuration: from the cache, or else trained into it.
+def trained_surrogate(config: Config, dataset: Dataset, device: str | None = None) -> TrainedRun:
+    """Returns the network of a config from the cache; trains it into the cache if it is not there.
 
     Args:
-        settings: what it is trained by.
-        dataset: its data, loaded; with the settings, it names the place in the cache.
-        device: where the network is put.
+        config: config of the surrogate.
+        dataset: its loaded data; together with the config it names the folder in the cache.
+        device: device of the network.
 
     Raises:
         ConfigError: the cache cannot be written.
     """
-    named = settings.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
+    named = config.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
     named["data"] = {key: value for key, value in named["data"].items() if key not in ("root", "download")}
     digest = hashlib.sha256(json.dumps([__version__, named], sort_keys=True).encode())
     for tensor in (dataset.train.images, dataset.train.labels):
@@ -44,26 +44,26 @@ def trained_surrogate(settings: Config, dataset: Dataset, device: str | None = N
     folder = cache() / f"surrogate-{dataset.name}-{digest.hexdigest()[:16]}"
     try:
         if not (folder / "summary.json").exists():
-            _train(settings, folder)
+            _train(config, folder)
         try:
             return load_run(folder, device, dataset=dataset)
         except CheckpointError as error:
             print(f"warning: {error}; training the surrogate again", file=sys.stderr)
             shutil.rmtree(folder)
-            _train(settings, folder)
+            _train(config, folder)
             return load_run(folder, device, dataset=dataset)
     except OSError as error:
         reason = f"{error.filename or folder}: cannot be written ({error.strerror})"
         raise ConfigError(f"{reason}; set GLR_CACHE to a folder for the surrogate") from None
 
 
-def _train(settings: Config, folder: Path) -> None:
+def _train(config: Config, folder: Path) -> None:
     print(f"training the surrogate of the transfer attacks into {folder}", file=sys.stderr)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Two evaluations may train it at the same time: each does so elsewhere, and the first one to end stays.
+    # Two evaluations may train it at the same time. Each trains in its own folder, and the first to finish wins.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
         with redirect_stdout(sys.stderr):
-            train(settings, Path(place) / "run")
+            train(config, Path(place) / "run")
         try:
             (Path(place) / "run").rename(folder)
         except OSError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from glr_dist.robustness.report import Rate, Report
+from glr_dist.robustness.rate import Rate
+from glr_dist.robustness.report import Report
 
 PATH = "robustness/table.json"
 TAG = ("mlflow.loggedArtifacts", json.dumps([{"path": PATH, "type": "table"}]))
@@ -19,9 +20,9 @@ def table_of(report: Report) -> dict[str, Any]:
         rows.append(
             _row(f"{attack.attack} ({attack.norm})", attack.threat, attack.eps, attack.rate, attack.reason or "")
         )
-    for worst in report.worst_cases:
+    for robust in report.robust_accuracies:
         rows.append(
-            _row(f"robust accuracy ({worst.norm})", "all attacks", worst.eps, worst.rate, ", ".join(worst.attacks))
+            _row(f"robust accuracy ({robust.norm})", "all attacks", robust.eps, robust.rate, ", ".join(robust.attacks))
         )
     for corruption in report.corruptions:
         rows.append(_row(corruption.name, "corruption", corruption.severity, corruption.rate))

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.conditions import conditions_of
-from glr_dist.robustness.outcome import Outcome
-from glr_dist.robustness.report import report_of
+from glr_dist.robustness.measurement import Measurement
+from glr_dist.robustness.scoring import report_of
 from glr_dist.robustness.suite import Suite
 from glr_dist.text import hint
 
@@ -35,8 +35,9 @@ def epoch_metrics(record: Mapping[str, Any]) -> dict[str, float]:
 def suite_metrics(suite: Suite) -> list[str]:
     """Returns the names of the metrics that a suite reports when every attack is applicable."""
     conditions = conditions_of(suite, 1)
-    outcomes = {condition.label: [Outcome(correct="1", tested="1", baseline="0")] for condition in conditions}
-    return list(report_of("", {}, 0, "", suite, conditions, outcomes).metrics())
+    correct = [Measurement(correct="1", tested="1", baseline="0")]
+    measurements = {condition.label: correct for condition in conditions}
+    return list(report_of(suite, conditions, measurements, run="", config={}, epoch=0, params_sha256="").metrics())
 
 
 def check_objectives(names: Sequence[str], suite: Suite | None) -> None:

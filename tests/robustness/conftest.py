@@ -1,4 +1,4 @@
-"""TrainedRun runs on digits that the tests of robustness share."""
+"""Trained runs on digits that the robustness tests share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from glr_dist import config
 from glr_dist.training.train import train
 
-# Digits, a second or two each. On the CPU, so that it is the same on any machine.
+# Digits, a second or two each; on the CPU, so that the results are the same on any machine.
 RUNS = {
     "threshold": """
 model: {hidden: [32], activation: threshold}
@@ -40,7 +40,7 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if not (root / name).exists():
             path = root / f"{name}.yaml"
             path.write_text(RUNS[name])
-            with redirect_stdout(StringIO()):  # what the test itself captures is its own
+            with redirect_stdout(StringIO()):  # keeps the output of the test itself clean
                 train(config.load_config(path), root / name)
         return root / name
 
@@ -49,7 +49,7 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def run(_trained: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
-    """`run("threshold")`, `run("bp")`: the folder of a trained run, a copy of the test's own."""
+    """`run("threshold")`, `run("bp")`: returns a fresh copy of a trained run's folder."""
 
     def copied(name: str) -> Path:
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""Attacks: elementwise equal to another library's, closed forms, and refusals where nothing would be tested."""
+"""Attacks: elementwise equality with another library, closed forms, and refusals where nothing would be tested."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def network(activation=nn.Sigmoid, shape=(1, 8, 8), seed=1):
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 20), activation(), nn.Linear(20, 5))
         model[1].weight.mul_(8)
-        for layer in (model[1], model[3]):  # images and units are about 1/2
+        for layer in (model[1], model[3]):  # centres the logits for pixels and units of about 1/2
             layer.bias.copy_(-layer.weight.sum(1) / 2)
     return model.eval()
 
@@ -97,12 +97,12 @@ def test_square_is_no_weaker_than_another_library(art):
     assert (found != y).float().mean() > 0.3
 
 
-# ---------------------------------------------------------------- what every attack must do
+# ---------------------------------------------------------------- properties of every attack
 
 
 @pytest.mark.parametrize("name", BUDGETED)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7), (1, 1, 1)], ids=str)
-def test_stays_within_eps_and_the_box_and_repeats(name, shape):
+def test_perturbations_stay_within_eps_and_the_pixel_range_and_are_reproducible(name, shape):
     model, x = network(shape=shape), images(shape=shape)
     y = predicted(model, x)
     attack = BUDGETED[name](0.2)
@@ -127,7 +127,7 @@ def test_another_key_draws_other_noise(name):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_empty_block_is_no_mistake(name):
+def test_an_empty_block_is_allowed(name):
     attack = ATTACKS[name]() if name == "lbfgs" else ATTACKS[name](eps=0.1)
     found = attack(WhiteBox(network()), images(0), torch.zeros(0, dtype=torch.int64), KEY)
     assert found.images.shape == (0, 1, 8, 8)
@@ -144,7 +144,7 @@ def test_beats_random_noise_of_the_same_size(name):
     assert attacked < noised - 0.05
 
 
-def test_more_steps_and_a_wider_ball_leave_less():
+def test_more_steps_and_a_larger_eps_reduce_the_accuracy():
     model, x = network(), images(200)
     y = predicted(model, x)
 
@@ -158,7 +158,7 @@ def test_more_steps_and_a_wider_ball_leave_less():
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_random_start_is_uniform_in_the_ball(norm):
-    """In dimension d the share within half the radius is 2^-d for L2; each coordinate is uniform for L∞: |z| <= 4.5."""
+    """The fraction within half the radius is 2^-d for L2 and for L∞, here with d = 2: |z| <= 4.5."""
     x = torch.full((20_000, 1, 1, 2), 0.5)
     start = PGD(0.4, norm=norm)._start(x, KEY) - x
     size = start.flatten(1).norm(dim=1) if norm == "l2" else start.abs().amax((1, 2, 3))
@@ -167,7 +167,7 @@ def test_a_random_start_is_uniform_in_the_ball(norm):
     assert abs(within - 0.25) <= 4.5 * (0.25 * 0.75 / len(x)) ** 0.5
 
 
-def test_square_asks_each_example_no_more_often_than_it_may():
+def test_square_respects_its_query_budget():
     model, x = network(), images(8)
     asked = 0
 
@@ -185,7 +185,7 @@ def test_square_asks_each_example_no_more_often_than_it_may():
 
 
 def test_the_minimiser_finds_what_scipy_finds():
-    """A badly scaled quadratic in a box, several at once: one by one by L-BFGS-B."""
+    """Several badly scaled quadratics in a box at once, against L-BFGS-B on each alone."""
     stream = torch.Generator().manual_seed(3)
     n, d = 6, 12
     curvature = torch.exp(3 * torch.randn(n, d, generator=stream, dtype=torch.float64))
@@ -194,8 +194,8 @@ def test_the_minimiser_finds_what_scipy_finds():
     centre = 2 * torch.rand(n, d, generator=stream, dtype=torch.float64) - 0.5
 
     def objective(x):
-        slope = (hessian @ (x - centre)[..., None])[..., 0]
-        return ((x - centre) * slope).sum(1) / 2, slope
+        gradient = (hessian @ (x - centre)[..., None])[..., 0]
+        return ((x - centre) * gradient).sum(1) / 2, gradient
 
     seen = []
     found = minimise(objective, torch.full_like(centre, 0.5), 300, seen.append)
@@ -213,7 +213,7 @@ def test_the_minimiser_finds_what_scipy_finds():
 
 
 def test_lbfgs_finds_the_distance_to_a_plane():
-    """Of a linear classifier of two classes the least perturbation is |w·x + b| / |w|, where no pixel meets the box."""
+    """The smallest perturbation of a linear two-class classifier is |w·x + b| / |w| if no pixel reaches its bounds."""
     weight = torch.tensor([[0.6, -0.8], [-0.6, 0.8]])
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
     with torch.no_grad():
@@ -225,31 +225,31 @@ def test_lbfgs_finds_the_distance_to_a_plane():
     assert (predicted(model, found) != y).all()
     scores = model(x).detach()
     expected = (scores[:, 0] - scores[:, 1]).abs() / (2 * 20)
-    lengths = (found - x).flatten(1).norm(dim=1)
-    assert (lengths >= expected - 1e-6).all()
-    assert (lengths <= expected * 1.01 + 1e-4).all()
+    norms = (found - x).flatten(1).norm(dim=1)
+    assert (norms >= expected - 1e-6).all()
+    assert (norms <= expected * 1.01 + 1e-4).all()
 
 
-def test_lbfgs_changes_every_prediction_by_less_than_pgd_in_l2():
+def test_lbfgs_needs_smaller_l2_changes_than_pgd():
     model, x = network(), images(60)
     y = predicted(model, x)
     found = LBFGS()(WhiteBox(model), x, y, KEY).images
     assert (predicted(model, found) != y).all()
     ours = (found - x).flatten(1).norm(dim=1)
-    # The least of the radii at which PGD succeeds, for each example: the same success rate.
+    # The smallest radius at which PGD succeeds on each example: both attacks then have the same success rate.
     theirs = torch.full_like(ours, torch.inf)
     for radius in torch.linspace(4, 0.02, 30).tolist():
         attacked = PGD(radius, steps=20, step_size=0.15, norm="l2", random_start=False)(
             WhiteBox(model), x, y, KEY
         ).images
-        length = (attacked - x).flatten(1).norm(dim=1)
-        theirs = torch.where(predicted(model, attacked) != y, length.minimum(theirs), theirs)
+        norms = (attacked - x).flatten(1).norm(dim=1)
+        theirs = torch.where(predicted(model, attacked) != y, norms.minimum(theirs), theirs)
     assert theirs.isfinite().all()
     assert ours.mean() < theirs.mean()
     assert (ours < theirs + 0.02).all()
 
 
-def test_lbfgs_treats_each_example_as_if_it_were_alone():
+def test_lbfgs_attacks_examples_independently():
     model, x = network(), images(6)
     y = predicted(model, x)
     attack = LBFGS(iterations=10, searches=5)
@@ -258,13 +258,13 @@ def test_lbfgs_treats_each_example_as_if_it_were_alone():
     assert torch.allclose(together[:3], alone, atol=1e-3)
 
 
-def test_lbfgs_leaves_what_is_wrong_already():
+def test_lbfgs_does_not_change_misclassified_images():
     model, x = network(), images(6)
     y = (predicted(model, x) + 1) % 5
     assert torch.equal(LBFGS()(WhiteBox(model), x, y, KEY).images, x)
 
 
-def test_the_loss_of_any_other_class_is_minus_the_log_of_what_they_share():
+def test_not_the_label_is_minus_the_log_of_the_other_classes_probability():
     scores = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]])
     y = torch.tensor([1, 2])
     shares = 1 - scores.softmax(1).gather(1, y[:, None])[:, 0]
@@ -272,29 +272,29 @@ def test_the_loss_of_any_other_class_is_minus_the_log_of_what_they_share():
     assert not_the_label(torch.tensor([[0.0, 200.0]]), torch.tensor([1])).isfinite()
 
 
-# ---------------------------------------------------------------- what cannot be tested
+# ---------------------------------------------------------------- refusals
 
 FOLLOWERS = {"fgsm": FGSM(0.1), "pgd": PGD(0.1, steps=3), "lbfgs": LBFGS()}
 
 
-class ZeroSlope(nn.Module):
-    """Constant by pieces, with a graph: autograd gives zeros where the other gives none."""
+class ZeroGradient(nn.Module):
+    """Piecewise constant, but differentiable to autograd: the gradient is zero instead of absent."""
 
     def forward(self, x):
         return x.round()
 
 
 @pytest.mark.parametrize("name", FOLLOWERS)
-@pytest.mark.parametrize("activation", [Heaviside, ZeroSlope])
-def test_an_attack_that_follows_a_derivative_refuses_a_network_without_one(name, activation):
+@pytest.mark.parametrize("activation", [Heaviside, ZeroGradient])
+def test_gradient_attacks_refuse_a_network_without_gradients(name, activation):
     model, x = network(activation), images()
     with pytest.raises(NoGradientError):
         FOLLOWERS[name](WhiteBox(model), x, predicted(model, x), KEY)
 
 
 @pytest.mark.parametrize("name", FOLLOWERS)
-def test_an_example_without_a_derivative_is_told_apart(name):
-    """A unit that is off for every image but one passes nothing on: what the attack cannot try is not called robust."""
+def test_examples_without_a_gradient_are_marked_as_untested(name):
+    """The unit is active for one image only, so the others have no gradient; they do not count as robust."""
 
     class OneOff(nn.Module):
         def forward(self, x):
@@ -308,7 +308,7 @@ def test_an_example_without_a_derivative_is_told_apart(name):
     assert found.tested.tolist() == [False, False, True, False, False, False]
 
 
-def test_a_derivative_that_is_not_finite_is_none():
+def test_a_gradient_that_is_not_finite_counts_as_absent():
     class Steep(nn.Module):
         def forward(self, x):
             return torch.stack([(x.flatten(1).sum(1) * 0).sqrt(), x.flatten(1).sum(1)], 1)
@@ -326,7 +326,7 @@ def test_a_derivative_that_is_not_finite_is_none():
     assert found.images.isfinite().all()
 
 
-def test_square_and_noise_need_no_derivative():
+def test_square_and_noise_need_no_gradient():
     model, x = network(Heaviside), images(60)
     y = predicted(model, x)
     left = (predicted(model, Square(0.2, queries=300)(WhiteBox(model), x, y, KEY).images) == y).float().mean()
@@ -337,17 +337,17 @@ def test_square_and_noise_need_no_derivative():
 # ---------------------------------------------------------------- targets
 
 
-def test_the_slopes_are_each_examples_own():
+def test_the_gradients_of_examples_are_independent():
     model, x = network(), images()
     y = predicted(model, x)
-    together = WhiteBox(model).slopes(x, y, cross_entropy)
-    alone = torch.cat([WhiteBox(model).slopes(x[i : i + 1], y[i : i + 1], cross_entropy) for i in range(len(x))])
+    together = WhiteBox(model).gradients(x, y, cross_entropy)
+    alone = torch.cat([WhiteBox(model).gradients(x[i : i + 1], y[i : i + 1], cross_entropy) for i in range(len(x))])
     assert torch.allclose(together, alone, atol=1e-6)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_pgd_keeps_the_first_point_that_fools_the_target():
-    """A network that is fooled near 0.2 alone, on the way of the steps to 0.4: the last point says that it was not."""
+    """The steps end at 0.4, but the network is fooled near 0.2 only: the last point would count as correct."""
 
     class Narrow(nn.Module):
         def forward(self, x):
@@ -361,7 +361,7 @@ def test_pgd_keeps_the_first_point_that_fools_the_target():
     assert torch.allclose(last, torch.full_like(x, 0.4))
 
 
-def test_square_may_go_on_beyond_the_border():
+def test_square_can_continue_beyond_the_decision_boundary():
     model, x = network(), images(40)
     y = predicted(model, x)
     stopped, on = (Square(0.2, queries=200, stop=stop)(WhiteBox(model), x, y, KEY).images for stop in (True, False))
@@ -373,8 +373,8 @@ def test_square_may_go_on_beyond_the_border():
     assert margin(on).mean() < margin(stopped).mean() - 0.3
 
 
-def test_a_margin_of_zero_is_no_success_of_square():
-    """Where two scores are equal the first class is predicted."""
+def test_a_margin_of_zero_is_not_a_success_of_square():
+    """Of two equal scores, the first class is predicted."""
     x = torch.zeros(2, 1, 2, 2)
 
     class Equal(nn.Module):

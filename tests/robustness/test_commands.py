@@ -1,4 +1,4 @@
-"""`glr-dist evaluate` and `glr-dist compare`, as a person types them."""
+"""The commands `glr-dist evaluate` and `glr-dist compare`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ FEW = (
 JOB = Path(__file__).parents[2] / "jobs" / "evaluate.py"
 
 
-def mistake(capsys, *arguments):
-    """The one line of a command that must fail as a user's mistake."""
+def error_of(capsys, *arguments):
+    """Runs a command that must fail with a user error; returns its one line."""
     try:
         code = cli.main([str(argument) for argument in arguments])
     except SystemExit as end:  # argparse
@@ -41,15 +41,15 @@ def mistake(capsys, *arguments):
 def test_runs_are_evaluated_and_compared(run, tmp_path, capsys):
     folders = [str(run("threshold")), str(run("bp"))]
     assert cli.main(["evaluate", folders[0], *FEW, "--suite", "quick", folders[1]]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for text in ("# Robustness of threshold", "# Robustness of bp", "not testable by this attack", "## Corruptions"):
-        assert text in said
+        assert text in printed
     for folder in folders:
-        assert f"results  {folder}/robustness.md" in said
+        assert f"results  {folder}/robustness.md" in printed
     assert cli.main(["compare", folders[0], "--out", str(tmp_path / "out"), folders[1]]) == 0
-    said = capsys.readouterr().out
-    assert "| clean " in said
-    assert f"results  {tmp_path / 'out'}" in said
+    printed = capsys.readouterr().out
+    assert "| clean " in printed
+    assert f"results  {tmp_path / 'out'}" in printed
     assert (tmp_path / "out" / "compare.png").exists()
 
 
@@ -63,27 +63,27 @@ WRONG = {
     "a device": (["--device", "cuda:99"], ["execution.device: 'cuda:99'"]),
     "no device": (["--device", "gpu"], ["device: 'gpu'"]),
     "actors": (["--actors", "few"], ["--actors", "'few'"]),
-    "a baseline": (["baseline=/nowhere"], ["/nowhere: is no run"]),
+    "a baseline": (["baseline=/nowhere"], ["/nowhere: is not a run"]),
     "another option": (["--outt", "x"], ["unknown option --outt"]),
 }
 
 
 @pytest.mark.parametrize(("arguments", "words"), WRONG.values(), ids=WRONG)
-def test_a_mistake_is_one_line(run, capsys, arguments, words):
-    line = mistake(capsys, "evaluate", run("threshold"), *FEW, *arguments)
+def test_an_error_is_one_line(run, capsys, arguments, words):
+    line = error_of(capsys, "evaluate", run("threshold"), *FEW, *arguments)
     assert all(word in line for word in words), line
 
 
-def test_what_is_no_run_is_one_line(tmp_path, run, capsys):
-    assert "is no run" in mistake(capsys, "evaluate", tmp_path)
-    assert "is no run" in mistake(capsys, "evaluate", tmp_path / "nowhere")
-    assert "is no run" in mistake(capsys, "compare", tmp_path)
-    assert "no run is given" in mistake(capsys, "evaluate", "seed=1")
-    assert "glr-dist evaluate" in mistake(capsys, "compare", run("bp"))
-    assert "RUN_DIR" in mistake(capsys, "evaluate")
+def test_a_folder_without_a_run_is_one_line(tmp_path, run, capsys):
+    assert "is not a run" in error_of(capsys, "evaluate", tmp_path)
+    assert "is not a run" in error_of(capsys, "evaluate", tmp_path / "nowhere")
+    assert "is not a run" in error_of(capsys, "compare", tmp_path)
+    assert "no run is given" in error_of(capsys, "evaluate", "seed=1")
+    assert "glr-dist evaluate" in error_of(capsys, "compare", run("bp"))
+    assert "RUN_DIR" in error_of(capsys, "evaluate")
 
 
-def test_a_run_that_is_named_twice_is_evaluated_once(run, capsys):
+def test_a_run_named_twice_is_evaluated_once(run, capsys):
     folder = run("threshold")
     assert cli.main(["evaluate", str(folder), f"{folder}/", *FEW, "attacks=[]"]) == 0
     assert capsys.readouterr().out.count("# Robustness of") == 1
@@ -93,20 +93,20 @@ def test_a_checkpoint_that_is_missing_or_damaged_is_one_line(run, capsys):
     folder = run("threshold")
     newest = max((folder / "checkpoints").iterdir())
     newest.write_bytes(b"x" + newest.read_bytes())
-    assert "is no checkpoint" in mistake(capsys, "evaluate", folder, *FEW)
+    assert "epoch-00012.pt: is truncated or altered" in error_of(capsys, "evaluate", folder, *FEW)
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
-    assert "holds no checkpoint" in mistake(capsys, "evaluate", folder, *FEW)
+    assert "holds no checkpoint" in error_of(capsys, "evaluate", folder, *FEW)
 
 
-def test_a_mistake_is_told_before_torch_is_imported(run, python):
+def test_an_invalid_suite_is_reported_before_torch_is_imported(run, python):
     code = "import sys; from glr_dist.cli import main; print(main(sys.argv[1:])); print(*sys.modules)"
-    said = python(code, "evaluate", run("threshold"), "attacks=[{name: fgms}]").stdout.splitlines()
-    assert said[0] == "2"
-    assert "torch" not in said[1].split()
+    lines = python(code, "evaluate", run("threshold"), "attacks=[{name: fgms}]").stdout.splitlines()
+    assert lines[0] == "2"
+    assert "torch" not in lines[1].split()
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_continues(run, start, capsys):
+def test_ctrl_c_keeps_finished_blocks_and_the_same_command_continues(run, start, capsys):
     folder = run("threshold")
     many = [*FEW, "examples=null", "block=32", "attacks=[{name: random_sign}, {name: square, examples: 64}]"]
     process = start("evaluate", folder, *many, "corruptions.names=[]", env={**os.environ, "PYTHONUNBUFFERED": "1"})
@@ -121,9 +121,9 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_continues(run, start, ca
     known = len((folder / ".robustness.jsonl").read_text().splitlines())
     assert known > 12
     assert cli.main(["evaluate", str(folder), *many, "corruptions.names=[]"]) == 0
-    said = capsys.readouterr()
-    assert "clean" not in said.err  # it was known
-    assert "square" in said.out
+    printed = capsys.readouterr()
+    assert "clean" not in printed.err  # it was in the ledger
+    assert "square" in printed.out
 
 
 @pytest.mark.process

@@ -1,4 +1,4 @@
-"""Comparisons of runs: one table, one plot, the paper's figures where there are some."""
+"""Comparisons of runs: the table, the plot, and the paper's results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from glr_dist.config import Config, build
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.compare import compare
-from glr_dist.robustness.outcome import Outcome
+from glr_dist.robustness.measurement import Measurement
 from glr_dist.robustness.published import COLUMNS, published
 from glr_dist.robustness.report import FILE
 
@@ -16,7 +16,7 @@ from .reports import NOISE, report, suite_of, whole
 ATTACKS = "{name: fgsm, eps: [0.1, 0.13], threats: [white_box, transfer]}"
 
 
-def settings(data="mnist", hidden=(50,), activation="threshold", loss="zero_one", name="conditional", law="gaussian"):
+def config(data="mnist", hidden=(50,), activation="threshold", loss="zero_one", name="conditional", law="gaussian"):
     sections = {
         "data": {"name": data},
         "model": {"hidden": hidden, "activation": activation},
@@ -29,22 +29,22 @@ def settings(data="mnist", hidden=(50,), activation="threshold", loss="zero_one"
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """`evaluated(name, …)`: the folder of a run with a report; `right` of its 8 images withstand FGSM at 0.13."""
+    """`evaluated(name, …)`: the folder of a run with a report; `right` of 8 images stay correct under FGSM at 0.13."""
 
     def write(name, suite=None, right=2, refused=True, **options):
         suite = suite or suite_of(ATTACKS, NOISE, corruptions="[contrast]", severities="[1, 5]")
         made = report(
             suite,
             8,
-            settings(**options),
+            config(**options),
             **{
-                "fgsm/white_box/eps_0.1": Outcome(reason="no derivative") if refused else whole("1" * 8),
-                "fgsm/white_box/eps_0.13": Outcome(reason="no derivative") if refused else whole("1" * 8),
+                "fgsm/white_box/eps_0.1": Measurement(reason="no derivative") if refused else whole("1" * 8),
+                "fgsm/white_box/eps_0.13": Measurement(reason="no derivative") if refused else whole("1" * 8),
                 "fgsm/transfer/eps_0.1": whole("11111110"),
                 "fgsm/transfer/eps_0.13": whole("1" * right + "0" * (8 - right)),
                 "random_sign/control/eps_0.1": whole("11111111"),
-                "contrast/s1": Outcome("11111111", "1" * 8, "11111110"),
-                "contrast/s5": Outcome("11110000", "1" * 8, "11111110"),
+                "contrast/s1": Measurement("11111111", "1" * 8, "11111110"),
+                "contrast/s5": Measurement("11110000", "1" * 8, "11111110"),
             },
         )
         folder = tmp_path / name
@@ -62,7 +62,7 @@ def cells(text):
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
 
 
-def test_runs_stand_side_by_side_with_the_papers_figures(evaluated, tmp_path):
+def test_runs_are_compared_with_the_papers_results(evaluated, tmp_path):
     folders = [evaluated("lrtz"), evaluated("other", right=4, refused=False, hidden=(20,))]
     text = compare(folders, tmp_path / "out")
     found = cells(text)
@@ -70,22 +70,22 @@ def test_runs_stand_side_by_side_with_the_papers_figures(evaluated, tmp_path):
     assert found["fgsm, transfer"] == {"lrtz": "25.00", "paper's LRTZ": "61.36", "other": "50.00"}
     assert found["fgsm, white box"] == {"lrtz": "–", "paper's LRTZ": "", "other": "100.00"}
     assert found["contrast"] == {"lrtz": "75.00", "paper's LRTZ": "79.81", "other": "75.00"}
-    assert "random_sign, control" not in found  # it was measured at another ε
+    assert "random_sign, control" not in found  # measured at another ε only
     assert "ε = 0.13" in text
     assert "mCE 2.000 relative to surrogate" in text  # 4 errors against 2
     assert (tmp_path / "out" / "compare.md").read_text().startswith(text)
     assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
 
 
-def test_another_budget_may_be_shown_and_the_papers_figure_is_not_set_beside_it(evaluated, tmp_path):
+def test_at_another_eps_the_papers_result_is_left_out(evaluated, tmp_path):
     found = cells(compare([evaluated("lrtz")], tmp_path / "out", 0.1))
     assert found["fgsm, transfer"] == {"lrtz": "87.50", "paper's LRTZ": ""}
     assert found["random_sign, control"]["lrtz"] == "100.00"
-    with pytest.raises(ConfigError, match=r"--eps: 0.2 was not measured; measured are 0.1, 0.13"):
+    with pytest.raises(ConfigError, match=r"--eps: 0.2 was not measured; measured values: 0.1, 0.13"):
         compare([tmp_path / "lrtz"], tmp_path / "out", 0.2)
 
 
-def test_runs_of_one_name_are_told_apart(evaluated, tmp_path):
+def test_runs_with_the_same_folder_name_get_longer_names(evaluated, tmp_path):
     text = compare([evaluated("mnist/bp"), evaluated("fashion/bp", right=3)], tmp_path / "out")
     assert cells(text)["fgsm, transfer"]["fashion/bp"] == "37.50"
 
@@ -123,13 +123,13 @@ def test_a_run_that_was_not_evaluated_is_refused(evaluated, tmp_path):
     ],
     ids=str,
 )
-def test_the_papers_model_of_a_run(options, kind):
-    found = published(settings(**options))
+def test_a_run_is_matched_with_the_papers_model(options, kind):
+    found = published(config(**options))
     assert (found and found[0]) == kind
     if found:
         assert tuple(found[1]) == COLUMNS
 
 
-def test_fashion_mnist_has_figures_of_its_own():
-    assert published(settings(data="fashion_mnist"))[1]["clean"] == 62.05
-    assert published(settings())[1]["clean"] == 90.22
+def test_fashion_mnist_has_its_own_results():
+    assert published(config(data="fashion_mnist"))[1]["clean"] == 62.05
+    assert published(config())[1]["clean"] == 90.22

@@ -1,4 +1,4 @@
-"""Corruptions: closed forms, plain twins that replay the same draws, and what every entry of the registry must hold."""
+"""Corruptions: closed forms, plain reimplementations on the same draws, and properties of every registry entry."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def distance(name: str, x: Tensor, severity: int, constants: str) -> float:
 
 
 def replayed(name: str, severity: int) -> torch.Generator:
-    """The stream that `corrupt` uses for seed 0 and block 0."""
+    """Returns the stream that `corrupt` uses for seed 0 and block 0."""
     return generator(Key(0, step=zlib.crc32(name.encode()), site=severity, role=Role.CORRUPTION))
 
 
@@ -87,7 +87,7 @@ def test_images_of_any_size_keep_their_shape_and_range(name, constants):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_type_comes_back_and_the_work_is_done_in_float32(name, dtype):
+def test_the_type_is_kept_and_the_computation_runs_in_float32(name, dtype):
     x = scene(2, 1, 8, 9).to(dtype)
     y = corrupt(name, x, 3)
     assert y.dtype == dtype
@@ -113,11 +113,11 @@ def test_randomness_is_a_function_of_seed_severity_and_block(name):
     assert y.equal(corrupt(name, x, 3, seed=5, block=2))
     assert y.equal(corrupt(name, x, 3, seed=6, block=2)) == (name not in RANDOM)
     assert y.equal(corrupt(name, x, 3, seed=5, block=3)) == (name not in RANDOM)
-    assert y[0].equal(y[1]) == (name not in RANDOM)  # each image has draws of its own
+    assert y[0].equal(y[1]) == (name not in RANDOM)  # each image has its own draws
     assert not y.equal(corrupt(name, x, 4, seed=5, block=2))
 
 
-def test_severities_have_draws_of_their_own():
+def test_severities_have_their_own_draws():
     x = torch.full((1, 1, 28, 28), 0.5)
     light, strong = (corrupt("gaussian_noise", x, severity) - x for severity in (1, 2))
     cosine = torch.cosine_similarity(light.flatten(), strong.flatten(), dim=0)
@@ -138,7 +138,7 @@ def test_number_of_threads_does_not_matter(name, shape):
     assert images[0].equal(images[1])
 
 
-# The affine part of an elastic transform shrinks with the severity: its distance does not grow.
+# Not elastic_transform: its affine part shrinks with the severity, so its distance need not grow.
 @pytest.mark.parametrize("constants", CONSTANTS)
 @pytest.mark.parametrize("name", sorted(CORRUPTIONS.keys() - {"elastic_transform"}))
 def test_severity_5_is_farther_from_the_clean_images_than_severity_1(name, constants):
@@ -183,7 +183,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "options", "message"), REFUSED)
-def test_mistakes_are_named_in_one_line(arguments, options, message):
+def test_errors_are_one_line(arguments, options, message):
     with pytest.raises(UserError, match=message) as caught:
         corrupt(*arguments, **options)
     assert "\n" not in str(caught.value)
@@ -195,7 +195,7 @@ def test_mistakes_are_named_in_one_line(arguments, options, message):
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_gaussian_noise_has_its_standard_deviation(severity):
-    """|z| < 4; half way between the clips, which are five deviations away or more."""
+    """|z| < 4; the mean lies five standard deviations or more from either clip."""
     x = torch.full((10, 1, 100, 100), 0.5)
     sigma, n = CONSTANTS["cifar_c"]["gaussian_noise"][severity - 1], x.numel()
     noise = (corrupt("gaussian_noise", x, severity) - x).double()
@@ -216,7 +216,7 @@ def test_speckle_noise_grows_with_the_light(severity):
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_shot_noise_counts_photons(severity):
-    """|z| < 4: the counts have the mean and the variance λ = c x; a variance's own is λ + 2 λ² over n."""
+    """|z| < 4: counts have mean and variance λ = c x; the sample variance has variance (λ + 2 λ²) / n."""
     x = torch.full((10, 1, 100, 100), 0.25)
     c, n = CONSTANTS["cifar_c"]["shot_noise"][severity - 1], x.numel()
     counts, rate = (corrupt("shot_noise", x, severity) * c).double(), c * 0.25
@@ -228,8 +228,8 @@ def test_shot_noise_counts_photons(severity):
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("constants", CONSTANTS)
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_impulse_noise_hits_its_share_black_and_white_alike(severity, constants):
-    """|z| < 4 for each of the two shares c/2; all other elements keep their bits."""
+def test_impulse_noise_sets_equal_fractions_to_black_and_white(severity, constants):
+    """|z| < 4 for each of the two fractions c/2; all other elements keep their bits."""
     x = torch.full((10, 3, 60, 60), 0.3)
     half, n = CONSTANTS[constants]["impulse_noise"][severity - 1] / 2, x.numel()
     y = corrupt("impulse_noise", x, severity, constants=constants)
@@ -286,7 +286,7 @@ def test_glass_blur_loses_no_pixel_of_a_colour_image():
 
 
 def plain_disk(radius: float, softness: float) -> dict[tuple[int, int], float]:
-    """Weights by (row, column): a normalised disk, then a small Gaussian that mirrors at the border of the kernel."""
+    """Returns weights by (row, column): a normalised disk, then a small Gaussian that reflects at the border."""
     reach, half = (8, 1) if radius <= 8 else (radius, 2)
     inside = [(i, j) for i in range(-reach, reach + 1) for j in range(-reach, reach + 1) if math.hypot(i, j) <= radius]
     tap = {k: math.exp(-(k**2) / (2 * softness**2)) for k in range(-half, half + 1)}
@@ -382,13 +382,13 @@ def test_brightness_adds_to_the_value_in_hsv(severity):
         assert after == pytest.approx(colorsys.hsv_to_rgb(hue, saturation, min(value + c, 1)), abs=1e-6)
 
 
-def test_brightness_adds_to_grey():
+def test_brightness_adds_to_grey_pixels():
     x = scene(1, 1, 8, 8)
     torch.testing.assert_close(corrupt("brightness", x, 5), (x + 0.3).clamp(max=1))
 
 
 def test_plasma_is_the_plain_diamond_square_algorithm():
-    """The middles of squares, of upper edges and of left edges of a periodic map, one point after the other."""
+    """Centres of squares, of upper edges and of left edges of a periodic map, one point at a time."""
     n, size, decay = 2, 8, 1.75
     fast, stream = plasma(n, 7, decay, generator(Key(3))), generator(Key(3))
     maps, step, spread = torch.zeros(n, size, size), size, 1.0

@@ -1,4 +1,4 @@
-"""The surrogate is trained once, kept, and trained again where what is kept is damaged."""
+"""The surrogate is trained once, cached, and trained again if the cached one is damaged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from glr_dist import config, data
 from glr_dist.config import Config
 from glr_dist.errors import ConfigError
-from glr_dist.robustness.suite import Surrogate, surrogate_settings
+from glr_dist.robustness.suite import Surrogate, surrogate_config
 from glr_dist.robustness.surrogate import trained_surrogate
 from glr_dist.training import checkpoint
 
@@ -26,11 +26,11 @@ def digits():
 
 
 def surrogate(dataset, **changes):
-    settings = surrogate_settings(config.build(Surrogate, {**QUICK, **changes}), Config())
-    return checkpoint.digest(trained_surrogate(settings, dataset, "cpu").net.state_dict())
+    surrogate = surrogate_config(config.build(Surrogate, {**QUICK, **changes}), Config())
+    return checkpoint.digest(trained_surrogate(surrogate, dataset, "cpu").net.state_dict())
 
 
-def test_it_is_trained_once_for_each_setting_and_kept(cache, digits, capsys):
+def test_it_is_trained_once_for_each_config_and_cached(cache, digits, capsys):
     first = surrogate(digits)
     assert capsys.readouterr().err.count("training the surrogate") == 1
     assert surrogate(digits) == first
@@ -48,13 +48,13 @@ def test_other_images_are_another_surrogate(cache, digits):
     assert len(list(cache.iterdir())) == 2
 
 
-def test_a_damaged_one_is_trained_again(cache, digits, capsys):
+def test_a_damaged_surrogate_is_trained_again(cache, digits, capsys):
     first = surrogate(digits)
     (newest,) = cache.glob("*/checkpoints/*.pt")
     newest.write_bytes(newest.read_bytes()[:-100])
     assert surrogate(digits) == first
     said = capsys.readouterr().err
-    assert "truncated or altered" in said
+    assert "is not a whole checkpoint" in said
     assert said.count("training the surrogate of") == 2
 
 
@@ -66,7 +66,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, digits, monkeypatc
     assert "\n" not in str(raised.value)
 
 
-def test_without_a_name_it_is_in_the_users_cache(tmp_path, digits, monkeypatch):
+def test_the_default_cache_is_the_users(tmp_path, digits, monkeypatch):
     monkeypatch.delenv("GLR_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     surrogate(digits)

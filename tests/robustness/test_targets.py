@@ -1,4 +1,4 @@
-"""The input gradient by likelihood ratio: against closed forms and autograd, for any network."""
+"""Input gradients by the likelihood ratio method, against closed forms and autograd."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ def prepared(model, noise, x, **options):
     return net
 
 
-def slopes(net, x, y, loss, draws, scale=0.5):
-    """Independent estimates [draws, n, …] in float64, with noise of one scale at all sites."""
+def estimates(net, x, y, loss, draws, scale=0.5):
+    """Returns independent estimates [draws, n, …] in float64, with the same noise scale at all sites."""
     made = shifted(net, x, {site.name: scale for site in net.network.sites}, **EXACT)
-    return torch.stack([LikelihoodRatio(made, net, seed).slopes(x, y, loss).double() for seed in range(draws)])
+    return torch.stack([LikelihoodRatio(made, net, seed).gradients(x, y, loss).double() for seed in range(draws)])
 
 
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("sigma", [0.5, 1.5])
-def test_of_a_threshold_unit_it_is_the_density_at_the_step(sigma):
+def test_the_gradient_of_a_threshold_unit_is_the_density_at_the_threshold(sigma):
     """E[H(w·x + σε)] = Φ(w·x / σ), so the gradient is φ(w·x / σ) w / σ."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 1), Heaviside())
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[1.0, -2.0, 0.5]]))
         model[1].bias.fill_(0.2)
     x = images(4, 1, 1, 3)
-    net = prepared(model, glr_dist.Laplace(0.1), x)  # what the network was trained with is of no account
+    net = prepared(model, glr_dist.Laplace(0.1), x)  # the noise of training does not matter
     u = model[1](x.flatten(1)).detach().double()[:, 0] / sigma
     density = torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)
     expected = density[:, None] * model[1].weight.detach().double() / sigma
-    found = slopes(net, x, torch.zeros(4), lambda outputs, _: outputs[:, 0], 60, sigma).flatten(2)
+    found = estimates(net, x, torch.zeros(4), lambda outputs, _: outputs[:, 0], 60, sigma).flatten(2)
     error = found.std(0) / len(found) ** 0.5
     assert error.max() < 0.1 * expected.abs().max()  # the test has power
     assert ((found.mean(0) - expected).abs() <= 4.5 * error + 1e-7).all()
 
 
 class Residual(nn.Module):
-    """Sites nested inside one block, which no chain tells of."""
+    """Sites nested inside one module instead of a chain."""
 
     def __init__(self):
         super().__init__()
@@ -77,37 +77,37 @@ NETWORKS = {
 
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("name", NETWORKS)
-def test_of_a_differentiable_network_it_is_what_autograd_gives_under_noise(name):
+def test_the_gradient_of_a_differentiable_network_matches_autograd_under_noise(name):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = NETWORKS[name]()
     x, y = images(3, 1, 3, 4), torch.tensor([0, 1, 2])
     net = prepared(model, glr_dist.Gaussian({"*": 0.5}), x)
-    found = slopes(net, x, y, cross_entropy, 60)
+    found = estimates(net, x, y, cross_entropy, 60)
     many = 6000
-    exact = WhiteBox(lambda x: net.noisy(x, Key(99))).slopes(x.repeat(many, 1, 1, 1), y.repeat(many), cross_entropy)
+    exact = WhiteBox(lambda x: net.noisy(x, Key(99))).gradients(x.repeat(many, 1, 1, 1), y.repeat(many), cross_entropy)
     expected = exact.view(many, *x.shape).double()
     error = (found.var(0) / len(found) + expected.var(0) / many).sqrt()
     assert error.max() < 0.15 * expected.mean(0).abs().max()  # the test has power
     assert ((found.mean(0) - expected.mean(0)).abs() <= 4.5 * error).all()
 
 
-def test_it_leaves_the_network_as_it_was_and_repeats():
+def test_estimates_are_reproducible_and_do_not_change_the_network():
     model = NETWORKS["mlp"]()
     x, y = images(5, 1, 3, 4), torch.zeros(5, dtype=torch.int64)
     net = prepared(model, glr_dist.Gaussian(0.5, learn="unit"), x)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     target = LikelihoodRatio(shifted(net, x, net.scales(), **EXACT), net, 3)
-    first, second = target.slopes(x, y, cross_entropy), target.slopes(x, y, cross_entropy)
+    first, second = target.gradients(x, y, cross_entropy), target.gradients(x, y, cross_entropy)
     assert not torch.equal(first, second)
     again = LikelihoodRatio(shifted(net, x, net.scales(), **EXACT), net, 3)
-    assert torch.equal(again.slopes(x, y, cross_entropy), first)
-    assert torch.equal(again.slopes(x, y, cross_entropy), second)
+    assert torch.equal(again.gradients(x, y, cross_entropy), first)
+    assert torch.equal(again.gradients(x, y, cross_entropy), second)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-def test_its_noise_has_the_scales_that_it_is_given_and_a_frame_of_copies():
+def test_the_noise_has_the_given_scales_and_a_frame_of_copies():
     model = NETWORKS["mlp"]()
     x = images(2, 1, 3, 4)
     net = prepared(model, glr_dist.Laplace(0.5), x)
@@ -128,15 +128,15 @@ def test_the_spread_of_logits_is_over_units_and_examples():
     assert spreads(net, x[:1] * 0)["1"] > 0
 
 
-def test_a_smaller_block_than_the_largest_is_no_mistake():
+def test_a_block_may_be_smaller_than_the_largest():
     model = NETWORKS["mlp"]()
     x, y = images(5, 1, 3, 4), torch.zeros(5, dtype=torch.int64)
     net = prepared(model, glr_dist.Gaussian(0.5), x)
     made = shifted(net, x, net.scales(), **EXACT)
-    assert LikelihoodRatio(made, net, 0).slopes(x[:3], y[:3], cross_entropy).shape == (3, 1, 3, 4)
+    assert LikelihoodRatio(made, net, 0).gradients(x[:3], y[:3], cross_entropy).shape == (3, 1, 3, 4)
 
 
-def test_an_input_that_reaches_the_loss_around_the_sites_is_refused():
+def test_an_input_that_bypasses_the_sites_is_refused():
     class Around(nn.Module):
         def __init__(self):
             super().__init__()
@@ -157,7 +157,7 @@ def test_noisy_outputs_are_a_function_of_the_key():
     net = prepared(model, glr_dist.Gaussian(0.5), x)
     with torch.no_grad():
         first, again, other = (net.noisy(x, Key(0, step=step)) for step in (1, 1, 2))
-        # By hand: noise at the two linear layers, in the order of the calls.
+        # The same by hand: noise at the two linear layers, in the order of the calls.
         z = model[1](x.flatten(1))
         z = z + 0.5 * torch.randn(z.shape, generator=generator(Key(0, step=1, site=0)))
         z = model[3](model[2](z))
@@ -167,7 +167,7 @@ def test_noisy_outputs_are_a_function_of_the_key():
     assert torch.allclose(first, z)
 
 
-def test_averaged_scores_are_one_function():
+def test_averaged_scores_are_a_deterministic_function():
     model = NETWORKS["mlp"]()
     x = images(4, 1, 3, 4)
     net = prepared(model, glr_dist.Gaussian(0.5), x)

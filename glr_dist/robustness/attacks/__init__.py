@@ -1,4 +1,4 @@
-"""Attacks: images near a test image that the network takes for something else."""
+"""Adversarial attacks: small perturbations of a test image that change the predicted class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an attack asks of its target, and what it gives back.
+"""The interface between attacks and the networks that they attack.
 
 Shapes: n examples, images x [n, C, H, W] in [0, 1], labels y [n], class scores [n, classes].
 """
@@ -16,12 +16,12 @@ from glr_dist.streams import Key
 
 
 class Adversarial(NamedTuple):
-    """What an attack found.
+    """Result of an attack.
 
     Attributes:
-        images: [n, C, H, W] in [0, 1].
-        tested: [n], False where the attack could try nothing, because every derivative it saw was zero: that such an
-            example is still classified well says nothing.
+        images: perturbed images [n, C, H, W] in [0, 1].
+        tested: [n], False where every gradient that the attack saw was zero. Such an example was never attacked, so
+            its correct prediction is not evidence of robustness.
     """
 
     images: Tensor
@@ -32,66 +32,82 @@ class Target(Protocol):
     """A network as an attack sees it."""
 
     def scores(self, x: Tensor) -> Tensor:
-        """Class scores [n, classes]; the largest one is the prediction."""
+        """Returns the class scores [n, classes]; the class with the largest score is predicted."""
         ...
 
-    def slopes(self, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
-        """The derivative of each example's loss by its own image [n, C, H, W], or an unbiased estimate of it.
+    def gradients(self, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
+        """Returns the gradient of each example's loss with respect to its image [n, C, H, W].
+
+        The result may be an unbiased estimate.
 
         Raises:
-            NoGradientError: no derivative reaches the input.
+            NoGradientError: no gradient reaches the input.
         """
         ...
 
 
 @runtime_checkable
 class Exact(Target, Protocol):
-    """A target whose losses can be told together with their derivatives, without noise of an estimate."""
+    """A target that computes its losses and their exact gradients."""
 
-    def losses_and_slopes(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-        """The losses [n], and `slopes`."""
+    def losses_and_gradients(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Returns the losses [n] and their gradients [n, C, H, W]."""
         ...
 
 
 class Attack(Protocol):
-    """Looks for images near x that the target takes for something else than y."""
+    """Searches near x for images that the target does not classify as y."""
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, key: Key) -> Adversarial:
-        """Attacks a block of images; what is random comes from the streams of `key`.
+        """Attacks a block of images; all random draws come from the streams of `key`.
 
         Raises:
-            NoGradientError: the attack follows a derivative, and none reaches the input.
-            ZeroGradientError: it is zero for every example.
+            NoGradientError: the attack needs a gradient, and none reaches the input.
+            ZeroGradientError: the gradient is zero for every example.
         """
         ...
 
 
 def log_odds(outputs: Tensor, y: Tensor) -> Tensor:
-    """The log odds log (1 - p_y) / p_y, p the softmax of class scores [n, classes]: against the label; [n].
+    """Returns log (1 - p_y) / p_y, the log odds against the label, with p the softmax of `outputs`.
 
-    Its derivative is that of the cross-entropy divided by 1 - p_y: the same direction, but it does not vanish, and
-    lose its digits, where the network is sure of itself.
+    Its gradient is that of the cross-entropy divided by 1 - p_y. The direction is the same, but the gradient neither
+    vanishes nor loses precision where the network is confident.
+
+    Args:
+        outputs: class scores [n, classes].
+        y: labels [n].
+
+    Returns:
+        The log odds [n].
     """
     others = outputs.scatter(1, y[:, None], -torch.inf)
     return others.logsumexp(1) - outputs.gather(1, y[:, None])[:, 0]
 
 
-def usable(slopes: Tensor, tested: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The derivatives that can be followed, zero elsewhere, and which examples have had one, now or before (`tested`).
+def usable(gradients: Tensor, tested: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sets gradients that are not finite to zero and marks the examples that have a nonzero gradient.
+
+    Args:
+        gradients: [n, …].
+        tested: examples that had one in an earlier step [n].
+
+    Returns:
+        (gradients [n, …], examples that have or had a nonzero gradient [n]).
 
     Raises:
-        ZeroGradientError: no example has: its derivative is zero or not finite.
+        ZeroGradientError: no example has or had one.
     """
-    finite = torch.isfinite(slopes).flatten(1).all(1)
-    slopes = torch.where(finite.view(-1, *[1] * (slopes.dim() - 1)), slopes, 0)
-    here = slopes.flatten(1).any(1)
-    found = here if tested is None else here | tested
-    if len(found) and not bool(found.any()):
+    finite = torch.isfinite(gradients).flatten(1).all(1)
+    gradients = torch.where(finite.view(-1, *[1] * (gradients.dim() - 1)), gradients, 0)
+    nonzero = gradients.flatten(1).any(1)
+    tested = nonzero if tested is None else nonzero | tested
+    if len(tested) and not bool(tested.any()):
         raise ZeroGradientError("the input gradient is zero, or not finite, for every example")
-    return slopes, found
+    return gradients, tested
 
 
-def lengths(perturbation: Tensor) -> Tensor:
-    """The L2 norm of each example [n]."""
+def l2_norms(perturbation: Tensor) -> Tensor:
+    """Returns the L2 norm of each example's perturbation [n]."""
     norms: Tensor = perturbation.flatten(1).norm(dim=1)
     return norms

@@ -12,14 +12,14 @@ from glr_dist.streams import Key
 
 @dataclass(frozen=True)
 class FGSM:
-    """x' = clip(x + ε sign ∂L/∂x), L the cross-entropy (by its direction, `log_odds`).
+    """x' = clip(x + ε sign ∂L/∂x), with the direction of the cross-entropy's gradient (`log_odds`).
 
     Args:
-        eps: ε, the most that a pixel changes; images lie in [0, 1].
+        eps: ε, the maximum change of a pixel; pixel values lie in [0, 1].
     """
 
     eps: float
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, key: Key) -> Adversarial:
-        slopes, tested = usable(target.slopes(x, y, log_odds))
-        return Adversarial((x + self.eps * slopes.sign()).clamp(0, 1), tested)
+        gradients, tested = usable(target.gradients(x, y, log_odds))
+        return Adversarial((x + self.eps * gradients.sign()).clamp(0, 1), tested)

@@ -1,4 +1,4 @@
-"""Random noise of an attack's size: a control, and no attack. An attack that is no stronger than this is none."""
+"""Random noise of an attack's size: the control. An attack must be stronger than this to count as one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glr_dist.streams import Key, generator
 
 @dataclass(frozen=True)
 class RandomSign:
-    """x' = clip(x ± ε), the sign of each pixel by a fair coin.
+    """x' = clip(x ± ε), with an independent, uniformly random sign for each pixel.
 
     Args:
         eps: ε, the change of each pixel.

@@ -1,4 +1,4 @@
-"""The Square attack in L∞, which asks for scores only (Andriushchenko, Croce, Flammarion, Hein, ECCV 2020)."""
+"""The Square attack in L∞, which needs class scores only (Andriushchenko, Croce, Flammarion, Hein, ECCV 2020)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from glr_dist.robustness.attacks.base import Adversarial, Target
 from glr_dist.streams import Key, generator
 
-_HALVED_AT = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries, the share of pixels that a square covers
+_HALVED_AT = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # queries of 10,000 at which a square's area is halved
 
 
 @dataclass(frozen=True)
 class Square:
-    """A random search: squares of pixels move to x ± ε, and stay where the margin (score of y - best other) shrank.
+    """Random search: sets squares of pixels to x ± ε and keeps changes that reduce the margin, score of y - best other.
 
     Args:
-        eps: ε, the most that a pixel changes.
-        queries: how often the scores of an example are asked for, at most.
-        share: of the pixels, that the first squares cover.
-        stop: an example stays at the first point that fools the target; not for one whose predictions are random.
+        eps: ε, the maximum change of a pixel.
+        queries: maximum number of queries of an example's scores.
+        share: fraction of the pixels that the first squares cover.
+        stop: keep the first point that changes the target's prediction. Turn this off for random predictions.
     """
 
     eps: float
@@ -41,7 +41,7 @@ class Square:
             if not len(alive):
                 break
             side = self._side(query, height, width)
-            # Drawn for all, so that what befalls an example does not depend on the others of its block.
+            # Drawn for all examples: the draws of an example must not depend on the others of its block.
             top = torch.randint(0, height - side + 1, (n, 1), generator=stream, device=x.device)[alive]
             left = torch.randint(0, width - side + 1, (n, 1), generator=stream, device=x.device)[alive]
             signs = _signs((n, channels, 1, 1), x, stream)[alive]
@@ -50,10 +50,10 @@ class Square:
             )[:, None, None, :]
             clean, now = x[alive], best[alive]
             tried = torch.where(inside, clean + self.eps * signs, now).clamp(0, 1)
-            found = _margins(target.scores(tried), y[alive])
-            better = found < margins[alive]
+            new_margins = _margins(target.scores(tried), y[alive])
+            better = new_margins < margins[alive]
             best[alive[better]] = tried[better]
-            margins[alive[better]] = found[better]
+            margins[alive[better]] = new_margins[better]
         return Adversarial(best, torch.ones_like(y, dtype=torch.bool))
 
     def _side(self, query: int, height: int, width: int) -> int:
@@ -67,6 +67,6 @@ def _signs(shape: tuple[int, ...], x: Tensor, stream: torch.Generator) -> Tensor
 
 
 def _margins(scores: Tensor, y: Tensor) -> Tensor:
-    """The score of the label minus the best other one [n]; below 0 another class is predicted."""
+    """Returns the score of the label minus the best other score [n]; below 0 another class is predicted."""
     own = scores.gather(1, y[:, None])[:, 0]
     return own - scores.scatter(1, y[:, None], -torch.inf).amax(1)

@@ -1,9 +1,8 @@
 """Corruptions: the common-corruptions benchmark for grey and colour images of any size.
 
-Each is a function (x, c, stream) -> x': a batch of images, the constants of a severity, and the stream of its
-randomness; each image of the batch is corrupted by draws of its own. Four of the benchmark's corruptions are left
-out: frost needs photographs of ice, snow and spatter are drawn for photographs, and saturate means nothing for grey
-images.
+A corruption is a function (x, c, stream) -> x' of a batch of images, the constants of a severity, and a random stream;
+each image of the batch has its own draws. Four corruptions of the benchmark are omitted: frost needs photographs of
+ice, snow and spatter are designed for photographs, and saturate is undefined for grey images.
 
 Reference: Hendrycks and Dietterich, Benchmarking neural network robustness to common corruptions and perturbations,
 ICLR 2019.
@@ -52,26 +51,26 @@ CORRUPTIONS: dict[str, Corruption] = {
 def corrupt(
     name: str, x: Tensor, severity: int, *, constants: str = "cifar_c", seed: int = 0, block: int = 0
 ) -> Tensor:
-    """Images x corrupted, a pure function of the arguments.
+    """Returns corrupted images: a pure function of the arguments.
 
-    The work is done on the CPU in float32, so that the images are the same for every device; no gradient flows.
+    The computation runs on the CPU in float32, so the result is the same for every device. No gradient flows through.
 
     Args:
-        name: a name of `CORRUPTIONS`.
+        name: a name in `CORRUPTIONS`.
         x: images [N, C, H, W] in [0, 1], C 1 or 3, of any floating type, on any device.
         severity: 1 to 5.
-        constants: what the severities mean: "cifar_c", for images of about 32 pixels a side, or "imagenet_c".
-        seed: of the random draws.
-        block: the number of this block of examples in its data set: each block has draws of its own.
+        constants: benchmark that defines the severities: "cifar_c" (images of about 32 x 32 pixels) or "imagenet_c".
+        seed: seed of the random draws.
+        block: number of this block of examples in its data set; each block has its own draws.
 
     Returns:
-        Images in [0, 1] of the shape, type and device of x.
+        Images in [0, 1] with the shape, type and device of x.
 
     Raises:
-        UserError: an unknown name or constants, a severity outside 1 to 5, or x is no batch of images in [0, 1].
+        UserError: unknown name or constants, a severity outside 1 to 5, or x is not a batch of images in [0, 1].
     """
     _check(name, x, severity, constants)
-    if not x.numel():  # some filters refuse an empty array
+    if not x.numel():  # some filters reject an empty array
         return x.detach().clone()
     key = Key(seed, step=zlib.crc32(name.encode()), site=severity, example_block=block, role=Role.CORRUPTION)
     clean = x.detach().to("cpu", torch.float32).contiguous()

@@ -1,4 +1,4 @@
-"""Blurs that are linear in the image.  Shapes: x [N, C, H, W] -> [N, C, H, W]."""
+"""Blurs: linear functions of the image.  Shapes: x [N, C, H, W] -> [N, C, H, W]."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor
 
 
 def smooth(x: Tensor, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> Tensor:
-    """Gaussian filter of standard deviation `sigma` pixels along height and width, cut at `truncate` · sigma."""
+    """Applies a Gaussian filter along height and width: `sigma` in pixels, truncated at `truncate` · sigma."""
     return torch.from_numpy(ndimage.gaussian_filter(x.numpy(), (0, 0, sigma, sigma), mode=mode, truncate=truncate))
 
 
 def gaussian_blur(x: Tensor, c: float, stream: torch.Generator) -> Tensor:
-    """Gaussian filter of standard deviation c."""
+    """Applies a Gaussian filter of standard deviation c pixels."""
     return smooth(x, c)
 
 
 def defocus_blur(x: Tensor, c: tuple[float, float], stream: torch.Generator) -> Tensor:
-    """Correlation with a disk of radius c[0] whose edge is softened by c[1]: a lens out of focus."""
+    """Correlates the image with a disk of radius c[0] whose edge is softened by c[1]: a lens out of focus."""
     return torch.from_numpy(ndimage.correlate(x.numpy(), disk(*c)[None, None], mode="mirror"))
 
 
 def disk(radius: float, softness: float) -> NDArray[np.float64]:
-    """Kernel [k, k]: equal weights of sum 1 on the grid points within `radius`, then a small Gaussian filter.
+    """Returns the kernel [k, k]: equal weights of sum 1 within `radius`, smoothed by a small Gaussian filter.
 
-    The filter has 3 taps a side (5 above radius 8) of standard deviation `softness`, and mirrors at the border of the
-    kernel: where the disk reaches it, the sum is off 1 by about a hundredth, as in the benchmark.
+    The filter has 3 x 3 taps (5 x 5 above radius 8) of standard deviation `softness`, and reflects at the border of the
+    kernel. Where the disk reaches the border, the sum of the kernel deviates from 1 by about 0.01, as in the benchmark.
     """
     reach, taps = (8, 3) if radius <= 8 else (math.ceil(radius), 5)
     axis = np.arange(-reach, reach + 1)
@@ -43,10 +43,10 @@ def disk(radius: float, softness: float) -> NDArray[np.float64]:
 
 
 def motion_blur(x: Tensor, c: tuple[int, float], stream: torch.Generator) -> Tensor:
-    """Σ_i w_i x(p + i · direction), i = 0 … 2 c[0]: the camera moves, in one direction within ±45° per image.
+    """Returns Σ_i w_i x(p + i · direction), i = 0 … 2 c[0]: a moving camera, with one direction in ±45° per image.
 
-    w is half a Gaussian of standard deviation c[1]; steps go to the nearest pixel, border pixels are repeated
-    outwards, as in ImageMagick's filter of this name.
+    w is half a Gaussian of standard deviation c[1]. Steps are rounded to the nearest pixel, and border pixels are
+    repeated outwards, as in ImageMagick's filter of this name.
     """
     radius, sigma = c
     n, _, height, width = x.shape
@@ -54,7 +54,7 @@ def motion_blur(x: Tensor, c: tuple[int, float], stream: torch.Generator) -> Ten
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
-    # numpy's sine and cosine: some of torch's elementwise functions depend on the number of threads bit by bit.
+    # From numpy: the bits of some elementwise functions of torch depend on the number of threads.
     downs = torch.from_numpy(np.ceil(steps[:, None] * np.sin(angles) - 0.5)).long()  # [steps, N]
     rights = torch.from_numpy(np.ceil(steps[:, None] * np.cos(angles) - 0.5)).long()
     blurred = torch.zeros_like(x)
@@ -67,7 +67,7 @@ def motion_blur(x: Tensor, c: tuple[int, float], stream: torch.Generator) -> Ten
 
 
 def zoom_blur(x: Tensor, c: tuple[float, float], stream: torch.Generator) -> Tensor:
-    """Mean of the image and its zooms into the centre by 1, 1 + c[1], … below c[0]: the camera moves forwards."""
+    """Averages the image and its zooms into the centre by 1, 1 + c[1], … below c[0]: a camera moving forwards."""
     stop, step = c
     factors = np.arange(1, stop, step).tolist()
     total = x.clone()
@@ -77,7 +77,7 @@ def zoom_blur(x: Tensor, c: tuple[float, float], stream: torch.Generator) -> Ten
 
 
 def _zoomed(x: NDArray[np.float32], dim: int, factor: float) -> NDArray[np.float32]:
-    """The central 1/factor of the dimension, stretched linearly from end to end, and trimmed to the old size."""
+    """Stretches the central 1/factor of a dimension linearly and trims it to the original size."""
     side = x.shape[dim]
     crop = math.ceil(side / factor)
     stretched = round(crop * factor)

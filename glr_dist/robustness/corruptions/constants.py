@@ -1,4 +1,4 @@
-"""The severities' constants: those of CIFAR-10-C and of ImageNet-C, severities 1 to 5 from left to right."""
+"""Constants of CIFAR-10-C and ImageNet-C for severities 1 to 5, from left to right."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ CONSTANTS: dict[str, dict[str, tuple[Any, ...]]] = {
     "cifar_c": {
         "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation
         "shot_noise": (500, 250, 100, 75, 50),  # photons of a white pixel
-        "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),  # share of the elements
+        "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),  # fraction of the elements
         "speckle_noise": (0.06, 0.1, 0.12, 0.16, 0.2),  # standard deviation on a white pixel
         "gaussian_blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation in pixels
         "defocus_blur": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),  # radius, softness of its edge
         "glass_blur": ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),  # blur, reach, rounds
         "motion_blur": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),  # radius, standard deviation, in pixels
-        "zoom_blur": ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),  # zooms up to, in steps of
+        "zoom_blur": ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),  # maximum zoom, step
         "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),  # density, smoothness
-        "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),  # added to the value
+        "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),  # added to the HSV value
         "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # factor on the deviations
-        # Displacement, its smoothness, shift of the corners: in units of the image's side.
+        # Displacement, its smoothness, shift of the corners, in units of the image's side.
         "elastic_transform": (
             (0, 0, 0.08),
             (0.05, 0.2, 0.07),

@@ -1,4 +1,4 @@
-"""Warped, coarse and compressed images.  Shapes: x [N, C, H, W] -> [N, C, H, W], not yet clipped to [0, 1]."""
+"""Distortion, pixelation and compression.  Shapes: x [N, C, H, W] -> [N, C, H, W], not yet clipped to [0, 1]."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from glr_dist.robustness.corruptions.blur import smooth
 
 
 def elastic_transform(x: Tensor, c: tuple[float, float, float], stream: torch.Generator) -> Tensor:
-    """A random affine map, then a random smooth displacement of every pixel; both interpolate linearly.
+    """Applies a random affine map, then a random smooth displacement of every pixel, with linear interpolation.
 
-    c holds the size of the displacements, the standard deviation of the filter that smooths them, and how far the
-    three points that define the affine map may shift, all in units of the shorter side of the image.
+    c holds the size of the displacements, the standard deviation of the filter that smooths them, and the maximum shift
+    of the three points that define the affine map, all in units of the shorter side of the image.
     """
     n, _, height, width = x.shape
     side = min(height, width)
@@ -26,8 +26,8 @@ def elastic_transform(x: Tensor, c: tuple[float, float, float], stream: torch.Ge
     down, right = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = torch.stack([right, down, torch.ones_like(down)], -1).float()  # [H, W, 3]: x, y, 1
 
-    # The three points, and where they come from: moved · A = points gives the map from new places to old ones.
-    arm = max(side // 3, 1)  # in the smallest images the points would coincide
+    # The three points and their shifted places: moved · A = points defines the map from new places to old ones.
+    arm = max(side // 3, 1)  # at least 1: in the smallest images the points would coincide
     points = torch.tensor([width // 2, height // 2]) + arm * torch.tensor([[1, 1], [1, -1], [-1, -1]])
     moved = points + shift * (2 * torch.rand(n, 3, 2, generator=stream, dtype=torch.float64) - 1)
     affine = np.linalg.solve(functional.pad(moved, (0, 1), value=1).numpy(), points.double().expand(n, 3, 2).numpy())
@@ -40,26 +40,26 @@ def elastic_transform(x: Tensor, c: tuple[float, float, float], stream: torch.Ge
 
 
 def _sampled(x: Tensor, places: Tensor, border: str) -> Tensor:
-    """The image at `places` [N, H, W, 2] (x, y in pixels), linear between pixels.
+    """Samples the image at `places` [N, H, W, 2] (x, y in pixels) with linear interpolation.
 
-    Outside the image is its reflection, in the middles of the border pixels ("mirror") or in their outer edges.
+    The image is reflected at the centres of its border pixels ("mirror") or at their outer edges ("reflect").
     """
     sides = torch.tensor([x.shape[3], x.shape[2]])
-    # The units of grid_sample: -1 and 1 are the first and last middles, or the outer edges.
+    # In the units of grid_sample, -1 and 1 are the centres of the border pixels or their outer edges.
     mirror = border == "mirror"
     units = 2 * places / (sides - 1).clamp(min=1) - 1 if mirror else (2 * places + 1) / sides - 1
     return functional.grid_sample(x, units, padding_mode="reflection", align_corners=mirror)
 
 
 def pixelate(x: Tensor, c: float, stream: torch.Generator) -> Tensor:
-    """Means over boxes of a grid of int(c H) by int(c W), drawn as blocks: Pillow's BOX filter, down and up."""
+    """Replaces the boxes of a grid of int(c H) by int(c W) by their means: Pillow's BOX filter, down and up."""
     for dim in (3, 2):
         x = _boxed(x, dim, max(int(x.shape[dim] * c), 1))
     return x
 
 
 def _boxed(x: Tensor, dim: int, boxes: int) -> Tensor:
-    """Along one dimension, the mean of each of `boxes` equal intervals at each pixel whose middle lies in it."""
+    """Replaces each pixel by the mean of the interval that its centre lies in; `boxes` equal intervals along `dim`."""
     side = x.shape[dim]
     first, stop = _boxes(side, boxes)
     sums = np.pad(x.numpy(), [(int(axis == dim), 0) for axis in range(x.ndim)]).cumsum(dim, dtype=np.float64)
@@ -70,10 +70,10 @@ def _boxed(x: Tensor, dim: int, boxes: int) -> Tensor:
 
 
 def _boxes(side: int, boxes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first pixel of each box, and the one after its last.
+    """Returns the first pixel of each box and the pixel after its last.
 
-    The middle of a pixel is often on the border of two boxes, and then Pillow's rounding decides: so these are its
-    operations, in its order.
+    The centre of a pixel often lies on the border of two boxes, where rounding decides. These are therefore Pillow's
+    own operations in their order.
     """
     width = side / boxes
     centres = (np.arange(boxes)[:, None] + 0.5) * width
@@ -86,7 +86,7 @@ def _boxes(side: int, boxes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def jpeg_compression(x: Tensor, c: int, stream: torch.Generator) -> Tensor:
-    """Through a JPEG file of quality c, which holds 8 bits an element."""
+    """Encodes and decodes each image as a JPEG file of quality c, with 8 bits per element."""
     levels = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return torch.from_numpy(np.stack([_through_jpeg(image, c) for image in levels])).permute(0, 3, 1, 2) / 255
 

@@ -1,4 +1,4 @@
-"""Glass blur: pixels trade places with near ones, as behind frosted glass.  Shapes: x [N, C, H, W] -> [N, C, H, W]."""
+"""Glass blur: swaps of nearby pixels, as behind frosted glass.  Shapes: x [N, C, H, W] -> [N, C, H, W]."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from glr_dist.robustness.corruptions.blur import smooth
 
 
 def glass_blur(x: Tensor, c: tuple[float, int, int], stream: torch.Generator) -> Tensor:
-    """Blur, c[2] rounds of swaps with a pixel up to c[1] away, blur again; both blurs of standard deviation c[0].
+    """Blurs, swaps pixels in c[2] rounds with others up to c[1] pixels away, and blurs again.
 
-    A swap exchanges whole pixels. The benchmark's own program does so for grey images only: of a colour pixel it
-    swaps two views of one array, and loses one of the two. Nor are pixels rounded to 8 bits here.
+    Both blurs have standard deviation c[0]. Two differences from the benchmark's program: it swaps two views of one
+    array for colour pixels and so loses one of them, while a swap here always exchanges whole pixels; and pixels are
+    not rounded to 8 bits here.
     """
     sigma, reach, rounds = c
     x = smooth(x, sigma)
@@ -24,23 +25,24 @@ def glass_blur(x: Tensor, c: tuple[float, int, int], stream: torch.Generator) ->
 
 
 def displacements(n: int, height: int, width: int, reach: int, rounds: int, stream: torch.Generator) -> Tensor:
-    """All swaps' (down, right), uniform on {-reach, …, reach - 1} [rounds, rows, columns, 2, N].
+    """Draws the displacements (down, right) of all swaps, uniform on {-reach, …, reach - 1}.
 
-    Rows and columns are those that swaps start from, H - reach … reach + 1 and W - reach … reach + 1 in falling
-    order; an image too small for any has none.
+    Returns:
+        [rounds, rows, columns, 2, N]. Rows and columns are the starting pixels of the swaps, H - reach … reach + 1 and
+        W - reach … reach + 1 in descending order; an image that is too small has none.
     """
     rows, columns = max(height - 2 * reach, 0), max(width - 2 * reach, 0)
     return torch.randint(-reach, reach, (rounds, rows, columns, 2, n), generator=stream, dtype=torch.int8)
 
 
 def _shuffled(swaps: Tensor, height: int, width: int, reach: int) -> Tensor:
-    """Which pixel of its image comes to each place [N, H · W], after all swaps in their order.
+    """Applies all swaps in order; returns the source pixel of each place [N, H · W].
 
-    Swaps of one image follow each other, so the loop runs over the swaps, and each step serves all images.
+    The swaps of one image depend on each other, so the loop runs over swaps and each step handles all images.
     """
     n = swaps.shape[-1]
     images = np.arange(n)
-    places = np.repeat(np.arange(height * width), n)  # place major: the N values of one place lie side by side
+    places = np.repeat(np.arange(height * width), n)  # place-major: the N values of one place are adjacent
     for round_swaps in swaps.numpy():
         for row, row_swaps in zip(range(height - reach, reach, -1), round_swaps, strict=True):
             for column, (down, right) in zip(range(width - reach, reach, -1), row_swaps, strict=True):

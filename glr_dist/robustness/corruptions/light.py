@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def fog(x: Tensor, c: tuple[float, float], stream: torch.Generator) -> Tensor:
-    """(x + c[0] · plasma) · m / (m + c[0]), m the brightest element of the image: the fog dims what it covers."""
+    """Returns (x + c[0] · plasma) · m / (m + c[0]), m the brightest element of the image: fog of smoothness c[1]."""
     density, decay = c
     brightest = x.amax((1, 2, 3), keepdim=True)
     _, _, height, width = x.shape
@@ -16,13 +16,16 @@ def fog(x: Tensor, c: tuple[float, float], stream: torch.Generator) -> Tensor:
 
 
 def plasma(n: int, side: int, decay: float, stream: torch.Generator) -> Tensor:
-    """Fractal height maps on [0, 1] by the diamond-square algorithm [N, S, S], S ≥ side a power of two.
+    """Generates fractal height maps in [0, 1] by the diamond-square algorithm.
 
-    The maps are periodic. From coarse to fine, the middle of each square gets the mean of its corners, then the
-    middle of each edge gets the mean of its four neighbours, each plus a uniform deviate; the deviates shrink by
-    decay² from one scale to the next.
+    The maps are periodic. From coarse to fine, the centre of each square gets the mean of its corners, then the centre
+    of each edge gets the mean of its four neighbours, each plus a uniform deviate. The deviates shrink by decay² from
+    one scale to the next.
+
+    Returns:
+        Maps [n, S, S], with S ≥ side a power of two.
     """
-    size = max(1 << (side - 1).bit_length(), 2)  # of one pixel a map has no range
+    size = max(1 << (side - 1).bit_length(), 2)  # a map of one pixel has no range
     maps = torch.zeros(n, size, size)
     step, spread = size, 1.0
 
@@ -43,9 +46,9 @@ def plasma(n: int, side: int, decay: float, stream: torch.Generator) -> Tensor:
 
 
 def brightness(x: Tensor, c: float, stream: torch.Generator) -> Tensor:
-    """V + c, V the value of a pixel in HSV: its largest channel.
+    """Adds c to the HSV value V of each pixel, its largest channel.
 
-    Hue and saturation stay, so all channels grow by the factor of V; a black pixel turns grey.
+    Hue and saturation do not change, so all channels scale by the same factor; a black pixel turns grey.
     """
     value = x.amax(1, keepdim=True)
     brighter = (value + c).clamp(max=1)
@@ -53,7 +56,7 @@ def brightness(x: Tensor, c: float, stream: torch.Generator) -> Tensor:
 
 
 def contrast(x: Tensor, c: float, stream: torch.Generator) -> Tensor:
-    """μ + c (x - μ), μ the mean of each image and channel."""
-    # numpy's mean: torch's sums over many elements depend on the number of threads bit by bit.
+    """Returns μ + c (x - μ), with μ the mean of each image and channel."""
+    # From numpy: the bits of torch's sums over many elements depend on the number of threads.
     mean = torch.from_numpy(x.numpy().mean((2, 3), keepdims=True))
     return (x - mean) * c + mean

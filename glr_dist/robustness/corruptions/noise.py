@@ -1,4 +1,4 @@
-"""Noise on every element.  Shapes: x [N, C, H, W] -> [N, C, H, W], not yet clipped to [0, 1]."""
+"""Noise that is independent between elements.  Shapes: x [N, C, H, W] -> [N, C, H, W], not yet clipped to [0, 1]."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from torch import Tensor
 
 
 def gaussian_noise(x: Tensor, c: float, stream: torch.Generator) -> Tensor:
-    """Noise of a sensor in low light: x + c ε, ε standard normal."""
+    """Returns x + c ε, ε standard normal: sensor noise in low light."""
     return x + c * torch.randn(x.shape, generator=stream)
 
 
 def shot_noise(x: Tensor, c: float, stream: torch.Generator) -> Tensor:
-    """Poisson(c x) / c: the count of photons, c of them for a white pixel."""
+    """Returns Poisson(c x) / c: photon counts, with mean c for a white pixel."""
     return torch.poisson(x * c, generator=stream) / c
 
 
 def impulse_noise(x: Tensor, c: float, stream: torch.Generator) -> Tensor:
-    """Each element turns 0 with probability c/2 and 1 with probability c/2: dead and saturated elements."""
+    """Sets each element to 0 with probability c/2 and to 1 with probability c/2: dead and saturated elements."""
     u = torch.rand(x.shape, generator=stream)
     return torch.where(u < c, (u >= c / 2).float(), x)
 
 
 def speckle_noise(x: Tensor, c: float, stream: torch.Generator) -> Tensor:
-    """Noise that grows with the light: x + c x ε, ε standard normal."""
+    """Returns x + c x ε, ε standard normal: noise proportional to the brightness."""
     return x + x * (c * torch.randn(x.shape, generator=stream))

@@ -1,0 +1,131 @@
+"""The subject of an evaluation: a run's network, its images, and the other networks that its conditions use."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from glr_dist import __version__
+from glr_dist.config import Config
+from glr_dist.data import Split
+from glr_dist.errors import ConfigError, SiteError
+from glr_dist.glr import GLR
+from glr_dist.robustness.conditions import Condition, conditions_of, networks_of
+from glr_dist.robustness.suite import Suite, surrogate_config
+from glr_dist.robustness.surrogate import trained_surrogate
+from glr_dist.robustness.targets import shifted, spreads
+from glr_dist.training import checkpoint
+from glr_dist.training.trained_run import load_run
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run's network and everything that its measurements use.
+
+    Attributes:
+        folder: the run's folder, absolute.
+        config: the run's config.
+        epoch: epoch of the checkpoint.
+        net: the network, in evaluation mode.
+        images: the images of the suite's split that are evaluated.
+        smoothed: the network with its input as a parameter, for each noise scale of the adaptive threat model; empty
+            for a network without noise, which autograd serves.
+        untestable: why the adaptive threat model cannot estimate a gradient; empty if it can.
+        surrogate: source network of transfer attacks.
+        baseline: reference network of the corruption errors.
+    """
+
+    folder: Path
+    config: Config
+    epoch: int
+    net: GLR
+    images: Split
+    smoothed: tuple[GLR, ...] = ()
+    untestable: str = ""
+    surrogate: GLR | None = None
+    baseline: GLR | None = None
+
+    def conditions(self, suite: Suite) -> list[Condition]:
+        """Returns the suite's conditions on this subject's images."""
+        return conditions_of(suite, len(self.images))
+
+    def copied(self) -> Subject:
+        """Returns a copy with its own networks for another thread, since a module must not run in two at once."""
+        net, smoothed, surrogate, baseline = copy.deepcopy((self.net, self.smoothed, self.surrogate, self.baseline))
+        return replace(self, net=net, smoothed=smoothed, surrogate=surrogate, baseline=baseline)
+
+    def fingerprint(self, suite: Suite) -> str:
+        """Returns a digest of everything that determines the measurements."""
+        config = self.config.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
+        sha = hashlib.sha256(json.dumps([__version__, config, suite.model_dump(mode="json")]).encode())
+        for network in (self.net, self.surrogate, self.baseline):
+            sha.update((checkpoint.digest(network.state_dict()) if network else "none").encode())
+        for tensor in (self.images.images, self.images.labels):
+            sha.update(tensor.cpu().numpy().tobytes())
+        return sha.hexdigest()
+
+
+def load_subject(folder: Path, suite: Suite, device: str | None = None) -> Subject:
+    """Loads a run's network and images, and the other networks that the suite needs; trains a missing surrogate.
+
+    Args:
+        folder: the run's folder.
+        suite: the suite.
+        device: "auto", "cpu" or "cuda[:N]" in place of the run's own device.
+
+    Raises:
+        UserError: the folder is not a run, its checkpoint is damaged, or the suite does not fit the run.
+    """
+    run = load_run(folder.absolute(), device)
+    net = run.net
+    if suite.inference.votes and net.noise is None:
+        raise ConfigError(f"inference.votes: {suite.inference.votes} is not allowed: {folder} has no noise; use 0")
+    where = next(net.parameters()).device
+    split = run.data.test if suite.split == "test" else run.data.validation
+    conditions = conditions_of(suite, len(split))
+    needs = networks_of(suite, conditions)
+    surrogate = baseline = None
+    if "surrogate" in needs:
+        surrogate = trained_surrogate(surrogate_config(suite.surrogate, run.config), run.data, str(where)).net
+    if "baseline" in needs:
+        named = suite.baseline != "surrogate"
+        baseline = _baseline(Path(suite.baseline), run.config, str(where)) if named else surrogate
+    images = split.rows(slice(0, conditions[0].examples)).to(where)
+    net.prepare(images.batch(slice(0, 2))[0])  # here, since it must not run in parallel with other threads
+    smoothed: tuple[GLR, ...] = ()
+    untestable = ""
+    if "smoothed" in needs and net.noise is not None:
+        try:
+            smoothed = tuple(_smoothed(net, images.batch(slice(0, suite.block))[0], suite))
+        except SiteError as error:
+            untestable = str(error)
+    return Subject(folder.absolute(), run.config, run.epoch, net, images, smoothed, untestable, surrogate, baseline)
+
+
+def _smoothed(net: GLR, examples: Tensor, suite: Suite) -> Iterator[GLR]:
+    """Yields the network with its input as a parameter, for each noise scale of the adaptive threat model."""
+    adaptive = suite.adaptive
+    own = net.scales() if suite.inference.votes else {}  # noisy predictions contain this noise in any case
+    stds = spreads(net, examples)
+    for spread in adaptive.spreads:
+        scales = {site: (own.get(site, 0) ** 2 + (spread * std) ** 2) ** 0.5 for site, std in stds.items()}
+        yield shifted(net, examples, scales, copies=adaptive.copies, passes=adaptive.passes)
+
+
+def _baseline(folder: Path, config: Config, device: str) -> GLR:
+    """Loads the run that corruption errors are relative to.
+
+    Raises:
+        UserError: the folder is not a run, or its data differs.
+    """
+    other = load_run(folder.absolute(), device)
+    for key, value in config.data:
+        if key not in ("root", "download") and (others := getattr(other.config.data, key)) != value:
+            raise ConfigError(f"baseline: {folder} is not allowed: its data.{key} is {others!r}, not {value!r}")
+    return other.net
