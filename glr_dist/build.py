@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,11 +21,10 @@ from glr_dist.estimators import Step
 from glr_dist.execution.base import Executor
 from glr_dist.execution.inline import Inline
 from glr_dist.glr import GLR
-from glr_dist.nn import mlp
-from glr_dist.noise import LAWS
+from glr_dist.registry import LAWS, MODELS, OPTIMIZERS
 from glr_dist.sites import by_site
 from glr_dist.streams import Key, Role, generator
-from glr_dist.text import one_line
+from glr_dist.text import hint, one_line, shown
 
 _UNFIT = {"LBFGS": "evaluates the loss many times a step", "SparseAdam": "takes sparse gradients alone"}
 
@@ -40,10 +40,11 @@ def device_of(execution: config.Execution) -> torch.device:
         if execution.kind in ("layers", "replicas") and not execution.gpus_per_actor:
             return torch.device("cpu")
         return torch.device("cuda" if count else "cpu")
-    device = torch.device(execution.device)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(f"execution.device: {execution.device!r} is not here: this machine has {count} CUDA devices")
-    return device
+    kind, _, index = execution.device.partition(":")
+    if kind == "cuda" and int(index or 0) >= count:
+        devices = "1 CUDA device" if count == 1 else f"{count} CUDA devices"
+        raise ConfigError(f"execution.device: {shown(execution.device)} does not exist: this machine has {devices}")
+    return torch.device(execution.device)
 
 
 def network_of(settings: Config, dataset: Dataset, device: torch.device) -> GLR:
@@ -55,16 +56,7 @@ def network_of(settings: Config, dataset: Dataset, device: torch.device) -> GLR:
     """
     model, noise = settings.model, settings.noise
     stream = generator(Key(settings.seed, role=Role.INIT))
-    module = mlp(
-        dataset.shape.numel(),
-        model.hidden,
-        dataset.classes,
-        model.activation,
-        dropout=model.dropout,
-        init=model.init,
-        init_scale=model.init_scale,
-        generator=stream,
-    ).to(device)
+    module = MODELS[model.name](model, dataset.shape, dataset.classes, stream).to(device)
     law = None if noise.law == "none" else LAWS[noise.law](noise.scale, noise.learn, noise.floor)
     net = GLR(
         module,
@@ -142,7 +134,7 @@ def optimizer_of(training: config.Training, net: GLR) -> Optimizer:
     Raises:
         ConfigError: no such optimizer or argument, or a value it refuses.
     """
-    kind = _known(torch.optim, training.optimizer.name, Optimizer, "training.optimizer.name")
+    kind = _known(torch.optim, training.optimizer.name, Optimizer, "training.optimizer.name", OPTIMIZERS)
     if reason := _UNFIT.get(training.optimizer.name):
         raise ConfigError(f"training.optimizer.name: {training.optimizer.name!r} {reason}; use another optimizer")
     groups: list[dict[str, Any]] = [{"params": [p for p in net.model.parameters() if p.requires_grad]}]
@@ -186,24 +178,22 @@ def schedule_of(training: config.Training, optimizer: Optimizer, steps: int) -> 
     return _made(kind, (optimizer,), named, "training.schedule")  # type: ignore[no-any-return]
 
 
-def _known(module: Any, name: str, base: type, where: str) -> Any:
-    found = getattr(module, name, None)
+def _known(module: Any, name: str, base: type, where: str, own: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """Returns the class of a torch module by its name, or an entry of the registry `own`."""
+    found = own[name] if name in own else getattr(module, name, None)
     if isinstance(found, type) and issubclass(found, base) and found is not base:
         return found
     kinds = {key: value for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)}
-    names = sorted(key for key, value in kinds.items() if value is not base)
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names)}"
-    raise ConfigError(f"{where}: {name!r} is not in {module.__name__}; {hint}")
+    names = sorted({*own, *(key for key, value in kinds.items() if value is not base)})
+    raise ConfigError(f"{where}: {shown(name)} is not in {module.__name__}; {hint(name, names)}")
 
 
 def _made(kind: Any, first: tuple[Any, ...], named: config.Named, where: str) -> Any:
     known = list(inspect.signature(kind).parameters)[1:]
     for key in named.arguments:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
-            raise ConfigError(f"{where}.{key}: is no argument of {named.name}; {hint}")
+            nearest = hint(key, known, listed="it takes")
+            raise ConfigError(f"{where}.{shown(key)[1:-1]}: is not an argument of {named.name}; {nearest}")
     try:
         return kind(*first, **named.arguments)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Data sets as whole uint8 tensors: digits (embedded), MNIST, Fashion-MNIST; batches are rows by index.
+"""Data sets as uint8 tensors, split into training, validation and test images.
 
 Shapes: images [N, C, H, W] uint8, labels [N] int64; a batch x [B, C, H, W] in [0, 1].
 """
@@ -6,6 +6,7 @@ Shapes: images [N, C, H, W] uint8, labels [N] int64; a batch x [B, C, H, W] in [
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from glr_dist.config import Data
 from glr_dist.errors import ConfigError
+from glr_dist.registry import DATASETS
 from glr_dist.streams import Key, Role, generator
 from glr_dist.text import one_line
 
@@ -24,7 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Split:
-    """Images with labels. `top` is the pixel value that becomes 1."""
+    """Images with labels.
+
+    Attributes:
+        images: [N, C, H, W] uint8.
+        labels: [N] int64.
+        top: the pixel value that becomes 1.
+    """
 
     images: Tensor
     labels: Tensor
@@ -34,21 +42,21 @@ class Split:
         return len(self.labels)
 
     def to(self, device: torch.device) -> Split:
-        """The same split on a device."""
+        """Returns the split on a device."""
         return Split(self.images.to(device), self.labels.to(device), self.top)
 
     def rows(self, index: Tensor | slice) -> Split:
-        """The examples of these numbers."""
+        """Returns the examples with the given indices."""
         return Split(self.images[index], self.labels[index], self.top)
 
     def batch(self, index: Tensor | slice, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Inputs x [B, C, H, W] in [0, 1] and targets y [B]."""
+        """Returns inputs x [B, C, H, W] in [0, 1] and targets y [B]."""
         return self.images[index].to(dtype) / self.top, self.labels[index]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The three parts: parameters are fitted on `train`, choices made on `validation`, results read off `test`."""
+    """A data set: `train` for fitting parameters, `validation` for choices, `test` for the final figures."""
 
     name: str
     train: Split
@@ -58,91 +66,109 @@ class Dataset:
 
     @property
     def shape(self) -> torch.Size:
-        """The shape of one image."""
+        """Shape of one image."""
         return self.train.images.shape[1:]
 
 
+# The section `data` -> training set and test set, or (whole set, None) if the data set does not have a test set
+Loader = Callable[[Data], tuple[Split, Split | None]]
+
+
 def root_of(data: Data) -> Path:
-    """The absolute folder of the data: `data.root`, else $GLR_DATA, else ./data."""
-    return Path(data.root or os.environ.get("GLR_DATA") or "data").expanduser().resolve()
+    """Returns the absolute folder of the data: `data.root`, else $GLR_DATA, else ./data.
+
+    Raises:
+        ConfigError: it starts with the home of an unknown user.
+    """
+    root = Path(data.root or os.environ.get("GLR_DATA") or "data")
+    try:
+        return root.expanduser().resolve()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(f"data.root: {str(root)!r} is not a folder ({one_line(error)})") from None
 
 
 def load(data: Data) -> Dataset:
-    """The data set of a configuration, split by keyed permutations.
+    """Loads the data set of a configuration and splits it by keyed permutations.
 
     Raises:
-        ConfigError: the data is missing, cannot be fetched, or is damaged.
+        ConfigError: the data is missing, cannot be downloaded, or is damaged; or a split would be empty.
     """
-    if data.name == "digits":
-        whole = _digits()
-        order = _permutation(len(whole), data, "test")
-        held_out = round(data.test * len(whole))
-        train, test = whole.rows(order[held_out:]), whole.rows(order[:held_out])
-    else:
-        train, test = (_idx(data, train=part) for part in (True, False))
-    order = _permutation(len(train), data, "validation")
-    held_out = max(1, round(data.validation * len(train)))
-    if held_out >= len(train):
-        raise ConfigError(f"data.validation: {data.validation} leaves no training example of {len(train)}")
-    classes = int(train.labels.max()) + 1
-    return Dataset(data.name, train.rows(order[held_out:]), train.rows(order[:held_out]), test, classes)
+    train, test = DATASETS[data.name](data)
+    if test is None:
+        test, train = _held_out(train, data, "test")
+    validation, train = _held_out(train, data, "validation")
+    return Dataset(data.name, train, validation, test, int(train.labels.max()) + 1)
 
 
-def _permutation(size: int, data: Data, part: str) -> Tensor:
-    block = ("test", "validation").index(part)
-    return torch.randperm(size, generator=generator(Key(data.split_seed, block=block, role=Role.SPLIT)))
+def _held_out(whole: Split, data: Data, part: str) -> tuple[Split, Split]:
+    """Splits off the share `data.test` or `data.validation`; returns it and the rest."""
+    share = getattr(data, part)
+    number = round(share * len(whole))
+    if not 0 < number < len(whole):
+        raise ConfigError(
+            f"data.{part}: {share} of {len(whole)} examples leaves no {part if number == 0 else 'training'} example"
+        )
+    stream = generator(Key(data.split_seed, block=("test", "validation").index(part), role=Role.SPLIT))
+    order = torch.randperm(len(whole), generator=stream)
+    return whole.rows(order[:number]), whole.rows(order[number:])
 
 
-def _digits() -> Split:
-    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries (UCI, Alpaydin & Kaynak)."""
+def digits(data: Data) -> tuple[Split, None]:
+    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn includes (UCI, Alpaydin & Kaynak)."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
-    return Split(images, torch.from_numpy(digits.target).to(torch.int64), 16)
+    loaded = load_digits()
+    images = torch.from_numpy(loaded.images).to(torch.uint8)[:, None]
+    return Split(images, torch.from_numpy(loaded.target).to(torch.int64), 16), None
 
 
-def _idx(data: Data, *, train: bool) -> Split:
-    """The training or test set of MNIST or Fashion-MNIST, by torchvision."""
-    from torchvision.datasets import MNIST, FashionMNIST
+def mnist(data: Data) -> tuple[Split, Split]:
+    """MNIST: 60,000 training and 10,000 test images of 28 x 28 pixels (LeCun, Cortes & Burges)."""
+    from torchvision.datasets import MNIST
 
-    kind = {"mnist": MNIST, "fashion_mnist": FashionMNIST}[data.name]
+    return _idx(MNIST, data, train=True), _idx(MNIST, data, train=False)
+
+
+def fashion_mnist(data: Data) -> tuple[Split, Split]:
+    """Fashion-MNIST: 60,000 training and 10,000 test images of 28 x 28 pixels (Xiao, Rasul & Vollgraf)."""
+    from torchvision.datasets import FashionMNIST
+
+    return _idx(FashionMNIST, data, train=True), _idx(FashionMNIST, data, train=False)
+
+
+def _idx(kind: type[MNIST], data: Data, *, train: bool) -> Split:
     root = root_of(data)
-    part = "train" if train else "test"
+    part = "training" if train else "test"
     folder = root / kind.__name__ / "raw"
     try:
         loaded = kind(str(root), train=train, download=False)
     except Exception as error:
         if "not found" in str(error):
-            return _checked(_fetched(kind, data, root, train=train), folder, train=train)
-        raise ConfigError(f"data.root: the {part} files in {folder} are damaged ({_reason(error)})") from None
+            return _checked(_downloaded(kind, data, root, train=train), folder, train=train)
+        raise ConfigError(f"data.root: the {part} files in {folder} are damaged ({one_line(error)})") from None
     return _checked(loaded, folder, train=train)
 
 
 def _checked(loaded: MNIST, folder: Path, *, train: bool) -> Split:
-    images, labels, part = loaded.data, loaded.targets, "train" if train else "test"
+    images, labels, part = loaded.data, loaded.targets, "training" if train else "test"
     expected = (60_000 if train else 10_000, 28, 28)
     if images.shape != expected or labels.shape != expected[:1] or not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
         raise ConfigError(
             f"data.root: the {part} files in {folder} are damaged ({tuple(images.shape)} images and "
-            f"{len(labels)} labels up to {int(labels.max())}; {expected} and labels 0-9 are right)"
+            f"{len(labels)} labels up to {int(labels.max())}, expected {expected} and labels 0-9)"
         )
     return Split(images[:, None], labels.to(torch.int64), 255)
 
 
-def _fetched(kind: type[MNIST], data: Data, root: Path, *, train: bool) -> MNIST:
+def _downloaded(kind: type[MNIST], data: Data, root: Path, *, train: bool) -> MNIST:
     if not data.download:
         raise ConfigError(
-            f"data.root: no {data.name} in {root}; set data.root or GLR_DATA to its folder, or data.download=true"
+            f"data.root: {data.name} is not in {root}; set data.root or GLR_DATA to its folder, or data.download=true"
         )
     try:
         return kind(str(root), train=train, download=True)
     except Exception as error:
         raise ConfigError(
-            f"data.root: no {data.name} in {root}, and it could not be fetched ({_reason(error)}); set data.root or "
-            "GLR_DATA to a folder that holds it"
+            f"data.root: {data.name} is not in {root} and cannot be downloaded ({one_line(error)}); set data.root or "
+            "GLR_DATA to a folder that contains it"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    return one_line(error)

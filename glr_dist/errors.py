@@ -1,20 +1,24 @@
-"""Mistakes that a user can mend: each message is one line that names the culprit and what is allowed."""
+"""Errors that a user can fix. The message is one line that names the cause and what is allowed."""
 
 import re
 
+from glr_dist.text import shortened
+
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@:'\"]*(:[^\s'\"]*)?@")
+_LONGEST = 500  # characters of a message
 
 
 def without_credentials(text: str) -> str:
-    """A text with the `user:password@` of every URI in it left out: `https://me:secret@host` is `https://host`."""
+    """Returns the text with `user:password@` removed from each URI: `https://me:secret@host` is `https://host`."""
     return _CREDENTIALS.sub("", text)
 
 
 class UserError(ValueError):
-    """Base of all; the command line prints it without a traceback and exits with 2. Shows no credentials."""
+    """Base class: the command line prints the message and exits with 2. The message is one line without credentials."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(without_credentials(message))
+        line = " ".join(part.strip() for part in without_credentials(message).splitlines())
+        super().__init__(shortened(line, _LONGEST))
 
 
 class ConfigError(UserError):
@@ -26,11 +30,11 @@ class SiteError(UserError):
 
 
 class NoGradientError(UserError):
-    """A derivative is asked for where there is none, or it is zero everywhere."""
+    """A derivative is needed where it does not exist or is zero everywhere."""
 
 
 class ZeroGradientError(NoGradientError):
-    """A derivative that there is, but that is zero, or not finite, for every example of a block."""
+    """A derivative exists, but is zero or not finite for every example of a block."""
 
 
 class CheckpointError(UserError):
@@ -38,8 +42,8 @@ class CheckpointError(UserError):
 
 
 class ClusterError(UserError):
-    """The cluster has no place for what is asked, or its actors or workers are gone."""
+    """The cluster cannot place the requested actors, or has lost them."""
 
 
 class TrackingError(UserError):
-    """A tracking server is out of reach, or refuses what it is sent."""
+    """A tracking server cannot be reached, or refuses a request."""

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from glr_dist.errors import UserError
+from glr_dist.registry import LOSSES
+
+__all__ = ["LOSSES", "Loss", "cross_entropy", "per_example", "zero_one"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,6 +36,3 @@ def per_example(values: Tensor, batch: int) -> Tensor:
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise UserError(f"loss: must return one value per example, shape ({batch},), got {found} (no reduction)")
     return values if values.is_floating_point() else values.to(torch.get_default_dtype())
-
-
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "zero_one": zero_one}

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from glr_dist.errors import ConfigError
+from glr_dist.registry import LAWS
 from glr_dist.streams import Key, Role, generator, uniforms
+
+__all__ = ["LAWS", "Gaussian", "Laplace", "Logistic", "Noise", "checked", "noise_of"]
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,6 @@ class Logistic(Noise):
         return (eps / 2).tanh()
 
 
-LAWS: dict[str, type[Noise]] = {law.law: law for law in (Gaussian, Laplace, Logistic)}
-
-
 # ---------------------------------------------------------------- own laws
 
 _CHECK = Key(0, role=Role.REDRAW)
@@ -177,7 +177,7 @@ def noise_of(value: Noise | float | Mapping[str, float] | object | None) -> Nois
     Raises:
         ConfigError: the value is not a noise, or its `score` does not belong to its `sample`.
     """
-    if value is None or type(value) in LAWS.values():
+    if value is None or type(value) in (Gaussian, Laplace, Logistic):
         return value  # type: ignore[return-value]
     if isinstance(value, Mapping) or (isinstance(value, int | float) and not isinstance(value, bool)):
         return Gaussian(value)

@@ -25,6 +25,7 @@ from glr_dist.checks import check_batch_first, check_examples_apart, unkeyed_ran
 from glr_dist.errors import SiteError
 from glr_dist.nn.dropout import KEYED, Uniforms
 from glr_dist.streams import Key, Role, generator
+from glr_dist.text import hint
 
 T = TypeVar("T")
 Visit = Callable[[str, Tensor, Tensor], Tensor]
@@ -155,7 +156,7 @@ class Network:
 
     Args:
         model: the network; it is neither copied nor changed.
-        types: module types that are sites.
+        types: module types that are sites; the model must have each, except those of the default.
         names: patterns of the site names; a module is a site when its type and its name match.
     """
 
@@ -166,6 +167,7 @@ class Network:
         names: Sequence[str] = ("*",),
     ) -> None:
         self.model = model
+        self.types, self.names = tuple(types), tuple(names)
         self.blocks = chain(model)
         self.parameters: dict[str, nn.Parameter] = {}  # trainable parameters, found by `prepare`
         self.candidates: dict[str, nn.Module] = {}
@@ -308,9 +310,23 @@ class Network:
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not self.candidates and estimated:
             raise SiteError("the network has no site: no module matches the site types and name patterns")
+        if self.candidates:
+            self._check_matched()
         check_examples_apart(self.model)
         with self.hooked(), unkeyed_randomness_is_an_error(self.model):
             self._survey(x[:2].detach(), estimated, keep_inputs)
+
+    def _check_matched(self) -> None:
+        """Refuses a type or a pattern that matches nothing, except in the defaults: a misspelt one must not pass."""
+        modules = dict(self.model.named_modules())
+        if self.types != DEFAULT_TYPES:
+            for kind in self.types:
+                if not any(isinstance(module, kind) for module in modules.values()):
+                    raise SiteError(f"sites: the network does not contain the type {kind.__name__}; leave it out")
+        found = [name for name, module in modules.items() if isinstance(module, self.types)]
+        for pattern in self.names:
+            if pattern != "*" and not any(fnmatchcase(name, pattern) for name in found):
+                raise SiteError(f"site names: the pattern '{pattern}' matches no site; {hint(pattern, found)}")
 
     def _survey(self, x: Tensor, estimated: bool, keep_inputs: Callable[[Site], bool]) -> None:
         calls: Counter[str] = Counter()

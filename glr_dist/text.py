@@ -1,4 +1,4 @@
-"""Wording shared by error messages: one line of an error, and the nearest known name."""
+"""Wording shared by error messages: one line of an error, shortened values, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -19,6 +19,19 @@ def one_line(error: object, limit: int = 300) -> str:
     return text if len(text) <= limit else f"…{text[1 - limit :]}"
 
 
+def shown(value: object, limit: int = 80) -> str:
+    """Returns the value as Python writes it, its middle left out beyond `limit` characters."""
+    return shortened(repr(value), limit)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Returns the text, its middle left out beyond `limit` characters."""
+    if len(text) <= limit:
+        return text
+    end = (limit - 1) // 3
+    return f"{text[: limit - 1 - end]}…{text[len(text) - end :]}"
+
+
 def hint(name: str, known: Iterable[str], *, listed: str = "known are") -> str:
     """Returns "did you mean 'x'?" for the nearest of the `known` names, else the names themselves.
 
@@ -28,6 +41,8 @@ def hint(name: str, known: Iterable[str], *, listed: str = "known are") -> str:
         listed: the words before the list.
     """
     names = list(known)
+    if not names:
+        return "none is known"
     folded = {each.lower(): each for each in names}
     if near := difflib.get_close_matches(name.lower(), folded, 1):
         return f"did you mean '{folded[near[0]]}'?"

@@ -25,7 +25,7 @@ def rows(split: data.Split) -> list[bytes]:
     return [row.numpy().tobytes() for row in flat]
 
 
-def mistake(**values: object) -> str:
+def error_of(**values: object) -> str:
     with pytest.raises(ConfigError) as caught:
         data.load(Data(**values))
     message = str(caught.value)
@@ -88,8 +88,8 @@ def test_a_split_seed_too_large_for_a_key_is_refused():
         Data(split_seed=2**63)
 
 
-def test_a_validation_share_that_leaves_no_training_example_is_a_mistake():
-    assert "data.validation: 0.9999 leaves no training example" in mistake(validation=0.9999)
+def test_a_validation_share_that_leaves_no_training_example_is_a_error_of():
+    assert "data.validation: 0.9999 of 1438 examples leaves no training example" in error_of(validation=0.9999)
 
 
 # ---------------------------------------------------------------- batches
@@ -146,22 +146,22 @@ def test_the_root_is_named_before_the_environment_and_that_before_the_default(mo
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_missing_data_is_a_mistake_where_it_may_not_be_fetched(tmp_path, name):
-    message = mistake(name=name, root=str(tmp_path), download=False)
-    assert f"no {name} in {tmp_path}" in message
+def test_missing_data_is_an_error_where_it_may_not_be_fetched(tmp_path, name):
+    message = error_of(name=name, root=str(tmp_path), download=False)
+    assert f"{name} is not in {tmp_path}" in message
     assert "GLR_DATA" in message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_that_cannot_be_fetched_is_a_mistake(tmp_path, monkeypatch):
+def test_data_that_cannot_be_fetched_is_a_error_of(tmp_path, monkeypatch):
     from torchvision.datasets import MNIST
 
     def offline(self: MNIST) -> None:
         raise RuntimeError("Error downloading\ntrain-images: <urlopen error>")
 
     monkeypatch.setattr(MNIST, "download", offline)
-    message = mistake(name="mnist", root=str(tmp_path))
-    assert "could not be fetched (Error downloading train-images" in message
+    message = error_of(name="mnist", root=str(tmp_path))
+    assert "cannot be downloaded (Error downloading train-images" in message
 
 
 def idx(shape: tuple[int, ...], content: bytes) -> bytes:
@@ -214,10 +214,10 @@ DAMAGES = {
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_a_mistake(blank, damage, file):
+def test_a_damaged_file_is_a_error_of(blank, damage, file):
     path = blank / "MNIST" / "raw" / file
     put(path, DAMAGES[damage](path.read_bytes()))
-    message = mistake(name="mnist", root=str(blank), download=False)
+    message = error_of(name="mnist", root=str(blank), download=False)
     assert "damaged" in message
     assert str(path.parent) in message
     assert ("train" if file.startswith("train") else "test") in message
@@ -234,20 +234,20 @@ def test_a_damaged_file_is_a_mistake(blank, damage, file):
     ],
     ids=["an image too few", "images too narrow", "a label too few", "a label above 9", "no label"],
 )
-def test_a_whole_file_of_wrong_content_is_a_mistake(blank, file, content):
+def test_a_whole_file_of_wrong_content_is_a_error_of(blank, file, content):
     put(blank / "MNIST" / "raw" / file, content)
-    assert "damaged" in mistake(name="mnist", root=str(blank), download=False)
+    assert "damaged" in error_of(name="mnist", root=str(blank), download=False)
 
 
 def test_a_file_that_is_missing_is_not_called_damaged(blank):
     (blank / "MNIST" / "raw" / FILES[2]).unlink()
-    assert "no mnist in" in mistake(name="mnist", root=str(blank), download=False)
+    assert "mnist is not in" in error_of(name="mnist", root=str(blank), download=False)
 
 
-def test_a_real_file_cut_short_is_a_mistake(glr_data, tmp_path):
+def test_a_real_file_cut_short_is_a_error_of(glr_data, tmp_path):
     folder = tmp_path / "FashionMNIST" / "raw"
     folder.mkdir(parents=True)
     for file in FILES:
         (folder / file).symlink_to(glr_data.resolve() / "FashionMNIST" / "raw" / file)
     put(folder / FILES[0], (folder / FILES[0]).read_bytes()[:1_000_000])
-    assert "damaged" in mistake(name="fashion_mnist", root=str(tmp_path), download=False)
+    assert "damaged" in error_of(name="fashion_mnist", root=str(tmp_path), download=False)

@@ -495,3 +495,33 @@ def test_a_layer_that_a_hook_or_a_reparametrisation_altered_still_gets_its_gradi
     true = GLR(model, Gaussian(0.5), "pathwise", passes=2000, executor=Inline(1)).gradients(x, y).grads
     for name, grad in true.items():
         assert (found[name] - grad).norm() < 0.3 * grad.norm()
+
+
+# ---------------------------------------------------------------- types and patterns that match nothing
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sites": [nn.Conv1d, nn.Linear]}, "does not contain the type Conv1d"),
+        ({"sites": [nn.Linear, nn.Embedding]}, "does not contain the type Embedding"),
+        ({"sites": [nn.Linear, nn.Conv2d, nn.Conv3d]}, "does not contain the type Conv"),
+        ({"site_names": ["0", "conv*"]}, r"'conv\*' matches no site"),
+        ({"site_names": ["*", "1"]}, "'1' matches no site"),  # there is a module '1', but it is not a site
+        ({"site_names": ["0", "2", "3"]}, "'3' matches no site"),
+    ],
+    ids=str,
+)
+def test_a_type_or_a_pattern_that_matches_nothing_is_an_error(options, said):
+    net = GLR(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), **options)
+    with pytest.raises(SiteError, match=said):
+        net.prepare(torch.randn(2, 3))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"sites": [nn.Linear]}, {"sites": [nn.Linear, nn.Conv2d]}, {"site_names": ["0", "[1-9]"]}], ids=str
+)
+def test_the_default_types_need_not_all_occur(options):
+    net = GLR(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), **options)
+    net.prepare(torch.randn(2, 3))
+    assert [site.name for site in net.network.sites] == ["0", "2"]

@@ -38,13 +38,3 @@ class Staircase(nn.Module):
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}"
-
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "threshold": Heaviside,
-    "sign": Sign,
-    "staircase": Staircase,
-}

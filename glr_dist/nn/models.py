@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from glr_dist.nn.activations import ACTIVATIONS
+from glr_dist.config import Model
 from glr_dist.nn.dropout import Dropout
+from glr_dist.registry import ACTIVATIONS
+
+# (the section `model`, shape of one example, number of classes, stream of the initial weights) -> the network
+ModelBuilder = Callable[[Model, torch.Size, int, torch.Generator], nn.Module]
+
+
+def build_mlp(model: Model, shape: torch.Size, classes: int, stream: torch.Generator) -> nn.Sequential:
+    """Builds the multilayer perceptron of a configuration; arguments as of `ModelBuilder`."""
+    return mlp(
+        shape.numel(),
+        model.hidden,
+        classes,
+        model.activation,
+        dropout=model.dropout,
+        init=model.init,
+        init_scale=model.init_scale,
+        generator=stream,
+    )
 
 
 def mlp(

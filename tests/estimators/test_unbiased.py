@@ -99,7 +99,7 @@ def choices(section: type[config.Section], field: str) -> tuple[Any, ...]:
 
 def cases(loss: str) -> list[Case]:
     """All combinations that are allowed with a loss."""
-    laws = [law for law in choices(config.Noise, "law") if law != "none"]
+    laws = list(LAWS)
     samplers = [sampler for sampler in choices(config.Estimator, "sampler") if sampler != "auto"]
     names, baselines = choices(config.Estimator, "name"), choices(config.Estimator, "baseline")
     flags, learn = (False, True), choices(config.Noise, "learn")

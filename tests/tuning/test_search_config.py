@@ -10,7 +10,7 @@ import yaml
 from glr_dist import cli
 from glr_dist.config import dump_config, load_config
 from glr_dist.errors import ConfigError
-from glr_dist.nn.activations import ACTIVATIONS
+from glr_dist.nn import ACTIVATIONS
 from glr_dist.tuning import search_config
 from glr_dist.tuning.points import grid_points, point_of, with_point
 from glr_dist.tuning.ranges import parse_space

@@ -1,0 +1,127 @@
+"""Registries of everything that a configuration chooses by name.
+
+A built-in entry is one row, `name: "module:attribute"`. The attribute is imported on first use, so that the names are
+known without torch. `add` enters an entry of your own, in every process that uses it:
+
+    @LOSSES.add("margin")
+    def margin(outputs, targets):
+        ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from glr_dist.errors import ConfigError
+from glr_dist.text import hint
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from glr_dist.data import Loader
+    from glr_dist.losses import Loss
+    from glr_dist.nn.models import ModelBuilder
+    from glr_dist.noise import Noise
+
+T = TypeVar("T")
+
+
+class UnknownNameError(ConfigError, KeyError):
+    """A registry does not have an entry of this name."""
+
+    __str__ = Exception.__str__  # a KeyError would put the message in quotes
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Entries by name, in the order in which they were added.
+
+    Args:
+        kind: what the entries are, in error messages.
+        rows: the built-in entries as "module:attribute".
+    """
+
+    def __init__(self, kind: str, rows: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._rows = dict(rows)
+        self._added: dict[str, T] = {}
+
+    def add(self, name: str) -> Callable[[T], T]:
+        """Returns a decorator that enters its argument under `name`; a later entry of that name replaces it.
+
+        Raises:
+            ConfigError: a built-in entry has this name.
+        """
+        if name in self._rows:
+            raise ConfigError(f"{self.kind}: '{name}' is built in; choose another name")
+
+        def enter(entry: T) -> T:
+            self._added[name] = entry
+            return entry
+
+        return enter
+
+    def __getitem__(self, name: str) -> T:
+        """Returns the entry of a name.
+
+        Raises:
+            UnknownNameError: suggests the nearest name, or lists the known ones.
+        """
+        if name in self._added:
+            return self._added[name]
+        if name not in self._rows:
+            raise UnknownNameError(f"{self.kind}: {name!r} is unknown; {hint(name, self)}")
+        module, _, attribute = self._rows[name].partition(":")
+        entry: T = getattr(import_module(module), attribute)
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows or name in self._added
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._rows, *self._added))
+
+    def __len__(self) -> int:
+        return len(self._rows) + len(self._added)
+
+
+MODELS: Registry[ModelBuilder] = Registry("model", {"mlp": "glr_dist.nn.models:build_mlp"})
+
+ACTIVATIONS: Registry[Callable[[], nn.Module]] = Registry(
+    "activation",
+    {
+        "sigmoid": "torch.nn:Sigmoid",
+        "tanh": "torch.nn:Tanh",
+        "relu": "torch.nn:ReLU",
+        "threshold": "glr_dist.nn.activations:Heaviside",
+        "sign": "glr_dist.nn.activations:Sign",
+        "staircase": "glr_dist.nn.activations:Staircase",
+    },
+)
+
+DATASETS: Registry[Loader] = Registry(
+    "data set",
+    {
+        "digits": "glr_dist.data:digits",
+        "mnist": "glr_dist.data:mnist",
+        "fashion_mnist": "glr_dist.data:fashion_mnist",
+    },
+)
+
+LAWS: Registry[type[Noise]] = Registry(
+    "noise law",
+    {
+        "gaussian": "glr_dist.noise:Gaussian",
+        "laplace": "glr_dist.noise:Laplace",
+        "logistic": "glr_dist.noise:Logistic",
+    },
+)
+
+LOSSES: Registry[Loss] = Registry(
+    "loss", {"cross_entropy": "glr_dist.losses:cross_entropy", "zero_one": "glr_dist.losses:zero_one"}
+)
+
+# Beside the optimizers of torch.optim, which are known by the names of their classes.
+OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer", {})
