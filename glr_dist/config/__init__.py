@@ -1,16 +1,14 @@
-"""The configuration: one YAML file and dotted overrides -> one frozen `Config`. Imports neither torch nor Ray."""
+"""The configuration: a YAML file and dotted overrides become a frozen `Config`. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from pydantic import Field, model_validator
 
-from glr_dist.config.combinations import check_estimator, per_site, resolve_sampler
-from glr_dist.config.files import flat, overridden, read
-from glr_dist.config.mistakes import build
+from glr_dist.config.files import dump, flat, overridden, read
+from glr_dist.config.messages import build
 from glr_dist.config.sections import (
     Count,
     Data,
@@ -27,6 +25,7 @@ from glr_dist.config.sections import (
     Tracking,
     Training,
 )
+from glr_dist.config.validation import check_estimator, per_site, resolve_sampler
 from glr_dist.errors import ConfigError
 
 __all__ = [
@@ -47,6 +46,7 @@ __all__ = [
     "Training",
     "build",
     "check_estimator",
+    "dump",
     "dump_config",
     "flat",
     "load_config",
@@ -58,7 +58,7 @@ __all__ = [
 
 
 class Config(Section):
-    """Everything a run depends on."""
+    """The settings of a run."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     data: Data = Data()
@@ -76,19 +76,21 @@ class Config(Section):
         object.__setattr__(self, "estimator", self.estimator.model_copy(update={"sampler": sampler}))
         check_estimator(self.estimator, self.noise, self.training.loss)
         if (last := max(self.noise.schedule, default=0)) >= self.training.epochs:
-            raise ConfigError(f"noise.schedule: {last} leaves no epoch of training.epochs={self.training.epochs}")
+            raise ConfigError(
+                f"noise.schedule: {last} is not before the end of the run (training.epochs={self.training.epochs})"
+            )
         return self
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file with `section.key=value` overrides.
+    """Loads a YAML file and applies `section.key=value` overrides.
 
     Raises:
-        ConfigError: the file is missing, no YAML, or holds a mistake.
+        ConfigError: the file is missing, not YAML, or invalid.
     """
     return build(Config, overridden(read(path), overrides))
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration with every default, as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """Returns the resolved configuration with every default, as YAML that `load_config` reads back."""
+    return dump(config.model_dump(mode="json"))

@@ -1,7 +1,12 @@
-"""Files of settings, and overrides of what they hold: plain values, which know no section."""
+"""Configuration files and command-line overrides as plain values; sections are not known here.
+
+The YAML is that of version 1.2 without tags: numbers are decimal, dates and `yes`/`no` are text, and keys are text.
+A file is limited in size, depth and number of values, so that a small file cannot grow into a large one.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,46 +14,117 @@ from typing import Any
 import yaml
 
 from glr_dist.errors import ConfigError
-from glr_dist.text import one_line
+from glr_dist.text import one_line, shown
 
-_INT, _STR = "tag:yaml.org,2002:int", "tag:yaml.org,2002:str"
+_MAX_BYTES = 2**18
+_MAX_DEPTH = 40
+_MAX_VALUES = 10_000  # counts what an alias stands for each time
+_MAX_DIGITS = 100
+
+_TAG = "tag:yaml.org,2002:"
+_INT = re.compile(r"[-+]?[0-9]+$")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with whole numbers as keys taken for text, as the names of sites, and epochs, are text in JSON.
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._open: list[str | None] = []  # anchors of the collections that are being read
+        self._values: dict[int, int] = {}  # by node: the number of values in it, aliases replaced
 
-    A key that stands twice is a mistake: by default the last one wins silently.
-    """
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) and event.anchor in self._open:
+            raise _error(f"*{event.anchor} contains itself", event.start_mark)
+        if getattr(event, "tag", None) is not None:
+            raise _error(f"tags such as {event.tag} are not supported", event.start_mark)
+        if len(self._open) >= _MAX_DEPTH:
+            raise _error(f"more than {_MAX_DEPTH} levels", event.start_mark)
+        self._open.append(event.anchor)
+        node = super().compose_node(parent, index)
+        self._open.pop()
+        if node is None:
+            return None
+        if isinstance(node, yaml.ScalarNode):
+            digits = len(node.value) if node.tag in (f"{_TAG}int", f"{_TAG}float") else 0
+            if digits > _MAX_DIGITS:
+                raise _error(f"a number of {digits} characters, at most {_MAX_DIGITS} are allowed", event.start_mark)
+            inner: list[yaml.Node] = []
+        elif isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        else:
+            inner = list(node.value)
+        self._values[id(node)] = total = 1 + sum(self._values[id(part)] for part in inner)
+        if total > _MAX_VALUES or len(self._values) > _MAX_VALUES:
+            raise _error(f"more than {_MAX_VALUES:,} values", event.start_mark)
+        return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Reads a mapping; its keys are text. A repeated key is an error: by default the last one wins silently."""
+        node = super().compose_mapping_node(anchor)
+        known: set[str] = set()
         for key, _ in node.value:
-            key.tag = _STR if key.tag == _INT else key.tag
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"the key '{key}' stands twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
+            if not isinstance(key, yaml.ScalarNode):
+                raise _error("a key is a list or a mapping", key.start_mark)
+            if key.value in known:
+                raise _error(f"the key {shown(key.value)} occurs twice", key.start_mark)
+            known.add(key.value)
+            key.tag = key.tag if key.tag == f"{_TAG}merge" else f"{_TAG}str"
+        return node
+
+
+def _error(problem: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+_Loader.yaml_implicit_resolvers = {}  # those of YAML 1.2 are added below
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that a reader of YAML 1.1 or 1.2 would take for something else."""
+
+
+def _resolve(kind: str, pattern: re.Pattern[str], first: str) -> None:
+    for reader in (_Loader, _Dumper):
+        reader.add_implicit_resolver(f"{_TAG}{kind}", pattern, list(first))
+
+
+_resolve("bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), "tTfF")
+_resolve("int", _INT, "-+0123456789")
+_resolve("float", _FLOAT, "-+.0123456789")
+_resolve("merge", re.compile(r"<<$"), "<")
+_Loader.add_implicit_resolver(f"{_TAG}null", re.compile(r"(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_constructor(f"{_TAG}int", lambda loader, node: int(node.value))  # by default, 010 is 8
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """Reads the mapping in a YAML file.
 
     Raises:
-        ConfigError: the file is missing, no YAML, or no mapping.
+        ConfigError: the file is missing, too large, not YAML, or does not hold a mapping.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ConfigError(f"{path}: is too large for a configuration (more than {_MAX_BYTES // 1024} KiB)")
+        values = _parsed(content.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML ({one_line(error)})") from None
+        raise ConfigError(f"{path}: is not YAML ({_reason(error)})") from None
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: must hold a mapping of sections, holds a {type(values).__name__}")
     return values or {}
 
 
+def dump(values: Mapping[str, Any]) -> str:
+    """Returns plain values as YAML that `read` reads back."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The values with `section.key=value` overrides applied, in place.
+    """Applies `section.key=value` overrides to the values, in place, and returns them.
 
     Raises:
         ConfigError: an override has another form.
@@ -59,7 +135,7 @@ def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested mappings under dotted names."""
+    """Returns the values of nested mappings by dotted name."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
@@ -69,17 +145,31 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"{override!r}: an override must have the form section.key=value")
+        raise ConfigError(f"{shown(override)}: an override must have the form section.key=value")
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}: {text!r} is not a YAML value") from None
+        value = _parsed(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {shown(text)} is not a YAML value ({_reason(error)})") from None
     *parents, last = key.split(".")
     for parent in parents:
         inner = values.get(parent)
         if inner is None:
             inner = values[parent] = {}
         elif not isinstance(inner, dict):
-            raise ConfigError(f"{key}: '{parent}' holds {inner!r}, not a mapping")
+            raise ConfigError(f"{key}: '{parent}' holds {shown(inner)}, not a mapping")
         values = inner
     values[last] = value
+
+
+def _parsed(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return one_line(error)

@@ -1,101 +1,128 @@
-"""The sections of a configuration: frozen, and each knows all its keys."""
+"""The sections of a configuration. Each is frozen and refuses unknown keys."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic_core import PydanticKnownError
 
 from glr_dist.errors import ConfigError, without_credentials
+from glr_dist.registry import ACTIVATIONS, DATASETS, LAWS, LOSSES, MODELS
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration that knows all its keys."""
+    """A frozen part of the configuration that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-def _no_truth_value(value: Any) -> Any:
+def _not_boolean(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a number, not a truth value")
+        raise ValueError("a number, not a boolean")
     return value
 
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_truth_value)]
-Count = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
+def one_of(*groups: Collection[str]) -> BeforeValidator:
+    """Returns a validator that accepts the names in `groups`, such as those of a registry, as they are at that time."""
+
+    def check(value: Any) -> Any:
+        names = [name for group in groups for name in group]
+        if not isinstance(value, str) or value not in names:
+            raise PydanticKnownError("literal_error", {"expected": _alternatives(names)})
+        return value
+
+    return BeforeValidator(check)
+
+
+def _alternatives(names: Collection[str]) -> str:
+    *others, last = [f"'{name}'" for name in names]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_not_boolean)]
+Count = Annotated[int, BeforeValidator(_not_boolean), Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Scale = Positive | Annotated[dict[str, Positive], Field(min_length=1)]
 
 
 class Data(Section):
-    """Which data set, where it lies, and how it is split."""
+    """The data set, its folder and its split."""
 
-    name: Literal["digits", "mnist", "fashion_mnist"] = "digits"
-    root: str | None = Field(None, description="folder of the data; else $GLR_DATA, else ./data")
-    download: bool = Field(True, description="fetch a missing data set")
-    validation: Fraction = Field(0.1, description="share of the training set that choices are made on")
-    test: Fraction = Field(0.2, description="share held out for the test where the data set has no test set of its own")
-    split_seed: int = Field(0, ge=0, lt=2**63, description="names the splits; the run's seed does not change them")
+    name: Annotated[str, one_of(DATASETS)] = "digits"
+    root: str | None = Field(None, description="folder of the data (default: $GLR_DATA, else ./data)")
+    download: bool = Field(True, description="download the data set if it is missing")
+    validation: Fraction = Field(0.1, description="share of the training set held out for validation")
+    test: Fraction = Field(0.2, description="share held out for testing if the data set has no test set")
+    split_seed: int = Field(0, ge=0, lt=2**63, description="seed of the splits; independent of the run's seed")
 
 
 class Model(Section):
     """The network: a multilayer perceptron as in the paper."""
 
-    name: Literal["mlp"] = "mlp"
-    hidden: tuple[Count, ...] = (50,)
-    activation: Literal["sigmoid", "tanh", "relu", "threshold", "sign", "staircase"] = "sigmoid"
-    dropout: float = Field(0.0, ge=0, lt=1)
-    init: Literal["paper", "torch"] = "torch"
-    init_scale: Positive = 1.0
+    name: Annotated[str, one_of(MODELS)] = "mlp"
+    hidden: tuple[Count, ...] = Field((50,), description="units of each hidden layer")
+    activation: Annotated[str, one_of(ACTIVATIONS)] = "sigmoid"
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability after each activation")
+    init: Literal["paper", "torch"] = Field("torch", description="law of the initial weights")
+    init_scale: Positive = Field(1.0, description="factor on the initial weights and biases")
+
+
+SITES = ("Linear", "Conv2d")  # default of noise.sites
 
 
 class Noise(Section):
-    """The noise at the sites, and which modules are sites."""
+    """The noise, and the modules ("sites") that receive it."""
 
-    law: Literal["gaussian", "laplace", "logistic", "none"] = "gaussian"
-    scale: Scale = Field(1.0, description="σ, or one for each pattern of site names")
-    schedule: dict[Count, Scale] = Field({}, description="after so many epochs, another scale")
-    learn: Literal["none", "site", "unit"] = Field("none", description="learn log σ by site or by unit")
-    floor: Positive = Field(1e-3, description="the least σ that learning may reach")
-    sites: tuple[str, ...] = Field(("Linear", "Conv2d"), min_length=1, description="types of torch.nn that are sites")
-    names: tuple[str, ...] = Field(("*",), min_length=1, description="patterns of the names of sites")
+    law: Annotated[str, one_of(LAWS, ["none"])] = "gaussian"
+    scale: Scale = Field(1.0, description="σ, or a mapping of site-name patterns to σ")
+    schedule: dict[Count, Scale] = Field({}, description="noise scale from the given number of finished epochs on")
+    learn: Literal["none", "site", "unit"] = Field("none", description="learn log σ per site or per unit")
+    floor: Positive = Field(1e-3, description="lower bound of the learned σ")
+    sites: tuple[str, ...] = Field(
+        SITES,
+        min_length=1,
+        description="site types, classes of torch.nn; the network must have each, except those of the default",
+    )
+    names: tuple[str, ...] = Field(("*",), min_length=1, description="site-name patterns; each must match a site")
 
     @model_validator(mode="after")
     def _scheduled_scales_are_not_learned(self) -> Noise:
         if self.schedule and self.learn != "none":
-            raise ConfigError(f"noise.schedule: has no meaning with noise.learn '{self.learn}'; leave one of them out")
+            raise ConfigError(f"noise.schedule: has no effect with noise.learn '{self.learn}'; leave one of them out")
         if self.schedule and self.law == "none":
-            raise ConfigError("noise.schedule: has no meaning with noise.law 'none'; leave it out")
+            raise ConfigError("noise.schedule: has no effect with noise.law 'none'; leave it out")
         return self
 
     def scale_after(self, epochs: int) -> Scale:
-        """The scale when so many epochs are done."""
+        """Returns the noise scale after the given number of finished epochs."""
         passed = [epoch for epoch in self.schedule if epoch <= epochs]
         return self.schedule[max(passed)] if passed else self.scale
 
 
 class Estimator(Section):
-    """How gradients are estimated. Combinations that would be biased are refused (`check_estimator`)."""
+    """The gradient estimator. `check_estimator` refuses biased combinations."""
 
     name: Literal["conditional", "layerwise", "joint", "pathwise"] = "conditional"
-    copies: Count | dict[str, Count] = Field(100, description="K: redraws per example, site and shared pass")
+    copies: Count | dict[str, Count] = Field(100, description="K: noise draws per example, site and shared pass")
     passes: Count | dict[str, Count] = Field(1, description="M: shared passes per step")
     sampler: Literal["auto", "iid", "orthogonal", "sobol"] = Field(
         "auto", description="auto: orthogonal for Gaussian noise, else iid"
     )
     antithetic: bool = True
     baseline: Literal["none", "shared", "leave_one_out"] = "shared"
-    exact_head: bool = Field(False, description="the last site's δ is the derivative of the loss at the noisy logits")
-    example_block: Count = Field(128, description="examples per work item and per stream of noise")
-    block_elements: Count = Field(2**19, description="the most elements of one tensor of a work item (memory)")
+    exact_head: bool = Field(False, description="use the exact loss gradient at the last site's noisy logits")
+    example_block: Count = Field(128, description="examples per work item and per noise stream")
+    block_elements: Count = Field(2**19, description="maximum number of elements of one tensor of a work item")
     items_per_site: Count = Field(
-        16, description="the most work items of a site for each example block and shared pass; each sends one result"
+        16, description="maximum number of work items per site, example block and shared pass; each sends one result"
     )
 
 
-def _number_if_it_is_one(value: Any) -> Any:
+def _number_if_possible(value: Any) -> Any:
     if isinstance(value, list):
-        return [_number_if_it_is_one(part) for part in value]
+        return [_number_if_possible(part) for part in value]
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -103,26 +130,26 @@ def _number_if_it_is_one(value: Any) -> Any:
 
 
 class Named(BaseModel):
-    """A torch class by name; all other keys are its own arguments, checked when it is built."""
+    """A torch class by name. All other keys are arguments of the class, which are checked when it is built."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, Annotated[Any, BeforeValidator(_number_if_it_is_one)]]
+    __pydantic_extra__: dict[str, Annotated[Any, BeforeValidator(_number_if_possible)]]
     name: str
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The keys beside `name`."""
+        """All keys except `name`."""
         return dict(self.__pydantic_extra__)
 
 
 class Optimizer(Named):
-    """An optimizer of torch.optim."""
+    """An optimizer: a class of torch.optim, or an entry of `OPTIMIZERS`."""
 
     name: str = "Adam"
 
 
 class Schedule(Named):
-    """A learning-rate schedule of torch.optim.lr_scheduler, stepped every step or every epoch."""
+    """A learning-rate schedule: a class of torch.optim.lr_scheduler, stepped once per step or per epoch."""
 
     per: Literal["step", "epoch"] = "epoch"
 
@@ -132,75 +159,78 @@ class Training(Section):
 
     epochs: Count = 10
     batch_size: Count = 128
-    loss: Literal["cross_entropy", "zero_one"] = "cross_entropy"
+    loss: Annotated[str, one_of(LOSSES)] = "cross_entropy"
     optimizer: Optimizer = Field(Optimizer(lr=0.01), description="a class of torch.optim and its arguments")
     schedule: Schedule | None = None
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="number of newest checkpoints to keep")
 
 
 class Execution(Section):
-    """Where the work is done. On one kind of device no result depends on it, but for the rounding of `replicas`.
+    """Where a step is computed. On one type of device it does not change results, except for rounding in `replicas`.
 
-    `inline` is this process; `layers` spreads the work items of a step over Ray actors; `replicas` splits the batch
-    over Ray Train workers; `auto` is `layers` where that is predicted to be faster, else `inline`.
+    `inline`: in this process. `layers`: the work items of a step on Ray actors. `replicas`: the examples of a batch on
+    Ray Train workers. `auto`: `layers` if it is predicted to be faster than `inline`.
     """
 
     kind: Literal["inline", "layers", "replicas", "auto"] = "inline"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda where there is one")
-    threads: Count | None = Field(None, description="threads that work on the items; torch's number by default")
-    actors: Count | None = Field(None, description="Ray actors, or workers of `replicas`; as many as fit by default")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: CUDA if available")
+    threads: Count | None = Field(None, description="threads that compute work items (default: as many as torch)")
+    actors: Count | None = Field(None, description="Ray actors, or workers of `replicas` (default: as many as fit)")
     cpus_per_actor: Positive = 1
     gpus_per_actor: float = Field(0, ge=0, allow_inf_nan=False)
-    placement_timeout: Positive = Field(15, description="seconds to wait for the actors' place on the cluster")
-    hang_timeout: Positive = Field(60, description="seconds until an actor that does not answer is restarted")
-    max_failures: int = Field(3, ge=0, description="how often `replicas` starts again from the last checkpoint")
+    placement_timeout: Positive = Field(15, description="seconds to wait until the cluster has placed the actors")
+    hang_timeout: Positive = Field(60, description="seconds after which an actor that does not answer is restarted")
+    max_failures: int = Field(3, ge=0, description="restarts of `replicas` from the last checkpoint")
 
     @model_validator(mode="before")
     @classmethod
-    def _kind_alone(cls, values: Any) -> Any:
+    def _from_kind(cls, values: Any) -> Any:
         return {"kind": values} if isinstance(values, str) else values
 
     @model_validator(mode="after")
-    def _inline_is_this_process(self) -> Execution:
+    def _inline_has_no_actors(self) -> Execution:
         for key in ("actors", "cpus_per_actor", "gpus_per_actor"):
             value, default = getattr(self, key), type(self).model_fields[key].default
             if self.kind == "inline" and value != default:
                 raise ConfigError(
-                    f"execution.{key}: {value} has no meaning: 'inline' is this process alone; "
-                    "leave it out, or set execution.kind to 'layers', 'replicas' or 'auto'"
+                    f"execution.{key}: {value} has no effect with execution.kind 'inline', which uses only this "
+                    "process; leave it out, or set execution.kind to 'layers', 'replicas' or 'auto'"
                 )
         return self
 
 
 class Tracking(Section):
-    """Where a run can be followed, beside its folder, which comes first and is the truth.
+    """Where a run is tracked. Its folder is always complete; tracking sends a copy.
 
-    Credentials in the URI (`https://user:password@host`) are used, but written nowhere: what is dumped as JSON or YAML
-    has the URI without them.
+    Credentials in the URI (`https://user:password@host`) are used but never written: JSON and YAML dumps contain the
+    URI without them.
     """
 
     kind: Literal["none", "mlflow"] = "none"
     uri: Annotated[str, PlainSerializer(without_credentials, when_used="json")] | None = Field(
-        None, min_length=1, repr=False, description="else $MLFLOW_TRACKING_URI, else the file mlflow.db of this folder"
+        None,
+        min_length=1,
+        repr=False,
+        description="tracking server (default: $MLFLOW_TRACKING_URI, else the file mlflow.db in the current folder)",
     )
     experiment: str = Field("glr_dist", min_length=1)
     tags: dict[str, str] = {}
-    register_as: str | None = Field(None, min_length=1, description="the registered model that the network is made of")
+    register_as: str | None = Field(None, min_length=1, description="register the trained network under this name")
 
     @model_validator(mode="before")
     @classmethod
-    def _kind_alone(cls, values: Any) -> Any:
+    def _from_kind(cls, values: Any) -> Any:
         return {"kind": values} if isinstance(values, str) else values
 
 
 class Diagnose(Section):
-    """What `glr-dist diagnose` measures."""
+    """Measurements of `glr-dist diagnose`."""
 
-    copies: tuple[Count, ...] = Field((20, 50, 100, 200), min_length=1, description="the K to try")
-    passes: tuple[Count, ...] = Field((1,), min_length=1, description="the M to try")
-    draws: Annotated[int, Field(ge=2)] = Field(10, description="estimates for each K and M")
-    batch: Count = Field(128, description="the first examples of the training set")
+    copies: tuple[Count, ...] = Field((20, 50, 100, 200), min_length=1, description="values of K")
+    passes: tuple[Count, ...] = Field((1,), min_length=1, description="values of M")
+    draws: Annotated[int, Field(ge=2)] = Field(10, description="estimates per K and M")
+    batch: Count = Field(128, description="number of examples, taken from the start of the training set")
     reference: Literal["auto", "pathwise", "conditional", "joint"] = "auto"
     reference_passes: Annotated[int, Field(ge=2)] = Field(
-        4000, description="noisy passes behind the reference; for conditional, redraws of each site"
+        4000, description="noisy passes of the reference gradient; for 'conditional', noise draws per site"
     )

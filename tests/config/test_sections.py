@@ -7,15 +7,25 @@ from typing import get_args
 import pytest
 from config.written import loaded
 
-from glr_dist import config
-from glr_dist.config import Config, Estimator, Execution, Noise, Section
+from glr_dist.config import (
+    Config,
+    Data,
+    Diagnose,
+    Estimator,
+    Execution,
+    Model,
+    Noise,
+    Section,
+    Training,
+    build,
+    dump_config,
+)
 from glr_dist.data import load as load_data
 from glr_dist.errors import ConfigError
 from glr_dist.estimators import ESTIMATORS
 from glr_dist.estimators.samplers import SAMPLERS
-from glr_dist.losses import LOSSES
-from glr_dist.nn import ACTIVATIONS
-from glr_dist.noise import LAWS, Gaussian
+from glr_dist.noise import Gaussian
+from glr_dist.registry import ACTIVATIONS, DATASETS, LAWS, LOSSES, MODELS
 
 
 def literals(section: type[Section], field: str) -> set[str]:
@@ -25,20 +35,42 @@ def literals(section: type[Section], field: str) -> set[str]:
 @pytest.mark.parametrize(
     ("section", "field", "registry", "more"),
     [
-        (Noise, "law", LAWS, {"none"}),
         (Estimator, "name", ESTIMATORS, set()),
         (Estimator, "sampler", SAMPLERS, {"auto"}),
-        (config.Training, "loss", LOSSES, set()),
-        (config.Model, "activation", ACTIVATIONS, set()),
-        (config.Diagnose, "reference", ESTIMATORS, {"auto"}),
+        (Diagnose, "reference", ESTIMATORS, {"auto"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_names_that_the_config_allows_are_those_of_the_registries(section, field, registry, more):
     expected = set(registry) | more
-    if section is config.Diagnose:
-        expected -= {"layerwise"}  # its objective is another one: it is no reference for anything else
+    if section is Diagnose:
+        expected -= {"layerwise"}  # its objective is another one: it cannot be the reference of another estimator
     assert literals(section, field) == expected
+
+
+CHOSEN_BY_NAME = [
+    (Data, "name", DATASETS, []),
+    (Model, "name", MODELS, []),
+    (Model, "activation", ACTIVATIONS, []),
+    (Noise, "law", LAWS, ["none"]),
+    (Training, "loss", LOSSES, []),
+]
+
+
+@pytest.mark.parametrize(("section", "field", "registry", "more"), CHOSEN_BY_NAME, ids=lambda v: str(v)[:12])
+def test_a_field_takes_each_name_of_its_registry_and_lists_them_for_any_other(section, field, registry, more):
+    for name in (*registry, *more):
+        assert getattr(build(section, {field: name}), field) == name
+    with pytest.raises(ConfigError) as caught:
+        build(section, {field: "zzz"})
+    assert all(f"'{name}'" in str(caught.value) for name in (*registry, *more))
+
+
+@pytest.mark.parametrize(("section", "field", "registry", "more"), CHOSEN_BY_NAME, ids=lambda v: str(v)[:12])
+def test_a_field_takes_an_entry_of_the_user_s_own(section, field, registry, more, monkeypatch):
+    monkeypatch.setattr(registry, "_added", {})
+    registry.add("my_own")(object())
+    assert getattr(build(section, {field: "my_own"}), field) == "my_own"
 
 
 def test_the_noise_learns_what_the_config_allows():
@@ -51,9 +83,9 @@ def test_the_noise_learns_what_the_config_allows():
 def test_embedded_data_of_the_config_loads_without_a_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("GLR_DATA", str(tmp_path))
     embedded = {"digits"}
-    assert embedded <= literals(config.Data, "name")
+    assert embedded <= set(DATASETS)
     for name in embedded:
-        assert load_data(config.Data(name=name, download=False)).name == name
+        assert load_data(Data(name=name, download=False)).name == name
 
 
 def test_an_empty_file_gives_every_default(tmp_path):
@@ -63,7 +95,7 @@ def test_an_empty_file_gives_every_default(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(literals(Estimator, "name")))
-@pytest.mark.parametrize("law", sorted(literals(Noise, "law") - {"none"}))
+@pytest.mark.parametrize("law", sorted(LAWS))
 def test_the_defaults_resolve_for_every_estimator_and_law(tmp_path, name, law):
     resolved = loaded(tmp_path, "", f"estimator.name={name}", f"noise.law={law}")
     gaussian = law == "gaussian" and name != "pathwise"
@@ -90,13 +122,13 @@ ROUND_TRIPS = {
 @pytest.mark.parametrize("text", ROUND_TRIPS.values(), ids=ROUND_TRIPS)
 def test_a_dumped_config_loads_to_an_equal_one(tmp_path, text):
     first = loaded(tmp_path, text)
-    second = loaded(tmp_path, config.dump_config(first))
+    second = loaded(tmp_path, dump_config(first))
     assert second == first
-    assert config.dump_config(second) == config.dump_config(first)
+    assert dump_config(second) == dump_config(first)
 
 
 def test_a_dump_names_every_field(tmp_path):
-    dumped = config.dump_config(Config())
+    dumped = dump_config(Config())
     for name, field in Config.model_fields.items():
         assert f"{name}:" in dumped
         section = field.annotation
@@ -105,10 +137,10 @@ def test_a_dump_names_every_field(tmp_path):
 
 
 def test_the_scale_of_an_epoch_is_the_last_of_the_schedule_that_has_begun():
-    noise = config.Noise(scale=1.0, schedule={9: {"1": 0.2, "*": 0.1}, 4: 0.5})
+    noise = Noise(scale=1.0, schedule={9: {"1": 0.2, "*": 0.1}, 4: 0.5})
     found = [noise.scale_after(epochs) for epochs in (0, 3, 4, 8, 9, 20)]
     assert found == [1.0, 1.0, 0.5, 0.5, {"1": 0.2, "*": 0.1}, {"1": 0.2, "*": 0.1}]
-    assert config.Noise(scale=0.3).scale_after(7) == 0.3
+    assert Noise(scale=0.3).scale_after(7) == 0.3
 
 
 def test_a_config_cannot_be_changed():
@@ -119,7 +151,7 @@ def test_a_config_cannot_be_changed():
 
 
 def test_the_kind_of_execution_may_stand_alone():
-    assert config.build(Config, {"execution": "auto"}).execution == Execution(kind="auto")
+    assert build(Config, {"execution": "auto"}).execution == Execution(kind="auto")
 
 
 def test_the_defaults_of_inline_are_allowed_when_written_out():
@@ -128,6 +160,6 @@ def test_the_defaults_of_inline_are_allowed_when_written_out():
 
 @pytest.mark.parametrize(("key", "value"), [("actors", 2), ("cpus_per_actor", 2), ("gpus_per_actor", 1)])
 def test_what_is_for_actors_alone_is_refused_inline(key, value):
-    with pytest.raises(ConfigError, match=rf"execution\.{key}: {value}.*'inline' is this process alone"):
-        config.build(Config, {"execution": {key: value}})
-    assert getattr(config.build(Config, {"execution": {"kind": "layers", key: value}}).execution, key) == value
+    with pytest.raises(ConfigError, match=rf"execution\.{key}: {value}.*has no effect with execution.kind 'inline'"):
+        build(Config, {"execution": {key: value}})
+    assert getattr(build(Config, {"execution": {"kind": "layers", key: value}}).execution, key) == value

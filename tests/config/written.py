@@ -1,4 +1,4 @@
-"""Configurations that a test writes to a file."""
+"""Loads configurations that a test writes to a file."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from glr_dist import config
-from glr_dist.config import Config
+from glr_dist.config import Config, load_config
 from glr_dist.errors import ConfigError
 
 
 def loaded(tmp_path: Path, text: str = "", *overrides: str) -> Config:
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    return config.load_config(path, overrides)
+    return load_config(path, overrides)
 
 
-def mistake(tmp_path: Path, text: str = "", *overrides: str) -> str:
+def error_of(tmp_path: Path, text: str = "", *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, text, *overrides)
     message = str(caught.value)

@@ -1,67 +1,89 @@
-"""Values -> a section; what is wrong with them is one line: the field, the value, what is allowed."""
+"""Validates a section. An error is one line: the field, the value, and what is allowed."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from glr_dist.errors import ConfigError
+from glr_dist.text import hint, shown
 
 S = TypeVar("S", bound=BaseModel)
 
 
 def build(section: type[S], values: Mapping[str, Any], where: str = "") -> S:
-    """Validates `values`; a mistake becomes a one-line ConfigError.
+    """Validates the values of a section.
 
     Args:
         section: the pydantic model.
-        values: what the user gave.
-        where: put before the field's name in an error.
+        values: the user's values.
+        where: prefix of the field's name in an error.
+
+    Raises:
+        ConfigError: one line about the first error.
     """
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(_one_line(section, error, values, where)) from None
+        raise ConfigError(_message(section, error, values, where)) from None
 
 
-def _one_line(section: type[BaseModel], error: ValidationError, values: Mapping[str, Any], where: str) -> str:
+def _message(section: type[BaseModel], error: ValidationError, values: Mapping[str, Any], where: str) -> str:
     first = error.errors()[0]
     if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):
         return str(cause)
     begin = _field(section, first["loc"], values)[0]
-    # Of what the branches of a union say, that which goes deepest into the values is meant.
+    # Each branch of a union reports errors. The branch that reaches deepest into the values is the intended one.
     places = [_field(section, e["loc"], values)[0] for e in error.errors()]
     deepest = max((place for place in places if place.startswith(f"{begin}.")), key=len, default=begin)
     first = error.errors()[places.index(deepest)]
     field, known = _field(section, first["loc"], values)
+    name = field.rpartition(".")[2]
     field = where + field
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field.rpartition(".")[2], known.model_fields, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known.model_fields)}"
-        return f"{field}: unknown key{hint}"
+        return f"{field}: unknown key; {_nearest(section, known, name, where)}"
     if first["type"] == "missing":
         return f"{field}: is missing"
-    about = [e for e, place in zip(error.errors(), places, strict=True) if place == deepest]
-    allowed = " or ".join(dict.fromkeys(_said(e) for e in about))
-    value, expected = first["input"], first.get("ctx", {}).get("expected", "")
-    if first["type"].startswith("union_tag"):  # which of several sections it is, is said by its key `name`
+    if first["type"].startswith("union_tag"):  # the field `name` decides which section of the union it is
         if first["type"] == "union_tag_not_found":
             return f"{field}.name: is missing"
         field, value, allowed = f"{field}.name", first["ctx"]["tag"], first["ctx"]["expected_tags"]
         expected = allowed
-    hint = ""
+    else:
+        alternatives = [e for e, place in zip(error.errors(), places, strict=True) if place == deepest]
+        allowed = " or ".join(dict.fromkeys(_allowed(e) for e in alternatives))
+        value, expected = first["input"], first.get("ctx", {}).get("expected", "")
+    suggestion = ""
     if expected and isinstance(value, str):
-        options = [o.strip("' ") for o in expected.replace(" or ", ", ").split(",")]
+        options = [option.strip("' ") for option in expected.replace(" or ", ", ").split(",")]
         near = difflib.get_close_matches(value, options, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"{field}: {value!r} is not allowed: {allowed}{hint}"
+        suggestion = f"; did you mean '{near[0]}'?" if near else ""
+    return f"{field}: {shown(value)} is not allowed: {allowed}{suggestion}"
+
+
+def _nearest(root: type[BaseModel], known: type[BaseModel], name: str, where: str) -> str:
+    """Suggests fields for an unknown key: those of this name in other sections, else the nearest in its section."""
+    elsewhere = [field for field in _fields(root) if field.rpartition(".")[2] == name][:3]
+    if elsewhere:
+        return f"did you mean {' or '.join(repr(where + field) for field in elsewhere)}?"
+    return hint(name, known.model_fields)
+
+
+def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields of a section, and of the arguments that its defaults have."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for inner in _models(field.annotation):
+            yield from _fields(inner, f"{prefix}{name}.")
+        if isinstance(field.default, BaseModel):
+            yield from (f"{prefix}{name}.{argument}" for argument in field.default.model_extra or {})
 
 
 def _field(section: type[BaseModel], place: Sequence[int | str], values: Any) -> tuple[str, type[BaseModel]]:
-    """The dotted name of the field at a place, and the section that it is in.
+    """Returns the dotted name of the field at a place, and the section that holds it.
 
     A union reports one error per branch and puts the branch's name into the place, which is noise for a reader.
     """
@@ -77,10 +99,10 @@ def _field(section: type[BaseModel], place: Sequence[int | str], values: Any) ->
         elif tagged := [model for model in known if part == _tag(model)]:
             known = tagged
         elif known:  # an unknown key
-            fields.append(part)
+            fields.append(shown(part)[1:-1])
             break
-        elif isinstance(values, Mapping) and part in values:  # of a mapping of sites, or of epochs
-            fields.append(part)
+        elif isinstance(values, Mapping) and part in values:  # a site-name pattern, or an epoch
+            fields.append(shown(part)[1:-1])
         if isinstance(values, Mapping):
             values = values.get(part, values)
     return ".".join(fields), known[0] if known else section
@@ -93,13 +115,13 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tag(model: type[BaseModel]) -> Any:
-    """What the key `name` of a section holds, where it says which of several sections it is."""
+    """The value of the field `name` that selects this section in a union."""
     return model.model_fields["name"].default if "name" in model.model_fields else None
 
 
-def _said(error: Any) -> str:
-    """What pydantic says is allowed, in the words of a YAML file."""
+def _allowed(error: Any) -> str:
+    """What pydantic allows, in the words of a YAML file."""
     if error["type"] == "too_short" and error["ctx"]["field_type"] == "Dictionary":
-        return "a mapping that is not empty"
+        return "a non-empty mapping"
     text: str = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return text.replace("a valid dictionary", "a mapping")

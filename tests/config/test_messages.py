@@ -1,15 +1,14 @@
-"""A mistake is one line: the field, the value, what is allowed."""
+"""The message of an error is one line: the field, the value, what is allowed."""
 
 from __future__ import annotations
 
 import pytest
-from config.written import mistake
+from config.written import error_of
 
-from glr_dist import config
-from glr_dist.config import Estimator
+from glr_dist.config import Estimator, build
 from glr_dist.errors import ConfigError
 
-MISTAKES = [
+ERRORS = [
     # file, words that the line holds
     ("modle: {}", ["modle: unknown key", "'model'"]),
     ("model: {hiden: [3]}", ["model.hiden: unknown key", "'hidden'"]),
@@ -27,16 +26,16 @@ MISTAKES = [
     ("noise: {scale: -1}", ["noise.scale: -1", "greater than 0"]),
     ("noise: {scale: .nan}", ["noise.scale: nan", "finite"]),
     ("noise: {scale: .inf}", ["noise.scale: inf", "finite"]),
-    ("noise: {scale: true}", ["noise.scale: True", "a number, not a truth value"]),
+    ("noise: {scale: true}", ["noise.scale: True", "a number, not a boolean"]),
     ("noise: {scale: {'*': 0}}", ["noise.scale.*: 0", "greater than 0"]),
     ("noise: {scale: {1: 0.5, 3: -1}}", ["noise.scale.3: -1", "greater than 0"]),
-    ("noise: {scale: {}}", ["noise.scale: {}", "a valid number or a mapping that is not empty"]),
+    ("noise: {scale: {}}", ["noise.scale: {}", "a valid number or a non-empty mapping"]),
     ("noise: {scale: big}", ["noise.scale: 'big'", "number"]),
     ("noise: {schedule: {2: 0}}", ["noise.schedule.2: 0", "greater than 0"]),
     ("noise: {schedule: {0: 1}}", ["noise.schedule.0: '0'", "greater than or equal to 1"]),
     ("noise: {schedule: {early: 1}}", ["noise.schedule.early: 'early'", "integer"]),
     ("noise: {schedule: {2: {1: 0.5, '*': -1}}}", ["noise.schedule.2.*: -1", "greater than 0"]),
-    ("noise: {schedule: {2: 1, '2': 3}}", ["'2' stands twice"]),
+    ("noise: {schedule: {2: 1, '2': 3}}", ["'2' occurs twice"]),
     ("noise: {schedule: {2: 1}, learn: site}", ["noise.schedule", "noise.learn 'site'"]),
     ("noise: {schedule: {2: 1}, law: none}\nestimator: {name: pathwise}", ["noise.schedule", "noise.law 'none'"]),
     ("noise: {schedule: {3: 1}}\ntraining: {epochs: 3}", ["noise.schedule: 3", "training.epochs=3"]),
@@ -65,20 +64,20 @@ MISTAKES = [
     ("diagnose: {reference: layerwise}", ["diagnose.reference: 'layerwise'"]),
     ("model: 3", ["model: 3"]),
     ("1: 2", ["1: unknown key", "seed, data, model"]),
-    ("true: 2", ["True", "strings"]),
+    ("true: 2", ["true: unknown key", "seed, data, model"]),
     ("- 1", ["must hold a mapping of sections, holds a list"]),
     ("a: [1\nb: }", ["is not YAML"]),
     ("a: \x07", ["is not YAML"]),
 ]
 
 
-@pytest.mark.parametrize(("text", "words"), MISTAKES, ids=[text.replace("\n", " ") for text, _ in MISTAKES])
-def test_a_mistake_is_one_line_with_the_field_the_value_and_what_is_allowed(tmp_path, text, words):
-    message = mistake(tmp_path, text)
+@pytest.mark.parametrize(("text", "words"), ERRORS, ids=[text.replace("\n", " ") for text, _ in ERRORS])
+def test_an_error_is_one_line_with_the_field_the_value_and_what_is_allowed(tmp_path, text, words):
+    message = error_of(tmp_path, text)
     for word in words:
         assert word in message
 
 
 def test_build_puts_the_section_before_the_field():
     with pytest.raises(ConfigError, match=r"^estimator\.copys: unknown key; did you mean 'copies'\?$"):
-        config.build(Estimator, {"copys": 3}, "estimator.")
+        build(Estimator, {"copys": 3}, "estimator.")

@@ -1,12 +1,11 @@
-"""Files of settings and overrides: what wins, what is text, and what cannot be read."""
+"""Configuration files and overrides: which value wins, what is text, and what cannot be read."""
 
 from __future__ import annotations
 
 import pytest
-from config.written import loaded, mistake
+from config.written import error_of, loaded
 
-from glr_dist import config
-from glr_dist.config import Noise
+from glr_dist.config import Noise, load_config
 from glr_dist.errors import ConfigError
 
 
@@ -65,34 +64,34 @@ def test_scientific_notation_is_a_number_though_yaml_takes_it_for_text(tmp_path,
         ("noise.scale.deep.er=1", "noise.scale"),
     ],
 )
-def test_a_bad_override_is_a_mistake(tmp_path, override, said):
-    assert said in mistake(tmp_path, "", override)
+def test_a_bad_override_is_an_error(tmp_path, override, said):
+    assert said in error_of(tmp_path, "", override)
 
 
-def test_an_override_below_a_value_is_a_mistake(tmp_path):
-    assert "not a mapping" in mistake(tmp_path, "seed: 3", "seed.inner=1")
+def test_an_override_below_a_value_is_an_error(tmp_path):
+    assert "not a mapping" in error_of(tmp_path, "seed: 3", "seed.inner=1")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [("missing.yaml", None, "No such file"), ("binary.yaml", b"\xff\xfe\x00\x80", "not text")],
 )
-def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path, name, content, said):
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path, name, content, said):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=said) as caught:
-        config.load_config(path)
+        load_config(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_is_no_config_file(tmp_path):
+def test_a_folder_is_not_a_config_file(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
-        config.load_config(tmp_path)
+        load_config(tmp_path)
 
 
-def test_a_key_that_stands_twice_is_named(tmp_path):
+def test_a_key_that_occurs_twice_is_named(tmp_path):
     (tmp_path / "twice.yaml").write_text("noise:\n  scale: 1\n  law: laplace\n  scale: 2\n")
-    with pytest.raises(ConfigError, match="the key 'scale' stands twice"):
-        config.load_config(tmp_path / "twice.yaml")
+    with pytest.raises(ConfigError, match="the key 'scale' occurs twice"):
+        load_config(tmp_path / "twice.yaml")
