@@ -1,4 +1,4 @@
-"""Figures that need no display and leave matplotlib's global state alone."""
+"""Figures that need no display and do not change matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def figure_of(width: float, height: float) -> Any:
-    """An empty figure of a size in inches, laid out so that nothing overlaps; `savefig` writes it."""
+    """Returns an empty figure of a size in inches whose parts do not overlap; `savefig` writes it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: the import takes a while
     from matplotlib.figure import Figure
 

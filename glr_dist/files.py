@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed into it."""
+"""Atomic file writes: a file is complete or absent, because it is written beside its place and then renamed."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a crash at any moment leaves the old one, or none, or the new one whole.
+    """Writes a file. A crash at any time leaves the old file, no file, or the complete new one.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written.
+        OSError: the disk is full or the folder cannot be written; it names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
+        if partial.is_symlink():  # whose target is not ours to write
+            partial.unlink()
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # of a full disk
+            error.filename = str(path)
         raise
     folder = os.open(path.parent, os.O_RDONLY)  # the rename itself must reach the disk
     try:

@@ -1,4 +1,4 @@
-"""The command line: fast to start, one line for a mistake, plain lines or a progress bar."""
+"""The command line: fast to start, one line per error, plain lines or a progress bar."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import os
 import struct
 import subprocess
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
-from glr_dist import cli, config
+from glr_dist import cli
+from glr_dist.config import load_config
 from glr_dist.training import checkpoint
 
 TIMEOUT = 300  # seconds after which a process is taken to hang
@@ -70,7 +72,7 @@ def test_config_prints_yaml_that_loads_to_the_same_config(tiny_yaml, tmp_path, c
     assert cli.main(["config", str(tiny_yaml), *overrides]) == 0
     printed = tmp_path / "printed.yaml"
     printed.write_text(capsys.readouterr().out)
-    assert config.load_config(printed) == config.load_config(tiny_yaml, overrides)
+    assert load_config(printed) == load_config(tiny_yaml, overrides)
 
 
 def test_overrides_may_stand_before_and_after_options(tiny_yaml, tmp_path, capsys):
@@ -145,11 +147,11 @@ def test_results_go_to_a_new_numbered_folder_by_default(tiny_yaml, tmp_path, mon
     assert len(list(Path("runs").iterdir())) == 2
 
 
-# ---------------------------------------------------------------- mistakes
+# ---------------------------------------------------------------- errors
 
 
-def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line of a command that must fail as a user's mistake. An escaping error would be a traceback."""
+def error_line(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Returns the one line of a command that must fail. An escaping exception would be a traceback."""
     try:
         code = cli.main([str(argument) for argument in arguments])
     except SystemExit as end:  # argparse
@@ -162,10 +164,42 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return lines[0]
 
 
+def test_the_bare_command_prints_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    said = capsys.readouterr()
+    assert (end.value.code, said.err) == (0, "")
+    assert all(command in said.out for command in ("usage: glr-dist", "train", "config"))
+
+
+@pytest.mark.parametrize("module", ["glr_dist", "glr_dist.cli"])
+def test_the_package_runs_as_a_module(module, tiny_yaml, tmp_path):
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    missing = run("train")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "CONFIG.yaml is missing" in missing.stderr
+    assert "usage: glr-dist" in run().stdout
+    shown = run("config", tiny_yaml)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "law: gaussian" in shown.stdout
+
+
+def test_help_takes_less_than_two_seconds():
+    # The processor's time rather than the clock's: the machine may be busy.
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "glr_dist", "--help"], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["COMMAND"]),
         (["trian", "x.yaml"], ["'trian'", "train"]),
         (["train"], ["CONFIG.yaml"]),
         (["train", "x.yaml", "--uot", "y"], ["unknown option --uot"]),
@@ -176,7 +210,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     ids=lambda value: " ".join(value) if value and isinstance(value, list) else "",
 )
 def test_a_wrong_command_is_one_line(capsys, arguments, words):
-    line = mistake(capsys, *arguments)
+    line = error_line(capsys, *arguments)
     assert all(word in line for word in words)
 
 
@@ -199,6 +233,8 @@ WRONG = {
     "copies for some sites": (["estimator.copies={'1': 8}"], ["estimator.copies", "the site '3'"]),
     "sites that own too little": (["noise.names=['3']"], ["no site owns the parameter '1.weight'"]),
     "site type": (["noise.sites=[Linaer]"], ["noise.sites", "'Linear'"]),
+    "site type that does not occur": (["noise.sites=[Conv1d,Linear]"], ["sites", "Conv1d"]),
+    "far site type": (["noise.sites=[Zzzzzz]"], ["noise.sites", "nearest are"]),
     "pathwise threshold": (["estimator={name: pathwise}"], ["pathwise", "use another estimator"]),
     "exact head, 0-1 loss": (["estimator.exact_head=true", "training.loss=zero_one"], ["estimator.exact_head"]),
     "a direction left alone": (
@@ -209,7 +245,7 @@ WRONG = {
         ["model.hidden=[21202]", "estimator.sampler=sobol", "training.epochs=1"],
         ["sobol"],
     ),
-    "no data": (["data.name=mnist", "data.root=/nowhere", "data.download=false"], ["no mnist in /nowhere"]),
+    "no data": (["data.name=mnist", "data.root=/nowhere", "data.download=false"], ["mnist is not in /nowhere"]),
     "no training example": (["data.validation=0.9999"], ["data.validation"]),
     "split seed": (["data.split_seed=9223372036854775808"], ["data.split_seed"]),
     "device": (["execution.device='cuda:99'"], ["execution.device: 'cuda:99'"]),
@@ -239,7 +275,7 @@ CASES = {
 
 @pytest.mark.parametrize(("command", "overrides", "words"), CASES.values(), ids=CASES)
 def test_a_wrong_configuration_is_one_line(capsys, tiny_yaml, tmp_path, command, overrides, words):
-    line = mistake(capsys, command, tiny_yaml, *SMALL, *overrides, "--out", tmp_path / "run")
+    line = error_line(capsys, command, tiny_yaml, *SMALL, *overrides, "--out", tmp_path / "run")
     assert all(word in line for word in words), line
 
 
@@ -254,7 +290,7 @@ def test_a_wrong_configuration_is_one_line(capsys, tiny_yaml, tmp_path, command,
 def test_a_file_that_is_no_configuration_is_one_line(capsys, tmp_path, content, words):
     path = tmp_path / "wrong.yaml"
     path.write_bytes(content)
-    line = mistake(capsys, "train", path, "--out", tmp_path / "run")
+    line = error_line(capsys, "train", path, "--out", tmp_path / "run")
     assert str(path) in line
     assert all(word in line for word in words)
 
@@ -273,7 +309,7 @@ def test_a_damaged_data_file_is_one_line(capsys, tiny_yaml, tmp_path, content):
         (folder / f"{part}-images-idx3-ubyte").write_bytes(content)
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx((size,), bytes(size)))
     overrides = ["data.name=mnist", f"data.root={tmp_path}", "data.download=false"]
-    line = mistake(capsys, "train", tiny_yaml, *overrides, "--out", tmp_path / "run")
+    line = error_line(capsys, "train", tiny_yaml, *overrides, "--out", tmp_path / "run")
     assert "damaged" in line
     assert str(folder) in line
 
@@ -283,7 +319,7 @@ def test_a_folder_that_cannot_take_the_results_is_one_line(capsys, tiny_yaml, tm
     file = tmp_path / "file"
     file.write_text("mine")
     out = {"a file": file, "below a file": file / "x", "not empty": tmp_path}.get(place, Path(place))
-    line = mistake(capsys, "train", tiny_yaml, "--out", out)
+    line = error_line(capsys, "train", tiny_yaml, "--out", out)
     assert str(out) in line
     assert ("is not empty" if place == "not empty" else "cannot be written") in line
     assert file.read_text() == "mine"
@@ -293,12 +329,12 @@ def test_damaged_checkpoints_and_a_changed_setting_are_one_line(capsys, tiny_yam
     run = ["train", str(tiny_yaml), "--out", str(tmp_path / "run")]
     assert cli.main(run) == 0
     capsys.readouterr()
-    line = mistake(capsys, *run, "--resume", "noise.scale=0.75")
+    line = error_line(capsys, *run, "--resume", "noise.scale=0.75")
     assert "noise.scale: " in line
     assert "leave out --resume" in line
     for path in checkpoint.listed(tmp_path / "run" / "checkpoints"):
         path.write_bytes(path.read_bytes()[:-1])
-    line = mistake(capsys, *run, "--resume")
+    line = error_line(capsys, *run, "--resume")
     assert "epoch-00003.pt" in line
     assert "epoch-00002.pt" in line
 
@@ -340,7 +376,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints_whole(python
 
 
 @pytest.mark.parametrize("overrides", [["noise.scale=-1"], ["estimator={name: pathwise}"]], ids=" ".join)
-def test_a_mistake_ends_a_process_with_code_2_and_no_traceback(start, tiny_yaml, tmp_path, overrides):
+def test_an_error_ends_a_process_with_code_2_and_no_traceback(start, tiny_yaml, tmp_path, overrides):
     # What the tests above see of `main`, seen from outside: once before torch is imported, once after.
     process = start("train", tiny_yaml, *overrides, "--out", tmp_path / "run")
     said, errors = process.communicate(timeout=TIMEOUT)

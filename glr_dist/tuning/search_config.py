@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from glr_dist.config import Config, Count, Positive, Section, build, overridden, read
+from glr_dist.config import Config, Count, Positive, Section, build, dump, overridden, read
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.suite import Corruptions, Suite
 from glr_dist.tuning.algorithms import ALGORITHMS, SCHEDULERS, check_algorithm, check_scheduler
@@ -133,7 +132,7 @@ class Search:
         """Returns the search as YAML that `load_search` reads back, without the section `tracking`."""
         values = {key: value for key, value in self.values.items() if key != "tracking"}
         tune = self.tune.model_dump(mode="json", exclude_none=True)
-        return yaml.safe_dump({**values, "tune": tune}, sort_keys=False, allow_unicode=True)
+        return dump({**values, "tune": tune})
 
     def check_same(self, path: Path) -> None:
         """Checks that a stored search is this one, so that it can be resumed.

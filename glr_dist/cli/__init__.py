@@ -1,0 +1,82 @@
+"""The command `glr-dist`: `glr-dist train | evaluate | compare | …`. Parsing the arguments imports nothing slow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from glr_dist.cli.parser import parse
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: the words after `glr-dist`; by default those of this process.
+
+    Returns:
+        The exit code: 0 after success, 2 after an error that one line on stderr explains, 130 after Ctrl-C or SIGTERM,
+        141 if the reader of the output has gone.
+    """
+    options = parse(arguments)
+    from glr_dist.errors import UserError  # its module is small; pydantic and torch are for the commands to import
+    from glr_dist.text import one_line
+
+    try:
+        with _sigterm_as_interrupt():
+            code: int = options.run(options)
+            sys.stdout.flush()
+            return code
+    except (UserError, FloatingPointError) as error:
+        return _failed(str(error))
+    except OSError as error:
+        if (reason := _output_failure()) is not None:
+            return _no_output(reason)
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return _failed(f"{place}{error.strerror or one_line(error)}")
+    except KeyboardInterrupt:
+        return 130
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM, with which a cluster stops a job, ends a command as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # outside the main thread, signals are for the process's owner to handle
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _output_failure() -> OSError | None:
+    """Returns the error with which the standard output fails; a failed write stays in its buffer and fails again."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _no_output(reason: OSError) -> int:
+    """Drops the rest of the output, so that Python does not try to write it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141 if isinstance(reason, BrokenPipeError) else _failed(f"standard output: {reason.strerror}")
+
+
+def _failed(message: str) -> int:
+    print(f"glr-dist: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,72 @@
+"""Arguments that several commands take, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+def add_config(command: argparse.ArgumentParser) -> None:
+    """Adds CONFIG.yaml and its overrides, which `take_config` tells apart."""
+    command.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="the configuration")
+    command.add_argument("words", metavar="key=value", nargs="*", help="override of a setting, e.g. noise.scale=0.5")
+
+
+def take_config(options: argparse.Namespace) -> str | None:
+    """Turns the words of a command into `options.config` and `options.overrides`; returns an error.
+
+    A run that is resumed in --out DIR has its configuration there.
+    """
+    words = [word for word in (options.config, *options.words) if word is not None]
+    if words and ("=" not in words[0] or Path(words[0]).is_file()):
+        options.config, options.overrides = Path(words[0]), words[1:]
+        return None
+    options.config, options.overrides = None, words
+    if getattr(options, "resume", False) and options.out is not None:
+        return None
+    return "CONFIG.yaml is missing" + ("; only --resume --out DIR works without" if "resume" in options else "")
+
+
+def add_out(command: argparse.ArgumentParser) -> None:
+    """Adds --out."""
+    command.add_argument(
+        "--out", metavar="DIR", type=folder, help="folder for the results (default: a new folder in runs/)"
+    )
+
+
+def folder(text: str) -> Path:
+    """Reads a local folder: a path, or a URI such as file:///shared/runs."""
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return Path(text)
+    uri = urlsplit(text)
+    if uri.scheme.lower() != "file" or uri.netloc not in ("", "localhost"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a local folder; results are written to local folders only")
+    return Path(unquote(uri.path))
+
+
+def count(text: str) -> int:
+    """Reads a whole number of at least 1."""
+    if whole(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """Reads a whole number of at least 0."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number below 1,000,000,000")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """Reads a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value

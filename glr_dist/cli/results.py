@@ -1,0 +1,60 @@
+"""Folders that a command reads from and writes to."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+PARENT = Path("runs")
+
+
+@contextmanager
+def results_folder(options: argparse.Namespace, stem: str, purpose: str = "run") -> Iterator[Path]:
+    """Claims the folder for the results: --out, else runs/STEM-NUMBER (with --resume the newest, else a new one).
+
+    A new folder to which nothing was written is removed.
+
+    Args:
+        options: the options of the command: `out`, and `resume` where it has one.
+        stem: start of the folder's name; `{}` is the name of the configuration file.
+        purpose: what the folder is claimed for.
+
+    Raises:
+        ClaimedError: another process writes to the folder.
+        ConfigError: the folder cannot be made.
+    """
+    from glr_dist.errors import ConfigError
+    from glr_dist.runs import claim, claim_new, discarded_if_empty, newest
+
+    out, stem = options.out, stem.format(options.config.stem if getattr(options, "config", None) else "")
+    if out is None and getattr(options, "resume", False):
+        out = newest(PARENT, stem)
+    try:
+        made = out is None or not out.exists()
+        held = claim_new(PARENT, stem, purpose) if out is None else claim(out, purpose)
+    except OSError as error:
+        place = PARENT.absolute() if out is None else f"--out: {out.absolute()}"
+        raise ConfigError(f"{place} cannot be written ({error.strerror})") from None
+    with held:
+        if made:
+            with discarded_if_empty(held.path):
+                yield held.path
+        else:
+            yield held.path
+
+
+def check_runs(folders: Sequence[Path]) -> None:
+    """Checks, before torch is imported, that the folders hold runs.
+
+    Raises:
+        ConfigError: names the first folder that does not.
+    """
+    from glr_dist.errors import ConfigError
+
+    if not folders:
+        raise ConfigError("RUN_DIR: only overrides are given, name a run")
+    for folder in folders:
+        if not (folder / "config.yaml").is_file():
+            raise ConfigError(f"{folder}: is not a run of glr-dist train (config.yaml is missing)")

@@ -1,0 +1,36 @@
+"""`glr-dist tune`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from glr_dist.cli.arguments import add_config, add_out
+from glr_dist.cli.results import results_folder
+
+HELP = "search for good settings on the validation images, and write the best ones to a file"
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_config(command)
+    add_out(command)
+    command.add_argument("--resume", action="store_true", help="continue the search in DIR (default: the newest one)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from glr_dist.tuning.search_config import load_search
+
+    search = load_search(options.config or options.out / "tune.yaml", options.overrides)
+    with results_folder(options, "tune-{}", "search") as out:
+        from glr_dist.tuning.search import progress, tune
+
+        try:
+            print(tune(search, out, resume=options.resume))
+        except KeyboardInterrupt:
+            done = progress(search, out)
+            print(f"stopped with {done} done; continue with --resume --out {out}", file=sys.stderr)
+            return 130
+    print(f"results  {out}")
+    return 0
