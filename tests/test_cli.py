@@ -172,6 +172,7 @@ def test_the_bare_command_prints_help(capsys):
     assert all(command in said.out for command in ("usage: glr-dist", "train", "config"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["glr_dist", "glr_dist.cli"])
 def test_the_package_runs_as_a_module(module, tiny_yaml, tmp_path):
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -187,6 +188,7 @@ def test_the_package_runs_as_a_module(module, tiny_yaml, tmp_path):
     assert "law: gaussian" in shown.stdout
 
 
+@pytest.mark.process
 def test_help_takes_less_than_two_seconds():
     # The processor's time rather than the clock's: the machine may be busy.
     import resource

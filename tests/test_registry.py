@@ -43,6 +43,7 @@ def test_an_unknown_name_is_an_error_that_names_the_nearest_or_all(each):
             each[f"{name}s"]
 
 
+@pytest.mark.process
 def test_the_names_are_known_without_torch(python):
     done = python("import sys; from glr_dist.registry import LOSSES; print(*LOSSES); print('torch' in sys.modules)")
     assert done.stdout.split() == [*LOSSES, "False"], done.stderr

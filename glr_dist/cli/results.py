@@ -54,7 +54,7 @@ def check_runs(folders: Sequence[Path]) -> None:
     from glr_dist.errors import ConfigError
 
     if not folders:
-        raise ConfigError("RUN_DIR: only overrides are given, name a run")
+        raise ConfigError("RUN_DIR: no run is given, only overrides")
     for folder in folders:
         if not (folder / "config.yaml").is_file():
             raise ConfigError(f"{folder}: is not a run of glr-dist train (config.yaml is missing)")
