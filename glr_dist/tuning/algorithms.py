@@ -13,12 +13,13 @@ from glr_dist.config import Config
 from glr_dist.errors import ConfigError
 from glr_dist.text import hint
 from glr_dist.tuning.objectives import EVERY_EPOCH
-from glr_dist.tuning.points import field_parts, grid_points
+from glr_dist.tuning.points import field_parts, grid_size
 from glr_dist.tuning.ranges import Space
 
 if TYPE_CHECKING:
     from glr_dist.tuning.search_config import Tune
 
+MAX_TRIALS = 100_000
 _MIN_POPULATION = 4
 
 
@@ -97,8 +98,11 @@ def _check_grid(tune: Tune) -> None:
     if tune.scheduler != "none":
         raise ConfigError(f"tune.scheduler: '{tune.scheduler}' would leave gaps in a grid; use 'none'")
     if tune.trials is not None:
-        points = len(grid_points(tune.space))
-        raise ConfigError(f"tune.trials: {tune.trials} cannot be set for a grid, which has {points} points; remove it")
+        raise ConfigError(
+            f"tune.trials: {tune.trials} cannot be set for a grid, which has {grid_size(tune.space)} points; remove it"
+        )
+    if (points := grid_size(tune.space)) > MAX_TRIALS:
+        raise ConfigError(f"tune.space: a grid of {points} points is too large; the maximum is {MAX_TRIALS}")
     _check_no_interval(tune)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from glr_dist.runs import RunFolder
+from glr_dist.text import one_line
 from glr_dist.tuning.objectives import direction, epoch_metrics
 from glr_dist.tuning.trial_record import TrialRecord, trial_folder
 from glr_dist.tuning.trial_runner import TrialRunner
@@ -35,7 +38,16 @@ def scheduler_of(runner: TrialRunner, records: Sequence[TrialRecord]) -> TrialSc
         if record.done:
             earlier = SimpleNamespace(trial_id=f"earlier-{record.number}")
             scheduler.on_trial_add(None, earlier)
-            for line in (trial_folder(runner.out, record.number) / "metrics.jsonl").read_text().splitlines():
-                epoch = json.loads(line)
-                scheduler.on_trial_result(None, earlier, {"epoch": epoch["epoch"], **epoch_metrics(epoch)})
+            for result in _epochs(runner.out, record.number):
+                scheduler.on_trial_result(None, earlier, result)
     return scheduler  # type: ignore[no-any-return]
+
+
+def _epochs(out: Path, number: int) -> list[dict[str, float]]:
+    """Returns the metrics of a trial's epochs, with a warning and empty if the file is damaged."""
+    folder = RunFolder(trial_folder(out, number))
+    try:
+        return [{"epoch": epoch["epoch"], **epoch_metrics(epoch)} for epoch in folder.metrics()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"warning: {folder.metrics_file}: asha ignores the trial ({one_line(error)})", file=sys.stderr)
+        return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -79,9 +79,18 @@ def point_of(config: Mapping[str, Any], space: Space) -> dict[str, Any] | None:
     return point
 
 
-def grid_points(space: Space) -> list[dict[str, Any]]:
-    """Returns all combinations of the listed values."""
-    return [dict(zip(space, point, strict=True)) for point in itertools.product(*(r.ends() for r in space.values()))]
+def grid_size(space: Space) -> int:
+    """Returns the number of combinations of the listed values."""
+    return math.prod(len(allowed.ends()) for allowed in space.values())
+
+
+def grid_point(space: Space, number: int) -> dict[str, Any]:
+    """Returns one combination of the listed values; the last field changes first."""
+    point = {}
+    for field, allowed in reversed(list(space.items())):
+        number, index = divmod(number, len(allowed.ends()))
+        point[field] = allowed.ends()[index]
+    return {field: point[field] for field in space}
 
 
 def edge_points(space: Space) -> list[tuple[str, Any, dict[str, Any]]]:

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from glr_dist.config import dump_config
+from glr_dist.errors import CheckpointError
 from glr_dist.files import write_atomically
+from glr_dist.runs import RunFolder
 from glr_dist.streams import Key, Role, generator, uniforms
 from glr_dist.training import checkpoint
 from glr_dist.tuning.points import SCHEDULE
@@ -164,9 +166,12 @@ class Population:
     def _exploit(self, record: TrialRecord) -> None:
         """Copies the parent's checkpoint into the folder of a new trial."""
         out, name = self._runner.out, checkpoint.name_of(self._milestone)
-        folder, parent = trial_folder(out, record.number), trial_folder(out, record.parent or 0)
-        write_atomically(folder / "checkpoints" / name, (parent / "checkpoints" / name).read_bytes())
-        write_atomically(folder / "config.yaml", dump_config(self._runner.config(record)).encode())
+        folder, parent = (RunFolder(trial_folder(out, number)) for number in (record.number, record.parent or 0))
+        source = parent.checkpoints / name
+        if not source.is_file():
+            raise CheckpointError(f"{source}: is missing, so that trial {record.number} cannot start from it")
+        write_atomically(folder.checkpoints / name, source.read_bytes())
+        write_atomically(folder.config_file, dump_config(self._runner.config(record)).encode())
 
     def _child(self, number: int, parents: Sequence[TrialRecord]) -> TrialRecord:
         """Returns the record of a new trial: a random parent with other scales from this epoch on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,10 +13,12 @@ from glr_dist.files import write_atomically
 from glr_dist.robustness.conditions import conditions_of, networks_of
 from glr_dist.robustness.suite import surrogate_config
 from glr_dist.robustness.surrogate import trained_surrogate
+from glr_dist.runs import Claim, check_empty, claim
 from glr_dist.tracking import parent_run, resolved, sync_children
 from glr_dist.tuning.ranking import best_trial
 from glr_dist.tuning.results import write_results, write_trials
 from glr_dist.tuning.search_config import Search
+from glr_dist.tuning.stored_trials import stored_trials
 from glr_dist.tuning.table import trial_table
 from glr_dist.tuning.trial_queue import queue_of
 from glr_dist.tuning.trial_record import read_records, trial_folder
@@ -41,16 +45,19 @@ def tune(search: Search, out: Path, *, resume: bool = False) -> str:
             for a trial, or no trial finished.
         OSError: the folder cannot be written.
     """
-    _check_folder(search, out, resume)
     check_networks(search)
-    _save_search(search, out)
-    records = read_records(out)
+    with _claimed(out):
+        _check_folder(search, out, resume)
+        _save_search(search, out)
+        return _run(search, out)
+
+
+def _run(search: Search, out: Path) -> str:
+    records = stored_trials(search, out)
     tracking = resolved(search.base.tracking)
-    parent_file = out / _PARENT_RUN
-    known = parent_file.read_text() if parent_file.exists() else None
-    with parent_run(tracking, out, search.parameters(), known) as parent:
+    with parent_run(tracking, out, search.parameters(), _parent_run(out)) as parent:
         if parent.run_id is not None:
-            write_atomically(parent_file, parent.run_id.encode())
+            write_atomically(out / _PARENT_RUN, parent.run_id.encode())
         try:
             runner = TrialRunner(search, out, tracking, parent.run_id)
             queue = queue_of(runner, records)
@@ -69,6 +76,29 @@ def tune(search: Search, out: Path, *, resume: bool = False) -> str:
     return trial_table(search, records)
 
 
+def _claimed(out: Path) -> Claim:
+    """Claims the folder for this process, so that no other search writes to it."""
+    try:
+        return claim(out, "search")
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written ({error.strerror})") from None
+
+
+def _parent_run(out: Path) -> str | None:
+    """Returns the id of the run under which an earlier process nested the trials, None if it is not known."""
+    path = out / _PARENT_RUN
+    if not path.exists():
+        return None
+    try:
+        run_id = path.read_text(encoding="ascii").strip() if path.is_file() else ""
+    except (OSError, UnicodeDecodeError):
+        run_id = ""
+    if not re.fullmatch(r"[\w-]{1,64}", run_id):
+        print(f"warning: {path}: is damaged; the trials get a new parent run in MLflow", file=sys.stderr)
+        return None
+    return run_id
+
+
 def progress(search: Search, out: Path) -> str:
     """Returns the progress of the search in a folder, e.g. "3 of 16 trials"."""
     queue = queue_of(TrialRunner(search, out, search.base.tracking), read_records(out))
@@ -80,9 +110,9 @@ def _check_folder(search: Search, out: Path, resume: bool) -> None:
     stored = out / _SEARCH
     if resume and stored.exists():
         search.check_same(stored)
-    elif out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
-        advice = "it holds no search to resume" if resume else "continue it with --resume, or choose another --out"
-        raise ConfigError(f"--out: {out} is not empty; {advice}")
+    else:
+        advice = "it does not hold a search" if not stored.exists() else "continue it with --resume"
+        check_empty(out, f"{advice}, or choose another --out")
 
 
 def _save_search(search: Search, out: Path) -> None:

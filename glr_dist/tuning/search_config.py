@@ -12,12 +12,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from glr_dist.config import Config, Count, Positive, Section, build, dump, overridden, read
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.suite import Corruptions, Suite
-from glr_dist.tuning.algorithms import ALGORITHMS, SCHEDULERS, check_algorithm, check_scheduler
+from glr_dist.text import one_line, shown
+from glr_dist.tuning.algorithms import ALGORITHMS, MAX_TRIALS, SCHEDULERS, check_algorithm, check_scheduler
 from glr_dist.tuning.objectives import EVERY_EPOCH, check_objectives
-from glr_dist.tuning.points import edge_points, field_parts, grid_points, with_point
+from glr_dist.tuning.points import edge_points, field_parts, grid_size, with_point
 from glr_dist.tuning.ranges import Range, parse_space
 
 _TRIALS = 16
+_MAX_PROCESSES = 10_000
+_MAX_CPUS = 1_000
 _NO_DERIVATIVE = ("threshold", "sign", "staircase")  # activations through which no white-box attack has a gradient
 # Settings that may change when a search is resumed, because they change no trial (`trials` does in a population).
 _MAY_DIFFER = ("trials", "concurrent", "cpus_per_trial", "actors_per_trial")
@@ -54,14 +57,21 @@ class Tune(Section):
         "none", description="asha: stops trials that fall behind"
     )
     grace: Count = Field(1, description="epochs before asha may stop a trial")
-    trials: Count | None = Field(
+    trials: Annotated[Count, Field(le=MAX_TRIALS)] | None = Field(
         None, description=f"number of trials (default {_TRIALS}; 'grid': all points); of 'pbt', size of the population"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the search algorithm; trials train with the run's seed")
-    concurrent: Count | None = Field(None, description="maximum number of concurrent trials (default: as many as fit)")
-    cpus_per_trial: Positive = Field(1, description="CPUs and threads of a trial that runs in one process")
+    concurrent: Annotated[Count, Field(le=_MAX_PROCESSES)] | None = Field(
+        None, description="maximum number of concurrent trials (default: as many as fit)"
+    )
+    cpus_per_trial: Annotated[Positive, Field(le=_MAX_CPUS)] = Field(
+        1, description="CPUs and threads of a trial that runs in one process"
+    )
     actors_per_trial: int = Field(
-        0, ge=0, description="Ray actors (one CPU each) that compute a trial's work items; 0: one process per trial"
+        0,
+        ge=0,
+        le=_MAX_PROCESSES,
+        description="Ray actors (one CPU each) that compute a trial's work items; 0: one process per trial",
     )
 
     @model_validator(mode="after")
@@ -86,7 +96,7 @@ class Tune(Section):
     @property
     def number(self) -> int:
         """Number of trials; in a population, number of concurrent members."""
-        return len(grid_points(self.space)) if ALGORITHMS[self.algorithm].grid else self.trials or _TRIALS
+        return grid_size(self.space) if ALGORITHMS[self.algorithm].grid else self.trials or _TRIALS
 
 
 @dataclass(frozen=True)
@@ -140,11 +150,15 @@ class Search:
         Raises:
             ConfigError: names the first setting that differs.
         """
-        before, now = load_search(path)._fixed(), self._fixed()
+        try:
+            before = load_search(path)._fixed()
+        except ConfigError as error:
+            raise ConfigError(f"{path}: is damaged or was edited ({one_line(error)})") from None
+        now = self._fixed()
         for key in now:
             if before.get(key) != now[key]:
                 raise ConfigError(
-                    f"{key}: the search in {path.parent} has {before.get(key)!r}, not {now[key]!r}; "
+                    f"{key}: the search in {path.parent} has {shown(before.get(key))}, not {shown(now[key])}; "
                     "start another search without --resume"
                 )
 
@@ -195,7 +209,7 @@ def _check_edges(search: Search) -> None:
         try:
             config = search.config_at(point)
         except ConfigError as error:
-            raise ConfigError(f"tune.space.{field}: {value!r} is not possible ({error})") from None
+            raise ConfigError(f"tune.space.{field}: {shown(value)} is not possible ({one_line(error)})") from None
         if white_box and config.model.activation in _NO_DERIVATIVE:
             raise ConfigError(
                 f"tune.objectives: '{white_box[0]}' cannot be measured on {config.model.activation} units, which have "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from glr_dist.streams import Key, Role
 from glr_dist.tuning.objectives import direction
-from glr_dist.tuning.points import grid_points, point_of
+from glr_dist.tuning.points import grid_point, point_of
 from glr_dist.tuning.ranges import Range
 from glr_dist.tuning.search_config import Tune
 from glr_dist.tuning.trial_record import TrialRecord
@@ -48,7 +48,7 @@ class Study:
     def suggest(self, number: int) -> dict[str, Any]:
         """Returns the point of a new trial."""
         if self.tune.algorithm == "grid":
-            return self._ask(number, grid_points(self.tune.space)[number])
+            return self._ask(number, grid_point(self.tune.space, number))
         return self._ask(number, self._start if number == 0 else None)
 
     def resume(self, record: TrialRecord) -> None:

@@ -49,16 +49,19 @@ class IndependentTrials:
         tune, self._out = runner.search.tune, runner.out
         self._study = Study(tune, runner.search.base.model_dump(mode="json"), records)
         self._interrupted = deque(record for record in records if not record.done)
-        self._next = len(records)
+        known = {record.number for record in records}
+        self._new = deque(number for number in range(tune.number) if number not in known)
         self.done, self.total = sum(record.done for record in records), tune.number
 
     def ask(self) -> Interval | None:
         if self._interrupted:
             record = self._interrupted.popleft().updated(status="started", reason="")
             self._study.resume(record)
+        elif self._new:
+            number = self._new.popleft()
+            record = TrialRecord(number=number, point=self._study.suggest(number))
         else:
-            record = TrialRecord(number=self._next, point=self._study.suggest(self._next))
-            self._next += 1
+            return None
         record.save(self._out)
         return Interval(record.number)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
+import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +14,15 @@ from glr_dist.config import Config, Execution, Tracking
 from glr_dist.data import root_of
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.robustness.evaluate import evaluate
+from glr_dist.runs import Claim, ClaimedError, claim
 from glr_dist.text import one_line
 from glr_dist.tracking import Paused, tracked
 from glr_dist.training.trainer import Trainer
 from glr_dist.tuning.objectives import EVERY_EPOCH, epoch_metrics
 from glr_dist.tuning.search_config import Search
 from glr_dist.tuning.trial_record import TrialRecord, read_record, trial_folder
+
+_PATIENCE = 60.0  # seconds to wait for another process that still writes to a trial
 
 Report = Callable[[dict[str, Any]], None]  # takes the metrics of an epoch; ends the trial by raising SystemExit
 
@@ -78,22 +81,30 @@ class TrialRunner:
             interval: the trial and the epoch up to which it trains.
             report: called with the metrics after each epoch.
         """
-        number = interval.number
-        with _locked(trial_folder(self.out, number)):
-            record = read_record(self.out, number)
-            if not record.done:
-                try:
-                    record = self._measure(record, interval.until, report)
-                except (ClusterError, OSError) as error:
-                    record = record.updated(status="lost", reason=one_line(error))
-                except (UserError, FloatingPointError) as error:
-                    record = record.updated(status="failed", reason=one_line(error))
-                except Exception as error:
-                    details = trial_folder(self.out, number).with_suffix(".error.txt")
-                    details.write_text(traceback.format_exc())
-                    record = record.updated(status="failed", reason=f"{type(error).__name__}, see {details}")
-                record.save(self.out)
+        folder = trial_folder(self.out, interval.number)
+        try:
+            with _claimed(folder):
+                record = read_record(self.out, interval.number)
+                if not record.done:
+                    record = self._outcome(record, interval.until, report)
+                    record.save(self.out)
+        except ClaimedError as error:
+            record = read_record(self.out, interval.number).updated(status="lost", reason=one_line(error))
+            record.save(self.out)
         report({**_every_epoch(record), "epoch": record.epochs})
+
+    def _outcome(self, record: TrialRecord, until: int | None, report: Report) -> TrialRecord:
+        """Trains and measures a trial; returns its record, with the reason if it failed or was lost."""
+        try:
+            return self._measure(record, until, report)
+        except (ClusterError, OSError) as error:
+            return record.updated(status="lost", reason=one_line(error))
+        except (UserError, FloatingPointError) as error:
+            return record.updated(status="failed", reason=one_line(error))
+        except Exception as error:
+            details = trial_folder(self.out, record.number).with_suffix(".error.txt")
+            details.write_text(traceback.format_exc())
+            return record.updated(status="failed", reason=f"{type(error).__name__}, see {details}")
 
     def _measure(self, record: TrialRecord, until: int | None, report: Report) -> TrialRecord:
         """Trains a trial up to an epoch and returns its record with the metrics there."""
@@ -149,9 +160,17 @@ def _every_epoch(record: TrialRecord) -> dict[str, float]:
     return {name: value for name, value in record.metrics.items() if name in EVERY_EPOCH}
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Waits until no other process writes to the trial: a trial outlives a killed driver by some seconds."""
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it when the process ends, even by a crash
-        yield
+def _claimed(folder: Path) -> Claim:
+    """Claims a trial's folder; waits for its owner, because a trial outlives a killed driver by some seconds.
+
+    Raises:
+        ClaimedError: another process, perhaps a frozen one, still holds the claim after a minute.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return claim(folder)
+        except ClaimedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)

@@ -12,6 +12,7 @@ from glr_dist.errors import ConfigError, UserError
 from glr_dist.glr import GLR
 from glr_dist.losses import LOSSES
 from glr_dist.sites import by_site
+from glr_dist.text import one_line, shown
 from glr_dist.tuning.points import BY_SITE, edge_points, field_parts
 from glr_dist.tuning.search_config import Search
 
@@ -31,7 +32,7 @@ def check_networks(search: Search) -> None:
         try:
             net = _network(config, loaded[name])
         except UserError as error:
-            raise ConfigError(f"tune.space.{field}: {value!r} is not possible ({error})") from None
+            raise ConfigError(f"tune.space.{field}: {shown(value)} is not possible ({one_line(error)})") from None
         section, key, pattern = field_parts(field)
         if pattern and f"{section}.{key}" in BY_SITE:
             _check_pattern(field, pattern, getattr(getattr(config, section), key), net)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 
 import pytest
 import yaml
@@ -12,8 +14,9 @@ from glr_dist.config import dump_config, load_config
 from glr_dist.errors import ConfigError
 from glr_dist.nn import ACTIVATIONS
 from glr_dist.tuning import search_config
-from glr_dist.tuning.points import grid_points, point_of, with_point
+from glr_dist.tuning.points import grid_point, grid_size, point_of, with_point
 from glr_dist.tuning.ranges import parse_space
+from glr_dist.tuning.search_config import load_search
 from glr_dist.tuning.study import Study
 from glr_dist.tuning.trial_record import TrialRecord, read_records
 
@@ -99,6 +102,44 @@ INVALID = {
     "unknown algorithm": ({"algorithm": "optunna"}, ["tune.algorithm: 'optunna'", "did you mean 'optuna'"]),
     "unknown scheduler": ({"scheduler": "hyperband"}, ["tune.scheduler: 'hyperband'", "known are asha, none"]),
     "grid in a population": ({**PBT, "space": {"noise.scale": {"grid": [1, 2]}}}, ["tune.space.noise.scale: 'grid'"]),
+    "a choice of null": (
+        {"space": {"noise.scale": {"choice": None}}},
+        ["noise.scale.choice: None", "a list of values"],
+    ),
+    "a choice of nothing": ({"space": {"noise.scale": {"choice": []}}}, ["noise.scale.choice: []", "a list of values"]),
+    "a choice of a mapping": ({"space": {"noise.scale": {"choice": {"a": 1}}}}, ["noise.scale.choice", "a list"]),
+    "a range of null": ({"space": {"noise.scale": {"loguniform": None}}}, ["noise.scale.loguniform: None", "[LOWER"]),
+    "a range with one end": (
+        {"space": {"noise.scale": {"loguniform": [1]}}},
+        ["noise.scale.loguniform: [1]", "[LOWER"],
+    ),
+    "a range with three ends": ({"space": {"noise.scale": {"uniform": [1, 2, 3]}}}, ["[1, 2, 3]", "[LOWER, UPPER]"]),
+    "a range that overflows": ({"space": {"noise.scale": {"uniform": [1, 1e308]}}}, ["noise.scale.uniform.1: 1e+308"]),
+    "a ratio that overflows": ({"space": {"noise.scale": {"loguniform": [1e-320, 1]}}}, ["noise.scale.loguniform.0"]),
+    "a range of huge integers": ({"space": {"seed": {"randint": [0, 10**400]}}}, ["tune.space.seed.randint.1"]),
+    "a long list": ({"space": {"seed": {"choice": [*range(1001)]}}}, ["tune.space.seed.choice", "at most 1000"]),
+    "a long value": ({"space": {"noise.law": {"choice": ["x" * 10**6]}}}, ["tune.space.noise.law: 'xxx", "possible"]),
+    "a long field": ({"space": {"x" * 10**5: {"choice": [1]}}}, ["tune.space: 'xxx"]),
+    "a field of two lines": ({"space": {"noise.\nscale": {"choice": [1]}}}, ["tune.space: 'noise.\\nscale'"]),
+    "a space of text": ({"space": "x" * 10**5}, ["tune.space: 'xxx", "a mapping"]),
+    "a grid of 10⁹ points": (
+        {**GRID, "space": {f"training.optimizer.a{i}": {"grid": [*range(10)]} for i in range(9)}},
+        ["tune.space: a grid of 1000000000 points", "100000"],
+    ),
+    "a grid of 10⁹ points with trials": (
+        {
+            "algorithm": "grid",
+            "trials": 3,
+            "space": {f"training.optimizer.a{i}": {"grid": [*range(1000)]} for i in "abc"},
+        },
+        ["tune.trials: 3", "1000000000 points"],
+    ),
+    "a huge number of trials": ({"trials": 10**30}, ["tune.trials: 1000", "100000"]),
+    "huge CPUs": ({"cpus_per_trial": 1e308}, ["tune.cpus_per_trial: 1e+308", "1000"]),
+    "huge actors": ({"actors_per_trial": 10**300}, ["tune.actors_per_trial: 1000", "10000"]),
+    "huge concurrency": ({"concurrent": 10**300}, ["tune.concurrent: 1000", "10000"]),
+    "objectives of a number": ({"objectives": 3}, ["tune.objectives: 3"]),
+    "an algorithm of a list": ({"algorithm": ["grid"]}, ["tune.algorithm: ['grid']"]),
     "no trials": ({"trials": 0}, ["tune.trials: 0"]),
     "unknown key": ({"trails": 3}, ["tune.trails", "'trials'"]),
 }
@@ -117,7 +158,38 @@ def test_an_invalid_search_is_one_line_before_anything_is_written(capsys, tmp_pa
     tiny_search_yaml.write_text(yaml.safe_dump(values))
     line = error_line(capsys, tiny_search_yaml, "--out", tmp_path / "out")
     assert all(word in line for word in words), line
+    assert len(line) < 1000
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mutated_search_loads_or_is_one_line(tiny_search_yaml):
+    """Replaces random parts of the section by values that are seldom right."""
+    odd = [None, True, -1, 0, 1e308, float("nan"), 10**40, "", "x" * 500, [], [[]], {}, {"choice": [1]}, {"": None}]
+    stream = random.Random(0)
+    whole = yaml.safe_load(tiny_search_yaml.read_text())
+    whole["tune"] |= {"objectives": ["validation/loss"], "robustness": FGSM, "algorithm": "random", "seed": 1}
+    loaded = 0
+    for _ in range(400):
+        values = copy.deepcopy(whole)
+        places = list(places_in(values["tune"]))
+        holder, key = stream.choice(places)
+        holder[key] = stream.choice(odd)
+        tiny_search_yaml.write_text(yaml.safe_dump(values))
+        try:
+            load_search(tiny_search_yaml)
+            loaded += 1
+        except ConfigError as error:
+            assert len(str(error).splitlines()) == 1
+            assert len(str(error)) < 1000
+    assert 0 < loaded < 200
+
+
+def places_in(value):
+    """Returns every (container, key) in nested mappings and lists."""
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from places_in(value[key])
 
 
 def test_a_file_without_a_search_or_with_actors_is_one_line(capsys, tmp_path, tiny_yaml, tiny_search_yaml):
@@ -176,7 +248,7 @@ def test_an_entry_of_the_schedule_is_a_field_and_a_schedule_is_a_value(tiny_sear
     assert search.config_at({"noise.schedule.1": 0.3}).noise.schedule == {1: 0.3}
     grid = ["tune.algorithm=grid", "tune.trials=null", "tune.space={noise.schedule: {grid: [{}, {1: 0.5}]}}"]
     search = tiny_search(*grid)
-    for number, point in enumerate(grid_points(search.tune.space)):
+    for number, point in enumerate(grid_point(search.tune.space, number) for number in range(2)):
         TrialRecord(number=number, point=point, status="finished", metrics={"validation/accuracy": 0.5}).save(tmp_path)
     again = Study(search.tune, search.base.model_dump(mode="json"), read_records(tmp_path))
     assert [trial.state.name for trial in again.optuna.trials] == ["COMPLETE"] * 2
@@ -209,8 +281,9 @@ def test_a_grid_is_every_combination(tiny_search):
         "tune.trials=null",
         "tune.space={noise.scale: {grid: [1, 2]}, noise.law: {grid: [gaussian, laplace, logistic]}}",
     )
-    points = grid_points(search.tune.space)
-    assert search.tune.number == len(points) == 6
+    points = [grid_point(search.tune.space, number) for number in range(6)]
+    assert search.tune.number == grid_size(search.tune.space) == 6
+    assert points[:2] == [{"noise.scale": 1, "noise.law": law} for law in ("gaussian", "laplace")]
     assert {(point["noise.scale"], point["noise.law"]) for point in points} == {
         (scale, law) for scale in (1, 2) for law in ("gaussian", "laplace", "logistic")
     }
