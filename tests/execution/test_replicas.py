@@ -24,7 +24,7 @@ from glr_dist.execution.all_reduce import LostReplicaError, OtherReplicaError, R
 from glr_dist.execution.replicas import check_workers, run_replicas
 from glr_dist.training import checkpoint
 from glr_dist.training.replicas import ReplicasTrainer, _train
-from glr_dist.training.train import train
+from glr_dist.training.train import train, trainer_of
 from glr_dist.training.trainer import Trainer
 
 TIMEOUT = 120  # seconds after which a process is taken to hang
@@ -271,6 +271,17 @@ def wait(condition: Callable[[], object], seconds: float = TIMEOUT) -> None:
 
 
 LONG = ("training.epochs=5", *STEPS[1:], "model.activation=tanh", "estimator.copies=1200", *ON_TWO)
+
+
+@pytest.mark.ray
+def test_training_on_replicas_advances_by_epochs_and_continues(local_ray, tiny, tmp_path):
+    config = tiny("training.epochs=2", *STEPS[1:], *ON_TWO)
+    trainer = trainer_of(config, tmp_path / "run")
+    trainer.advance(1)
+    assert (trainer.epoch, [record["epoch"] for record in trainer.history]) == (1, [1])
+    summary = trainer.run()
+    whole = train(config, tmp_path / "whole")
+    assert summary["params_sha256"] == whole["params_sha256"]
 
 
 @pytest.mark.ray

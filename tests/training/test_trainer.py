@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -462,6 +463,60 @@ def test_a_run_is_not_overwritten(finished, tiny):
     with pytest.raises(ConfigError, match="is not empty; continue it with --resume"):
         Trainer(tiny(), out)
     assert json.loads((out / "summary.json").read_text()) == summary
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.hidden=[9]"], "belongs to another network"),
+        (["model.hidden=[8, 8]"], "belongs to another network"),
+        (["noise.learn=unit"], "belongs to another network"),
+        (["noise.learn=site"], "belongs to another optimizer or schedule"),
+        (["training.optimizer={name: SGD, lr: 0.02}"], "belongs to another optimizer or schedule"),
+        (["training.optimizer={name: SGD, lr: 0.02, momentum: 0.9}"], "belongs to another optimizer or schedule"),
+        (["training.optimizer={name: RMSprop, lr: 0.02}"], "belongs to another optimizer or schedule"),
+        (["training.schedule={name: StepLR, step_size: 1}"], "only one of the two has a learning-rate schedule"),
+    ],
+)
+def test_a_folder_that_was_edited_together_with_the_command_is_refused_in_one_line(
+    finished, tiny, tmp_path, overrides, words
+):
+    shutil.copytree(finished[0], tmp_path / "run")
+    edited = tiny(*overrides, "training.epochs=4")
+    (tmp_path / "run" / "config.yaml").write_text(config.dump_config(edited))
+    with pytest.raises(CheckpointError, match=words) as caught:
+        Trainer(edited, tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_picture_that_fails_costs_a_warning_and_no_result(tiny, tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise ImportError("no backend")
+
+    monkeypatch.setattr(trainer_module, "draw_learning_curve", fail)
+    summary = train(tiny(), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ")
+    assert line.endswith("learning_curve.png: cannot be drawn (no backend)")
+
+
+@pytest.mark.process
+def test_a_second_process_is_refused_while_a_run_trains(tiny_yaml, start, tmp_path):
+    first = start("train", tiny_yaml, "training.epochs=2000", "--out", tmp_path / "run")
+    try:
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        for resume in ([], ["--resume"]):
+            second = start("train", tiny_yaml, "training.epochs=2000", "--out", tmp_path / "run", *resume)
+            out, err = second.communicate(timeout=TIMEOUT)
+            assert second.returncode == 2, out
+            assert f"is in use by process {first.pid} on " in err.splitlines()[-1]
+    finally:
+        first.kill()
+        first.communicate()
 
 
 # ---------------------------------------------------------------- numbers that are not finite
