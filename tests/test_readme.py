@@ -7,11 +7,14 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 import yaml
+from torch import nn
 
+import glr_dist
 from glr_dist.cli import _parser, main
 from glr_dist.config import load_config
 from glr_dist.robustness.suite import load_suite
@@ -117,19 +120,30 @@ def test_the_comparison_of_outputs_sees_a_difference():
 # ---------------------------------------------------------------- Python
 
 
-def test_the_example_of_the_readme_learns_exclusive_or(tmp_path, monkeypatch, capsys):
+def run_python(page: str, number: int, name: str = "page") -> dict[str, Any]:
+    """Runs a block and returns its names."""
+    names: dict[str, Any] = {"__name__": name}
+    exec(compile(blocks(page, "python")[number], page, "exec"), names)
+    return names
+
+
+def test_a_newcomers_script_learns_exclusive_or_and_is_saved_loaded_and_asked(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (example,) = blocks("README.md", "python")
-    names = {"__name__": "readme"}
-    exec(compile(example, "README.md", "exec"), names)
-    assert names["accuracy"] > 0.9  # guessing gives 0.5
-    assert f"{names['accuracy']:.3f}" in capsys.readouterr().out
+    assert len(blocks("README.md", "python")[0].splitlines()) <= 15
+    torch.manual_seed(0)
+    names = run_python("README.md", 0)
+    assert capsys.readouterr().out == "tensor([1, 0, 1])\n"
+    x = torch.randn(1000, 2)
+    accuracy = (names["net"](x).argmax(1) == (x.prod(1) > 0)).float().mean()
+    assert accuracy > 0.85  # guessing gives 0.5
+    saved = torch.load("xor.pt", weights_only=True)
+    fresh = glr_dist.GLR(nn.Sequential(nn.Linear(2, 32), names["Step"](), nn.Linear(32, 2)), noise=names["Sech"](0.3))
+    fresh.load_state_dict(saved)
+    assert torch.equal(fresh(x), names["net"](x))
 
 
 def test_the_example_of_the_estimators_learns_exclusive_or_and_its_scales(capsys):
-    (example,) = blocks("glr_dist/estimators/README.md", "python")
-    names = {"__name__": "page"}
-    exec(compile(example, "estimators/README.md", "exec"), names)
+    names = run_python("glr_dist/estimators/README.md", 0)
     assert names["accuracy"] > 0.9
     assert f"{names['accuracy']:.3f}" in capsys.readouterr().out
     assert set(names["net"].scales()) == {"hidden", "out"}
@@ -138,17 +152,13 @@ def test_the_example_of_the_estimators_learns_exclusive_or_and_its_scales(capsys
 
 @pytest.mark.ray
 def test_the_example_of_the_execution_estimates_on_actors(local_ray):
-    import torch
-
-    (example,) = blocks("glr_dist/execution/README.md", "python")
-    names = {"__name__": "__main__"}
-    exec(compile(example, "execution/README.md", "exec"), names)
+    names = run_python("glr_dist/execution/README.md", 0, "__main__")
     assert type(names["net"].executor).__name__ == "Layers"
     assert names["model"](torch.zeros(1, 2)).shape == (1, 2)
 
 
 def test_no_page_has_a_python_block_that_no_test_runs():
-    tested = {"README.md": 1, "glr_dist/estimators/README.md": 1, "glr_dist/execution/README.md": 1}
+    tested = {"README.md": 2, "glr_dist/estimators/README.md": 1, "glr_dist/execution/README.md": 1}
     assert {page: len(found) for page in PAGES if (found := blocks(page, "python"))} == tested
 
 
@@ -173,6 +183,10 @@ def test_commands_run_and_print_what_the_page_shows(page, tmp_path, monkeypatch,
         assert printed
         if command.output:
             assert agrees(command.output, printed), command.text
+    if page == "README.md":
+        run = run_python(page, 1)["run"]
+        assert len(run.metrics) == run.epoch == 1
+        assert len(re.findall(r"tensor\(\[[\d, ]+\]\)", capsys.readouterr().out)) == 2
 
 
 @pytest.mark.parametrize("text", READ)
