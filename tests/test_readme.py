@@ -15,8 +15,10 @@ import yaml
 from torch import nn
 
 import glr_dist
-from glr_dist.cli import _parser, main
+from glr_dist.cli import main
+from glr_dist.cli.parser import parse
 from glr_dist.config import load_config
+from glr_dist.registry import LOSSES
 from glr_dist.robustness.suite import load_suite
 from glr_dist.tuning.search_config import load_search
 
@@ -150,6 +152,16 @@ def test_the_example_of_the_estimators_learns_exclusive_or_and_its_scales(capsys
     assert all(scale.item() != 0.5 for scale in names["net"].scales().values())
 
 
+def test_the_example_of_the_configurations_trains_with_its_own_loss(tmp_path, monkeypatch, capsys):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LOSSES, "_added", {})
+    names = run_python("configs/README.md", 0)
+    assert names["summary"]["test_accuracy"] > 0.6  # guessing gives 0.1
+    assert str(names["summary"]["test_accuracy"]) in capsys.readouterr().out
+    assert glr_dist.load_config("runs/margin/config.yaml").training.loss == "margin"
+
+
 @pytest.mark.ray
 def test_the_example_of_the_execution_estimates_on_actors(local_ray):
     names = run_python("glr_dist/execution/README.md", 0, "__main__")
@@ -158,7 +170,12 @@ def test_the_example_of_the_execution_estimates_on_actors(local_ray):
 
 
 def test_no_page_has_a_python_block_that_no_test_runs():
-    tested = {"README.md": 2, "glr_dist/estimators/README.md": 1, "glr_dist/execution/README.md": 1}
+    tested = {
+        "README.md": 2,
+        "configs/README.md": 1,
+        "glr_dist/estimators/README.md": 1,
+        "glr_dist/execution/README.md": 1,
+    }
     assert {page: len(found) for page in PAGES if (found := blocks(page, "python"))} == tested
 
 
@@ -192,12 +209,11 @@ def test_commands_run_and_print_what_the_page_shows(page, tmp_path, monkeypatch,
 @pytest.mark.parametrize("text", READ)
 def test_a_command_that_is_only_read_has_a_configuration_and_options_that_exist(text, monkeypatch):
     monkeypatch.chdir(ROOT)
-    options, overrides = _parser().parse_known_args(shlex.split(text)[1:])
-    assert not [word for word in overrides if word.startswith("-")]
+    options = parse(shlex.split(text)[1:])  # refuses an unknown option
     if options.command == "tune":
-        load_search(options.config, [*options.given, *overrides])
+        load_search(options.config, options.overrides)
     elif options.command != "sync":
-        load_config(options.config, [*options.given, *overrides])
+        load_config(options.config, options.overrides)
 
 
 @pytest.mark.parametrize(
@@ -215,9 +231,8 @@ def test_submitted_jobs_have_a_configuration_and_options_that_exist(command, mon
     monkeypatch.chdir(ROOT)
     submitted = command.text.partition(" -- python jobs/")[2].split()
     assert submitted[0] in ("train.py", "tune.py")
-    options, overrides = _parser().parse_known_args([submitted[0].removesuffix(".py"), *submitted[1:]])
-    assert not [word for word in overrides if word.startswith("-")]
-    load_config(options.config, [*options.given, *overrides])
+    options = parse([submitted[0].removesuffix(".py"), *submitted[1:]])
+    load_config(options.config, options.overrides)
     assert options.out.is_absolute()
 
 
