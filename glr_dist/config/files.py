@@ -60,17 +60,35 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Reads a mapping; its keys are text. A repeated key is an error: by default the last one wins silently."""
+        """Reads a mapping; its keys are text, except the merge key `<<`.
+
+        A repeated key is an error: by default the last one wins silently.
+        """
         node = super().compose_mapping_node(anchor)
-        known: set[str] = set()
-        for key, _ in node.value:
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _error("a key is a list or a mapping", key.start_mark)
-            if key.value in known:
+            if key.value in own:
                 raise _error(f"the key {shown(key.value)} occurs twice", key.start_mark)
-            known.add(key.value)
-            key.tag = key.tag if key.tag == f"{_TAG}merge" else f"{_TAG}str"
+            if key.tag == f"{_TAG}merge":
+                merged |= _merged(value)
+            else:
+                key.tag = f"{_TAG}str"
+                own[key.value] = key, value
+        node.value = list((merged | own).values())
         return node
+
+
+def _merged(node: yaml.Node) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    """The keys and values, by key, that `<<: node` stands for; of several mappings, the first one counts."""
+    found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    for mapping in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
+        if not isinstance(mapping, yaml.MappingNode):
+            raise _error("<< needs a mapping, or a list of mappings", mapping.start_mark)
+        found |= {key.value: (key, value) for key, value in mapping.value}
+    return found
 
 
 def _error(problem: str, mark: Any) -> yaml.MarkedYAMLError:

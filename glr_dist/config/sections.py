@@ -42,7 +42,8 @@ def _alternatives(names: Collection[str]) -> str:
 
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_not_boolean)]
-Count = Annotated[int, BeforeValidator(_not_boolean), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(_not_boolean), Field(ge=1, le=10**9)]
+Seconds = Annotated[Positive, Field(le=1e9)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Scale = Positive | Annotated[dict[str, Positive], Field(min_length=1)]
 
@@ -176,11 +177,11 @@ class Execution(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: CUDA if available")
     threads: Count | None = Field(None, description="threads that compute work items (default: as many as torch)")
     actors: Count | None = Field(None, description="Ray actors, or workers of `replicas` (default: as many as fit)")
-    cpus_per_actor: Positive = 1
-    gpus_per_actor: float = Field(0, ge=0, allow_inf_nan=False)
-    placement_timeout: Positive = Field(15, description="seconds to wait until the cluster has placed the actors")
-    hang_timeout: Positive = Field(60, description="seconds after which an actor that does not answer is restarted")
-    max_failures: int = Field(3, ge=0, description="restarts of `replicas` from the last checkpoint")
+    cpus_per_actor: Annotated[Positive, Field(le=1e6)] = 1
+    gpus_per_actor: float = Field(0, ge=0, le=1e6, allow_inf_nan=False)
+    placement_timeout: Seconds = Field(15, description="seconds to wait until the cluster has placed the actors")
+    hang_timeout: Seconds = Field(60, description="seconds after which an actor that does not answer is restarted")
+    max_failures: int = Field(3, ge=0, le=10**9, description="restarts of `replicas` from the last checkpoint")
 
     @model_validator(mode="before")
     @classmethod
