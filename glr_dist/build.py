@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +28,7 @@ from glr_dist.sites import by_site
 from glr_dist.streams import Key, Role, generator
 from glr_dist.text import hint, one_line, shown
 
+_REHEARSED = 10_000  # steps of a schedule that are tried before training
 _UNFIT = {"LBFGS": "evaluates the loss many times a step", "SparseAdam": "takes sparse gradients alone"}
 
 
@@ -56,7 +59,10 @@ def network_of(settings: Config, dataset: Dataset, device: torch.device) -> GLR:
     """
     model, noise = settings.model, settings.noise
     stream = generator(Key(settings.seed, role=Role.INIT))
-    module = MODELS[model.name](model, dataset.shape, dataset.classes, stream).to(device)
+    try:
+        module = MODELS[model.name](model, dataset.shape, dataset.classes, stream).to(device)
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        raise ConfigError(f"model: {model.name} cannot be built ({one_line(error)})") from None
     law = None if noise.law == "none" else LAWS[noise.law](noise.scale, noise.learn, noise.floor)
     net = GLR(
         module,
@@ -143,6 +149,8 @@ def optimizer_of(training: config.Training, net: GLR) -> Optimizer:
         if "weight_decay" in inspect.signature(kind).parameters:
             groups[1]["weight_decay"] = 0.0  # it would pull the scales to 1
     optimizer: Optimizer = _made(kind, (groups,), training.optimizer, "training.optimizer")
+    with _refusals(training.optimizer, "training.optimizer"):
+        _twin(optimizer).step()
     for key, value in optimizer.defaults.items():
         if isinstance(value, float) and abs(value) > torch.finfo(net.network.dtype).max:
             raise ConfigError(
@@ -175,7 +183,22 @@ def schedule_of(training: config.Training, optimizer: Optimizer, steps: int) -> 
     if "epochs" in chosen.arguments and "steps_per_epoch" in chosen.arguments:
         lengths = {}
     named = config.Schedule(**{**lengths, **chosen.model_dump()})
+    with _refusals(named, "training.schedule"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the order of the two kinds of steps, which is of no interest here
+        twin = _made(kind, (_twin(optimizer),), named, "training.schedule")
+        for _ in range(min(length, _REHEARSED)):
+            twin.step(1.0) if plateau else twin.step()
     return _made(kind, (optimizer,), named, "training.schedule")  # type: ignore[no-any-return]
+
+
+def _twin(optimizer: Optimizer) -> Optimizer:
+    """Returns an optimizer with the same settings over single numbers, to meet the errors of training before it."""
+    groups = [{**group, "params": [nn.Parameter(torch.zeros(1, 1))]} for group in optimizer.param_groups]
+    for group in groups:
+        group["params"][0].grad = torch.zeros(1, 1)
+    kind: Any = type(optimizer)
+    twin: Optimizer = kind(groups)
+    return twin
 
 
 def _known(module: Any, name: str, base: type, where: str, own: Mapping[str, Any] = MappingProxyType({})) -> Any:
@@ -194,7 +217,16 @@ def _made(kind: Any, first: tuple[Any, ...], named: config.Named, where: str) ->
         if key not in known:
             nearest = hint(key, known, listed="it takes")
             raise ConfigError(f"{where}.{shown(key)[1:-1]}: is not an argument of {named.name}; {nearest}")
-    try:
+    with _refusals(named, where):
         return kind(*first, **named.arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+
+
+@contextmanager
+def _refusals(named: config.Named, where: str) -> Iterator[None]:
+    """Turns an error of a torch class, which can be of any type, into one that names its section."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
         raise ConfigError(f"{where}: {named.name} refuses its arguments ({one_line(error)})") from None

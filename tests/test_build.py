@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from glr_dist import data
 from glr_dist.build import device_of, network_of, optimizer_of, schedule_of
 from glr_dist.errors import ConfigError
 from glr_dist.noise import LAWS
+from glr_dist.registry import MODELS
 from glr_dist.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -81,8 +84,25 @@ def test_an_unknown_site_type_is_named_with_the_nearest(tiny, digits):
     assert "did you mean 'Linear'?" in message
 
 
-def test_a_device_that_is_not_here_is_named(tiny):
-    assert "execution.device: 'cuda:99'" in mistake(device_of, tiny("execution.device='cuda:99'").execution)
+@pytest.mark.parametrize("device", ["cuda:99", "cuda:99999999999999999999", "cuda:1000000000"])
+def test_a_device_that_is_not_here_is_named(tiny, device):
+    message = mistake(device_of, tiny(f"execution.device='{device}'").execution)
+    assert message.startswith(f"execution.device: '{device}' does not exist")
+
+
+@pytest.mark.parametrize("hidden", ["[1000000000]", "[100000000, 100000000]", "[3, 1000000000, 1000000000]"])
+def test_a_network_that_does_not_fit_into_memory_is_refused_before_it_is_built(tiny, digits, hidden):
+    message = mistake(network_of, tiny(f"model.hidden={hidden}"), digits, CPU)
+    assert re.match(r"model\.hidden: [\d,]+ parameters need [\d,]+ GiB, this machine has \d+ GiB$", message)
+
+
+def test_a_model_that_cannot_be_built_is_named(tiny, digits, monkeypatch):
+    def too_large(*arguments: object) -> nn.Module:
+        raise RuntimeError("DefaultCPUAllocator: can't\nallocate memory")
+
+    monkeypatch.setitem(MODELS._added, "large", too_large)
+    message = mistake(network_of, tiny("model.name=large"), digits, CPU)
+    assert message == "model: large cannot be built (DefaultCPUAllocator: can't allocate memory)"
 
 
 # ---------------------------------------------------------------- optimizer
@@ -116,6 +136,11 @@ def test_the_optimizer_steers_learned_scales_and_only_those(tiny, digits, learn,
         ("{name: lr_scheduler}", ["training.optimizer.name: 'lr_scheduler'"]),
         ("{name: Zzz}", ["known are", "SGD"]),
         ("{name: LBFGS}", ["LBFGS", "use another"]),
+        ("{name: Adam, betas: [0.9]}", ["training.optimizer", "Adam refuses"]),
+        ("{name: Adam, betas: x}", ["training.optimizer", "Adam refuses"]),
+        ("{name: SGD, momentum: x}", ["training.optimizer", "SGD refuses"]),
+        ("{name: SGD, lr: '0.1'}", ["training.optimizer", "SGD refuses"]),
+        ("{name: AdamW, foreach: true, fused: true}", ["training.optimizer", "AdamW refuses"]),
         ("{name: Adam, lrr: 1}", ["training.optimizer.lrr", "did you mean 'lr'?"]),
         ("{name: Adam, zzz: 1}", ["training.optimizer.zzz", "it takes lr, betas"]),
         ("{name: Adam, params: []}", ["training.optimizer.params"]),
@@ -221,6 +246,11 @@ def test_a_plateau_lowers_the_rate(tiny, tmp_path):
         ("{name: LambdaLR, lr_lambda: 3}", ["training.schedule", "LambdaLR"]),
         ("{name: ReduceLROnPlateau, per: step}", ["training.schedule.per", "epoch's loss"]),
         ("{name: OneCycleLR, max_lr: fast}", ["training.schedule", "OneCycleLR refuses"]),
+        # What torch itself only notices when it steps.
+        ("{name: StepLR, step_size: 0}", ["training.schedule", "StepLR refuses"]),
+        ("{name: CosineAnnealingLR, T_max: 0}", ["training.schedule", "CosineAnnealingLR refuses"]),
+        ("{name: LambdaLR, lr_lambda: x}", ["training.schedule", "not callable"]),
+        ("{name: OneCycleLR, max_lr: 0.1, total_steps: 2, per: step}", ["training.schedule", "total steps is 2"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

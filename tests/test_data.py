@@ -88,6 +88,25 @@ def test_a_split_seed_too_large_for_a_key_is_refused():
         Data(split_seed=2**63)
 
 
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        ({"test": 0.0002}, "data.test: 0.0002 of 1797 examples leaves no test example"),
+        ({"test": 0.9999}, "data.test: 0.9999 of 1797 examples leaves no training example"),
+        ({"validation": 0.0001}, "data.validation: 0.0001 of 1438 examples leaves no validation example"),
+        ({"test": 0.999, "validation": 0.1}, "data.validation: 0.1 of 2 examples leaves no validation example"),
+    ],
+)
+def test_a_share_that_leaves_a_part_empty_is_an_error(share, said):
+    assert error_of(**share) == said
+
+
+@pytest.mark.parametrize("root", ["~nobody-of-this-name", "~nobody-of-this-name/data", "\0", "a\0b"])
+def test_a_folder_that_cannot_be_named_is_an_error(root):
+    for name in FOLDERS:
+        assert error_of(name=name, root=root).startswith("data.root: ")
+
+
 def test_a_validation_share_that_leaves_no_training_example_is_a_error_of():
     assert "data.validation: 0.9999 of 1438 examples leaves no training example" in error_of(validation=0.9999)
 

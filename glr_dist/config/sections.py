@@ -121,20 +121,11 @@ class Estimator(Section):
     )
 
 
-def _number_if_possible(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_number_if_possible(part) for part in value]
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 class Named(BaseModel):
     """A torch class by name. All other keys are arguments of the class, which are checked when it is built."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, Annotated[Any, BeforeValidator(_number_if_possible)]]
+    __pydantic_extra__: dict[str, Any]
     name: str
 
     @property

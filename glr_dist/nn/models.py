@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
+import psutil
 import torch
 from torch import nn
 
 from glr_dist.config import Model
+from glr_dist.errors import ConfigError
 from glr_dist.nn.dropout import Dropout
 from glr_dist.registry import ACTIVATIONS
 
@@ -17,7 +19,19 @@ ModelBuilder = Callable[[Model, torch.Size, int, torch.Generator], nn.Module]
 
 
 def build_mlp(model: Model, shape: torch.Size, classes: int, stream: torch.Generator) -> nn.Sequential:
-    """Builds the multilayer perceptron of a configuration; arguments as of `ModelBuilder`."""
+    """Builds the multilayer perceptron of a configuration; arguments as of `ModelBuilder`.
+
+    Raises:
+        ConfigError: its parameters do not fit into the memory of this machine.
+    """
+    widths = [shape.numel(), *model.hidden, classes]
+    parameters = sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(widths))
+    size, memory = 4 * parameters, psutil.virtual_memory().total
+    if size > memory:
+        raise ConfigError(
+            f"model.hidden: {parameters:,} parameters need {size / 2**30:,.0f} GiB, "
+            f"this machine has {memory / 2**30:,.0f} GiB"
+        )
     return mlp(
         shape.numel(),
         model.hidden,
