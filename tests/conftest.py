@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +33,7 @@ from glr_dist.config import Config  # noqa: E402
 
 # ---------------------------------------------------------------- lanes
 
+ROOT = Path(__file__).parents[1]
 MAX_WORKERS = 4  # each holds torch, and one of them Ray
 RAY_FIXTURES = {"local_ray"}
 PROCESS_FIXTURES = {"start", "python"}
@@ -47,23 +49,40 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(cores, MAX_WORKERS) if cores > 1 else 0
 
 
+@lru_cache
+def _scope(nodeid: str) -> str:
+    """Returns the tests that one worker must run: those of the same scope.
+
+    Files that share the session's Ray form one scope, so that one worker starts it. The tests of any other file share
+    its fixtures. Only `montecarlo` files, which have no fixtures, are split into their tests.
+    """
+    name = nodeid.partition("::")[0]
+    source = (ROOT / name).read_text()
+    if any(fixture in source for fixture in RAY_FIXTURES):
+        return "ray"
+    return nodeid if "\npytestmark = pytest.mark.montecarlo\n" in source else name
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distributes scopes over the workers. Marks are unknown to the process that distributes: it sees names alone."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(nodeid)
+
+    return Scheduling(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by their fixtures, and groups them for parallel workers.
-
-    All `ray` tests run in one worker, on one cluster. The tests of any other file share its fixtures and run in one
-    worker; only `montecarlo` tests, which share nothing, run one by one.
-    """
+    """Marks tests by their fixtures."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & RAY_FIXTURES:
             item.add_marker("ray")
         if fixtures & PROCESS_FIXTURES:
             item.add_marker("process")
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif not item.get_closest_marker("montecarlo"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(Path(__file__).parent))))
 
 
 def _refuse_processes(patch: pytest.MonkeyPatch) -> None:
