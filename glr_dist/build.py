@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from glr_dist.config import Config
 from glr_dist.data import Dataset
 from glr_dist.errors import ConfigError
 from glr_dist.estimators import Step
-from glr_dist.execution.base import Executor
+from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline
 from glr_dist.glr import GLR
 from glr_dist.registry import LAWS, MODELS, OPTIMIZERS
@@ -80,58 +79,38 @@ def network_of(settings: Config, dataset: Dataset, device: torch.device) -> GLR:
 
 
 def executor_of(execution: config.Execution, net: GLR, step: Step) -> Executor:
-    """Where the work items of a run are computed.
+    """Returns the executor that computes the work items of a run.
 
     Args:
         execution: the configuration.
-        net: comes with the inline executor.
-        step: what `auto` judges by.
+        net: a network with the inline executor.
+        step: the step that `auto` decides by.
 
     Raises:
         ClusterError: the cluster has no place for the actors.
     """
-    kind = _chosen(execution, net, step) if execution.kind == "auto" else execution.kind
-    if kind == "layers":
-        from glr_dist.execution.layers import Layers  # Ray takes a second to import
+    assert isinstance(net.executor, Inline)
+    threads, kind = net.executor.threads, execution.kind
+    if kind == "auto":
+        from glr_dist.execution.auto import choose  # importing Ray takes a second
 
-        assert isinstance(net.executor, Inline)
+        kind = choose(execution, net.estimator, step, threads)
+    if kind == "layers":
+        from glr_dist.execution.layers import Layers
+
         return Layers(
             execution.actors,
             cpus_per_actor=execution.cpus_per_actor,
             gpus_per_actor=execution.gpus_per_actor,
-            threads=net.executor.threads,
+            threads=threads,
             placement_timeout=execution.placement_timeout,
             hang_timeout=execution.hang_timeout,
         )
     if kind == "replicas":
         from glr_dist.execution.all_reduce import Replicas
 
-        assert isinstance(net.executor, Inline)
-        return Replicas(net.executor.threads)
+        return Replicas(threads)
     return net.executor
-
-
-def _chosen(execution: config.Execution, net: GLR, step: Step) -> str:
-    """`layers` where actors are predicted to pay, else `inline`; a line on stderr says why."""
-    assert isinstance(net.executor, Inline)
-    if step.x.is_cuda and not execution.gpus_per_actor:
-        return "inline"
-    from glr_dist.execution import cluster, predict
-    from glr_dist.execution.auto import measured_load
-
-    threads, actors = net.executor.threads, cluster.available(execution.cpus_per_actor, execution.gpus_per_actor)
-    actors = min(execution.actors or actors, actors)  # more of them would share cores
-    if not actors:
-        print("execution auto: inline; the cluster has no place for an actor", file=sys.stderr)
-        return "inline"
-    load, machine = measured_load(net.estimator, step), predict.Machine()
-    kind = "layers" if predict.choose(load, machine, threads, actors) else "inline"
-    print(
-        f"execution auto: {kind}; a step is predicted to take {1000 * load.inline(threads):.3g} ms inline on {threads} "
-        f"threads, {1000 * predict.layers(load, machine, actors).seconds:.3g} ms on {actors} actors",
-        file=sys.stderr,
-    )
-    return kind
 
 
 def optimizer_of(training: config.Training, net: GLR) -> Optimizer:

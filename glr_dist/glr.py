@@ -15,7 +15,7 @@ from glr_dist import config
 from glr_dist.checks import all_finite
 from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.estimators import ESTIMATORS, Gradients, Step
-from glr_dist.execution.base import Executor
+from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.losses import Loss, cross_entropy
 from glr_dist.noise import LAWS, Noise, noise_of

@@ -1,9 +1,9 @@
-"""Benchmarks: all candidates take turns on one machine in one run, and the figures are medians of ratios.
+"""Benchmarks: all candidates alternate on one machine in one run, and the figures are medians of ratios.
 
     python jobs/benchmark.py scaling [CONFIG.yaml] [key=value ...] [--actors 1 2] [--out DIR]
 
-`scaling` compares training steps on Ray actors with those in one process on one thread, and with what the cores can
-give at best: independent processes that run the same work items with nothing to send and nothing to wait for.
+`scaling` compares training steps on Ray actors with those in one process on one thread, and with the best that the
+cores can do: independent processes that run the same work items without sending or waiting.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from glr_dist import config, data
 from glr_dist.build import device_of, network_of, optimizer_of
 from glr_dist.config import Config
 from glr_dist.errors import UserError
-from glr_dist.execution.base import Executor
+from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.files import write_atomically
@@ -38,7 +38,7 @@ SCALING = Path(__file__).resolve().parents[1] / "configs" / "benchmark" / "scali
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a benchmark; returns the exit code, 2 for a user's mistake."""
+    """Runs a benchmark; returns the exit code, 2 for a user's error."""
     parser = argparse.ArgumentParser(description="Benchmarks of glr_dist.")
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
     command = commands.add_parser("scaling", help="training steps on 1, 2, ... Ray actors", description=scaling.__doc__)
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def scaling(settings: Config, actors: Sequence[int], rounds: int, steps: int) -> dict[str, Any]:
-    """Steps on Ray actors against steps in one process on one thread, and against independent processes."""
+    """Compares steps on Ray actors with steps in one process on one thread, and with independent processes."""
     from glr_dist.execution.cluster import connect
     from glr_dist.execution.layers import Layers
 

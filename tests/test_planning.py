@@ -8,10 +8,11 @@ import pytest
 
 from glr_dist import cli, data
 from glr_dist.build import device_of, network_of
-from glr_dist.execution.predict import Machine
+from glr_dist.cli.parser import parser
+from glr_dist.execution.predict import Hardware
 from glr_dist.planning import GPU, plan_step
 from glr_dist.planning.bench import Bench
-from glr_dist.planning.report import METHODS
+from glr_dist.planning.step_plan import METHODS
 
 
 def planned(tiny_yaml, out, *arguments: object) -> dict:
@@ -24,11 +25,11 @@ def test_plan_prints_items_predictions_and_a_simulation_and_writes_them(tiny_yam
     said = capsys.readouterr().out
     for words in (
         "conditional",
-        "driver alone",
+        "driver ",
         "PREDICTED",
         "speed-up",
         "SIMULATED",
-        "nothing here is measured",
+        "no figure here is measured",
         "TFLOP/s",
     ):
         assert words in said
@@ -42,7 +43,7 @@ def test_plan_prints_items_predictions_and_a_simulation_and_writes_them(tiny_yam
     assert set(content["simulation"]) == set(METHODS)
     assert all([p["gpus"] for p in rows] == numbers for rows in content["simulation"].values())
     assert content["gpu"]["rate"] == GPU.rate
-    assert content["machine"]["bandwidth"] is None  # infinite within a machine
+    assert content["hardware"]["bandwidth"] is None  # infinite within a machine
     assert content["config"]["model"]["hidden"] == [8]
 
 
@@ -55,7 +56,7 @@ def test_numbers_and_assumptions_can_be_given(tiny_yaml, tmp_path, capsys):
         "bandwidth": 5e8,
         "latency": pytest.approx(1e-4),
     }
-    assert "2 TFLOP/s a GPU (--gpu-tflops), 0.5 GB/s (--bandwidth) and 100 µs (--latency)" in capsys.readouterr().out
+    assert "2 TFLOP/s per GPU (--gpu-tflops), 0.5 GB/s (--bandwidth) and 100 µs (--latency)" in capsys.readouterr().out
     assert content["config"]["estimator"]["copies"] == 16
 
 
@@ -107,11 +108,11 @@ def test_planning_leaves_no_trace_in_training(tiny, tmp_path):
 
 
 def test_the_defaults_of_the_command_are_those_of_the_library(tiny_yaml):
-    options = cli._parser().parse_args(["plan", str(tiny_yaml)])
+    options = parser().parse_args(["plan", str(tiny_yaml)])
     assert (options.gpu_tflops * 1e12, options.bandwidth * 1e9, options.latency * 1e-6) == pytest.approx(
         (GPU.rate, GPU.bandwidth, GPU.latency)
     )
-    assert Machine() != GPU
+    assert Hardware() != GPU
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Executors: where work items are computed. The results never depend on it."""
+"""Executors: they compute the work items of a step in one process or many, with the same result."""

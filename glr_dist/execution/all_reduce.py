@@ -1,7 +1,7 @@
-"""`replicas`, in each worker: its own example blocks of the batch, and one all-reduce of the gradients.
+"""`replicas` in each worker: it estimates from its own example blocks and all-reduces the gradients.
 
-A share is already divided by the size of the whole batch, and noise is keyed by the example block: what the workers
-sum is what `inline` computes, but for the order of the additions. Every worker makes the same optimizer step.
+A share is divided by the size of the whole batch, and noise is keyed by the example block, so the sum over the workers
+equals the estimate of `inline` up to the order of the additions. Every worker makes the same optimizer step.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ A = TypeVar("A")
 
 
 class LostReplicaError(RuntimeError):
-    """The sum over the replicas cannot be had: one of them has ended, or its network connection has."""
+    """Raised when the sum over the replicas fails: a process or its network connection has ended."""
 
 
 class OtherReplicaError(UserError):
-    """Another replica met a mistake, and tells of it."""
+    """Raised on the other replicas when one of them fails."""
 
 
 class Replicas(Inline):
@@ -53,29 +53,29 @@ class Replicas(Inline):
                 "process, or train with execution.kind=replicas"
             )
         replica = distributed.get_rank(), distributed.get_world_size()
-        share, mistake = Gradients(), None
+        share, error_here = Gradients(), None
         try:
             share = super().gradients(estimator, replace(step, replica=replica))
         except (UserError, FloatingPointError) as error:
-            mistake = error  # the others would wait for this process for ever
-        total, mistakes = summed(share, step, mistakes=1 if mistake else 0)
-        if mistakes:
-            raise mistake or OtherReplicaError("another replica met a mistake")
+            error_here = error  # without the all-reduce below, the others would wait for ever
+        total, errors = summed(share, step, errors=1 if error_here else 0)
+        if errors:
+            raise error_here or OtherReplicaError("another replica failed")
         return total
 
 
-def summed(share: Gradients, step: Step, mistakes: int = 0) -> tuple[Gradients, int]:
-    """The sums of the shares, and of the mistakes, of all processes: one all-reduce of one flat vector for each dtype.
+def summed(share: Gradients, step: Step, errors: int = 0) -> tuple[Gradients, int]:
+    """Sums the shares, and the numbers of errors, of all processes: one all-reduce of a flat vector per dtype.
 
-    Its layout comes from the network alone, so that it is the same where nothing was computed.
+    The network alone decides the layout, so that it is the same in a process that computed nothing.
 
     Args:
-        share: what this process computed; a gradient that it does not hold counts as zero.
+        share: the share of this process; a gradient that it does not hold counts as zero.
         step: names the parameters and the learned scales.
-        mistakes: how many this process met.
+        errors: number of errors in this process.
     """
     scalar = torch.zeros((), dtype=step.network.dtype, device=step.x.device)
-    given = Gradients({**share.grads, "": share.loss}, {**share.scales, "": scalar + mistakes})
+    given = Gradients({**share.grads, "": share.loss}, {**share.scales, "": scalar + errors})
     likes = {("grads", ""): scalar, ("scales", ""): scalar}
     likes |= {("grads", name): parameter for name, parameter in step.network.parameters.items()}
     likes |= {("scales", name): parameter for name, parameter in step.log_scales.items()}
@@ -89,7 +89,7 @@ def summed(share: Gradients, step: Step, mistakes: int = 0) -> tuple[Gradients, 
                 piece.copy_(value.reshape(-1))
         try:
             distributed.all_reduce(flat)
-        except RuntimeError as error:  # gloo has no kind of its own
+        except RuntimeError as error:  # gloo does not have an error class of its own
             reason = str(error).strip().splitlines()[-1]
             raise LostReplicaError(f"the sum over the replicas failed ({reason})") from error
         for ((kind, name), like), piece in zip(slots.items(), pieces, strict=True):
@@ -99,27 +99,27 @@ def summed(share: Gradients, step: Step, mistakes: int = 0) -> tuple[Gradients, 
 
 
 def begun_alike(begin: Callable[[], A], state: Callable[[A], object]) -> A:
-    """What every process begins with, held to be the same state everywhere.
+    """Calls `begin` in every process and checks that all of them begin with the same state.
 
     Args:
-        begin: makes it.
-        state: a plain value that tells whether two of them are alike.
+        begin: makes the object that this process begins with; the function returns it.
+        state: returns a plain value that differs if two such objects do.
 
     Raises:
-        UserError, FloatingPointError: what `begin` raised, or OtherReplicaError where it did so in another process.
+        UserError, FloatingPointError: raised by `begin`; the other processes raise OtherReplicaError.
         RuntimeError: the states differ.
     """
-    begun, mistake = None, None
+    begun, error_here = None, None
     try:
         begun = begin()
     except (UserError, FloatingPointError) as error:
-        mistake = error
+        error_here = error
     states: list[object] = [None] * distributed.get_world_size()
     distributed.all_gather_object(states, None if begun is None else state(begun))
-    if mistake:
-        raise mistake
+    if error_here:
+        raise error_here
     if None in states:
-        raise OtherReplicaError("another replica met a mistake")
+        raise OtherReplicaError("another replica failed")
     if any(other != states[0] for other in states):
         raise RuntimeError(f"the replicas begin differently: {states}")
     assert begun is not None

@@ -1,4 +1,4 @@
-"""`inline`: work items in this process, on threads. The embedded default, and the reference for all other executors."""
+"""`inline`: computes work items in this process. The default, and the reference for all other executors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from glr_dist.estimators import Estimator, Partial, Step
-from glr_dist.execution.base import Executor, Piece
+from glr_dist.execution.executor import Executor, TapedItem
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -20,7 +20,7 @@ B = TypeVar("B")
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch's operators use one thread inside: some of them (sigmoid, QR, sums) depend on the number bit by bit."""
+    """Makes torch's operators use one intra-op thread: the bits of some (sigmoid, QR, sums) depend on the number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -30,16 +30,16 @@ def one_thread() -> Iterator[None]:
 
 
 def _begin_worker() -> None:
-    """Both settings are a thread's own: one intra-op thread, and no graph unless a piece of work asks for one."""
+    """Sets two options that each thread has for itself: one intra-op thread, and no autograd by default."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
 
 
 class Inline(Executor):
-    """Items side by side on `threads` threads, each item on one: the sums do not depend on their number.
+    """Computes items in this process, each on one of `threads` threads; the result does not depend on their number.
 
     Args:
-        threads: how many work at a time; torch's own number by default.
+        threads: number of threads; torch's own number by default.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -47,18 +47,18 @@ class Inline(Executor):
         self._pool: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """A copy has threads of its own."""
+        """Leaves the threads out: a copy makes its own."""
         return {"threads": self.threads, "_pool": None}
 
     def partials(
-        self, estimator: Estimator, step: Step, passes: Iterable[list[Piece]]
-    ) -> Iterator[tuple[Piece, Partial]]:
-        """What each piece gives, in the order of the pieces, at most 2 x threads of them in memory."""
-        pieces = chain.from_iterable(passes)
-        return self.map(lambda piece: (piece, estimator.partial(step, piece.item, piece.tape)), pieces)
+        self, estimator: Estimator, step: Step, passes: Iterable[list[TapedItem]]
+    ) -> Iterator[tuple[TapedItem, Partial]]:
+        """Yields the partial sum of each item, in order; at most 2 x threads of them are in memory."""
+        items = chain.from_iterable(passes)
+        return self.map(lambda taped: (taped, estimator.partial(step, taped.item, taped.tape)), items)
 
     def map(self, function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[B]:
-        """The results in the order of the arguments, at most 2 x threads of them in memory."""
+        """Yields the results in the order of the arguments; at most 2 x threads of them are in memory."""
         if self.threads == 1:
             yield from map(function, arguments)
             return

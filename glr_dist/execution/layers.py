@@ -1,8 +1,8 @@
-"""`layers`: the work items of a step in parallel Ray actors, from one shared forward pass.
+"""`layers`: Ray actors compute the work items of a step in parallel, from one shared forward pass.
 
-A step's numbers go into the object store once, as one array of bytes, and each shared pass's tape once. Actors
-return one partial sum per item; they are added in the order of the items, so the result is that of `inline`, bit by
-bit, whatever the number of actors and whatever befalls them.
+The state of a step goes into the object store once, as one array of bytes, and so does the tape of each shared pass.
+Actors return one partial sum per item, which are added in the order of the items. So the result is bitwise identical
+to `inline` for any number of actors and any actor failures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ray import cloudpickle
 
 from glr_dist.errors import ClusterError, UserError
 from glr_dist.estimators import Estimator, Partial, Step
-from glr_dist.execution.base import Executor, Piece
+from glr_dist.execution.executor import Executor, TapedItem
 from glr_dist.execution.inline import Inline
 from glr_dist.execution.plan import Costs, batches
 from glr_dist.execution.pool import Call, Pool, Shared
@@ -29,18 +29,22 @@ from glr_dist.text import one_line
 A = TypeVar("A")
 B = TypeVar("B")
 
-_LEAST_CALL = 0.005  # seconds of work: a call itself takes about one millisecond
+_LEAST_CALL = 0.005  # seconds of work per call; the call itself takes about one millisecond
 
 
 class Layers(Executor):
-    """Work items on Ray actors; the shared pass, the sums and everything else in this process.
+    """Computes work items on Ray actors, and the shared passes and all sums in this process.
+
+    It joins the cluster that RAY_ADDRESS names, or starts a Ray of its own, which ends with it. Use it as a context
+    manager, or call `close`.
 
     Args:
-        actors: how many; by default as many as the cluster has room for.
-        cpus_per_actor: an actor computes so many items side by side (at least one).
-        gpus_per_actor: above 0, the actors compute on CUDA; else on the CPU.
-        threads: of this process, for the shared pass and evaluation; torch's number by default.
-        placement_timeout, hang_timeout: as of `Pool`.
+        actors: number of actors; by default as many as the cluster has room for.
+        cpus_per_actor: CPUs that an actor reserves, and items that it computes at a time (at least one).
+        gpus_per_actor: GPUs that an actor reserves; if above 0, the actors compute on CUDA, otherwise on the CPU.
+        threads: threads of this process, for the shared pass and evaluation; torch's own number by default.
+        placement_timeout: seconds to wait until the cluster has placed the actors.
+        hang_timeout: seconds without an answer until an actor is restarted.
 
     Raises:
         ClusterError: the cluster has no place for the actors.
@@ -64,7 +68,7 @@ class Layers(Executor):
         self._program_of: object = None
         self._program: Shared | None = None
         self._state: Shared | None = None
-        self._pass_seconds: deque[float] = deque(maxlen=3)  # of the last shared passes here; the first one is slow
+        self._pass_seconds: deque[float] = deque(maxlen=3)  # last shared passes here; the first is slow
         self.pool = Pool(
             Worker,
             (self.device, 1 if gpus_per_actor else max(1, int(cpus_per_actor))),
@@ -76,7 +80,7 @@ class Layers(Executor):
         )
 
     def begin(self, estimator: Estimator, step: Step) -> None:
-        """Sends the state of the step, and before it, when it is another one than before, the program."""
+        """Sends the state of the step, and before that the program, if it has changed."""
         if step.x.device.type != self.device.type:
             raise ClusterError(
                 f"execution.gpus_per_actor: the actors compute on {self.device.type}, this process on "
@@ -103,7 +107,7 @@ class Layers(Executor):
         self._state = self.pool.share("state", state)
 
     def tapes(self, estimator: Estimator, step: Step, shared_pass: int) -> list[Tape]:
-        """A shared pass: in this process, or spread over the actors by example blocks where that is faster."""
+        """Runs a shared pass in this process, or on the actors by example blocks if that is faster."""
         if not self._spread(step):
             started = time.perf_counter()
             tapes = list(
@@ -118,33 +122,33 @@ class Layers(Executor):
         return [Tape(**unpacked(sent[place], self.device)) for place in sorted(sent)]
 
     def partials(
-        self, estimator: Estimator, step: Step, passes: Iterable[list[Piece]]
-    ) -> Iterator[tuple[Piece, Partial]]:
-        """What each piece gives, in the order of the pieces; of two shared passes at a time."""
-        sent: list[list[tuple[int, Piece]]] = []
+        self, estimator: Estimator, step: Step, passes: Iterable[list[TapedItem]]
+    ) -> Iterator[tuple[TapedItem, Partial]]:
+        """Yields the partial sum of each item, in order; the items of two shared passes are in flight at a time."""
+        sent: list[list[tuple[int, TapedItem]]] = []
 
         def calls() -> Iterator[Call]:
             first = 0
-            for pieces in passes:
-                tapes = tapes_for_items(step, {piece.item.example_block: piece.tape for piece in pieces})
+            for passed in passes:
+                tapes = tapes_for_items(step, {taped.item.example_block: taped.tape for taped in passed})
                 self.bytes += tapes.size
                 shared = self.pool.share("tapes", tapes)
-                seconds = [self._costs.seconds(step, piece.item) for piece in pieces]
+                seconds = [self._costs.seconds(step, taped.item) for taped in passed]
                 for actor, numbers in batches(seconds, len(self.pool), _LEAST_CALL):
-                    sent.append([(first + number, pieces[number]) for number in numbers])
-                    items = [pieces[number].item for number in numbers]
+                    sent.append([(first + number, passed[number]) for number in numbers])
+                    items = [passed[number].item for number in numbers]
                     yield Call("partials", (self._program, self._state, shared, items), actor)
-                first += len(pieces)
+                first += len(passed)
 
-        arrived: dict[int, tuple[Piece, Partial]] = {}
+        arrived: dict[int, tuple[TapedItem, Partial]] = {}
         following = 0
         for call, (partials, seconds) in self.pool.run(calls()):
             self.bytes += partials.size
-            for (place, piece), took, partial in zip(
+            for (place, taped), took, partial in zip(
                 sent[call], seconds, unpacked(partials, step.x.device), strict=True
             ):
-                self._costs.observe(step, piece.item, took)
-                arrived[place] = piece, Partial(**partial)
+                self._costs.observe(step, taped.item, took)
+                arrived[place] = taped, Partial(**partial)
             sent[call].clear()
             while following in arrived:
                 yield arrived.pop(following)
@@ -152,25 +156,25 @@ class Layers(Executor):
         self._items += following
 
     def map(self, function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[B]:
-        """In this process: results in the order of the arguments."""
+        """Yields the results in the order of the arguments, computed in this process."""
         return self.inline.map(function, arguments)
 
     def progress(self) -> dict[str, Any]:
-        """Since this was last asked: items per second, each actor's share of busy time, and restarts."""
+        """Returns items per second, each actor's share of busy time, and restarts, since the previous call."""
         now = time.perf_counter()
         rate, self._items, self._asked_at = self._items / (now - self._asked_at), 0, now
         return {"items_per_second": rate, **self.pool.progress()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layers:
-        """A copy of a network shares its actors."""
+        """Returns itself: a copy of a network shares its actors."""
         return self
 
     def close(self) -> None:
-        """Ends the actors, and the Ray that was started for them."""
+        """Ends the actors, and Ray if it was started for them."""
         self.pool.close()
 
     def _spread(self, step: Step) -> bool:
-        """Whether the actors would be through a shared pass sooner than this process, by the time that it took here."""
+        """True if the actors would finish a shared pass sooner than this process, judged by its time here."""
         blocks = len(step.example_blocks)
         here, there = min(self.inline.threads, blocks), min(len(self.pool), blocks)
         seen = self._pass_seconds

@@ -1,7 +1,7 @@
-"""What a step costs before it is run: the work of its items, who does which, and the bytes that travel.
+"""Cost of a step before it runs: the work of its items, their distribution over actors, and the bytes sent.
 
-Work is in FLOPs (a product and its sum are two), with a charge for every element of noise and activation, so that a
-small network is not predicted to be free. Measured item times correct it (`Costs`).
+Work is in FLOPs (a product and its sum are two), plus a charge for every element of noise and activation, so that a
+small network is not predicted to cost nothing. Measured item times correct it (`Costs`).
 
 Shapes: S signs, R directions, C = S·R copies, n examples of an example block, D units of a site.
 """
@@ -20,7 +20,7 @@ from glr_dist.estimators.work import ItemWork, direction_count, example_count
 from glr_dist.execution.worker import numbers_of
 from glr_dist.sites import Tape
 
-# FLOPs that take as long on one thread as … (fitted to measured items; float32)
+# Cost in FLOPs on one thread, fitted to measured items (float32).
 _NOISE = 100  # an element of noise: drawn, scaled, scored, weighed
 _ACTIVATION = 150  # an element of noisy logits and what follows it up to the next site's
 _QR = 10  # D·rows² of a frame of orthonormal rows (float64)
@@ -76,13 +76,13 @@ def _frames(item: WorkItem, units: int) -> float:
 
 
 class Costs:
-    """Seconds of work items: predicted from their work, corrected by what was measured.
+    """Predicts the seconds of work items from their work, corrected by measurements.
 
     Args:
-        rate: FLOPs per second before anything was measured.
+        rate: FLOPs per second until the first measurement.
     """
 
-    _MEMORY = 20  # measurements that a mean looks back on: machines get slower and faster
+    _MEMORY = 20  # length of the running mean, in measurements: machines get slower and faster
 
     def __init__(self, rate: float = 5e10) -> None:
         self._rate = rate
@@ -90,12 +90,12 @@ class Costs:
         self._means: dict[tuple[str | None, int, int], tuple[int, float]] = {}
 
     def seconds(self, step: Step, item: WorkItem) -> float:
-        """The mean of the items of this kind (site, directions, examples); of an unknown kind, by its work."""
+        """Returns the mean seconds of the item's kind, or a prediction from its work if that kind was not measured."""
         known = self._means.get(kind(step, item))
         return known[1] if known else item_work(step, item) / self.rate
 
     def observe(self, step: Step, item: WorkItem, seconds: float) -> None:
-        """Takes up the seconds that an item took."""
+        """Records the seconds that an item took."""
         this = kind(step, item)
         count, mean = self._means.get(this, (0, 0.0))
         count = min(count + 1, self._MEMORY)
@@ -106,12 +106,12 @@ class Costs:
 
     @property
     def rate(self) -> float:
-        """FLOPs per second over all kinds."""
+        """FLOPs per second, over all kinds."""
         return self._work / self._seconds if self._seconds > 0 else self._rate
 
 
 def kind(step: Step, item: WorkItem) -> tuple[str | None, int, int]:
-    """Items of one kind take the same time: site, directions, examples."""
+    """Returns the kind of an item, (site, directions, examples): items of one kind take the same time."""
     return item.site, direction_count(item), example_count(step, item)
 
 
@@ -119,16 +119,16 @@ def kind(step: Step, item: WorkItem) -> tuple[str | None, int, int]:
 
 
 def pack(seconds: Sequence[float], actors: int) -> list[list[int]]:
-    """Items on actors, longest first, each to the actor with the least so far (LPT; ties by number).
+    """Assigns items to actors, longest first, each to the actor with the smallest load (LPT; ties by number).
 
-    The longest load is at most 4/3 - 1/(3·actors) of the best possible one.
+    The largest load is at most 4/3 - 1/(3·actors) of the best possible one.
 
     Args:
-        seconds: of each item.
-        actors: how many, at least 1.
+        seconds: seconds of each item.
+        actors: number of actors, at least 1.
 
     Returns:
-        For each actor the numbers of its items, in the order of its work.
+        For each actor the numbers of its items, in the order in which it computes them.
     """
     loads = [(0.0, actor) for actor in range(actors)]
     packed: list[list[int]] = [[] for _ in loads]
@@ -140,14 +140,14 @@ def pack(seconds: Sequence[float], actors: int) -> list[list[int]]:
 
 
 def lanes(seconds: Sequence[float], actors: int) -> list[list[int]]:
-    """Items on actors in one piece each: longest first, and items of one kind beside each other.
+    """Assigns a contiguous range of the items to each actor, sorted longest first, so that one kind stays together.
 
-    Items of a site draw from the same orthonormal frames, which an actor makes only if it needs them: so each actor
-    gets few sites. The loads differ by less than an item.
+    Items of a site draw from the same orthonormal frames, which an actor makes only if it needs them, so each actor
+    should get few sites. The loads differ by less than one item.
 
     Args:
-        seconds: of each item.
-        actors: how many, at least 1.
+        seconds: seconds of each item.
+        actors: number of actors, at least 1.
     """
     cut: list[list[int]] = [[] for _ in range(actors)]
     total, before = sum(seconds) or 1.0, 0.0
@@ -159,17 +159,17 @@ def lanes(seconds: Sequence[float], actors: int) -> list[list[int]]:
 
 
 def batches(seconds: Sequence[float], actors: int, least: float) -> list[tuple[int, list[int]]]:
-    """Items for one call each, with the actor that should make it; others may, when they have nothing left.
+    """Groups items into calls, each with the actor that should compute it; an idle actor may take over.
 
-    An actor's calls get shorter, each half of what it has left, so that all end together.
+    Each call of an actor has half of the actor's remaining work, so that all actors finish together.
 
     Args:
-        seconds: of each item.
-        actors: who works on them.
-        least: seconds of work that are worth a call (or a tenth of an actor's share, if that is more).
+        seconds: seconds of each item.
+        actors: number of actors.
+        least: minimum seconds of work per call (or a tenth of an actor's share, if that is more).
 
     Returns:
-        (actor, numbers of the items), in the order of the calls: all actors' first ones, then all second ones, ….
+        (actor, numbers of the items), in the order of the calls: the first call of each actor, then the second, ….
     """
     least = max(least, sum(seconds) / (10 * actors))
     calls: list[list[list[int]]] = []
@@ -189,7 +189,7 @@ def batches(seconds: Sequence[float], actors: int, least: float) -> list[tuple[i
 
 
 def makespan(seconds: Sequence[float], packed: Iterable[Iterable[int]]) -> float:
-    """The seconds until the last actor is done."""
+    """Returns the seconds until the last actor has finished."""
     return max((sum(seconds[number] for number in numbers) for numbers in packed), default=0.0)
 
 
@@ -197,12 +197,12 @@ def makespan(seconds: Sequence[float], packed: Iterable[Iterable[int]]) -> float
 
 
 def state_bytes(step: Step) -> int:
-    """Bytes that go out once a step: all parameters and buffers, scales, learned log-scales, and the batch."""
+    """Bytes sent once per step: all parameters and buffers, scales, learned log-scales, and the batch."""
     return sum(map(_bytes, (*numbers_of(step), step.x, step.y)))
 
 
 def tape_bytes(step: Step, tape: Tape) -> int:
-    """Bytes of one example block's tape as items need it: inputs only for parameter gradients that items form."""
+    """Bytes of one example block's tape as sent to items; inputs only for sites whose gradients the items form."""
     formed = step.formed_by_items()
     inputs = (x for name, x in tape.inputs.items() if name in formed)
     return sum(map(_bytes, (*tape.logits.values(), *inputs, *tape.starts.values(), tape.losses)))

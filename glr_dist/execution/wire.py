@@ -1,4 +1,4 @@
-"""How tensors travel between processes: all of a value's in one numpy array, which the object store need not copy."""
+"""Packs all tensors of a value into one numpy array, which Ray's object store need not copy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ALIGNMENT = 64  # bytes
 
 
 class Place(NamedTuple):
-    """Where a tensor lies in the array."""
+    """Position of a tensor in the array."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -20,19 +20,19 @@ class Place(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A value with places for its tensors, and their bytes (numpy has no bfloat16)."""
+    """A value whose tensors are replaced by their places, and the bytes of the tensors (numpy lacks bfloat16)."""
 
     value: Any
     data: np.ndarray[Any, np.dtype[np.uint8]]
 
     @property
     def size(self) -> int:
-        """Bytes on the wire; the places are not counted."""
+        """Number of bytes of the tensors."""
         return int(self.data.nbytes)
 
 
 def packed(value: Any) -> Packed:
-    """A value whose dictionaries, lists and tuples hold tensors, ready to travel; tuples become lists."""
+    """Packs a value of nested dictionaries, lists and tuples that hold tensors; tuples become lists."""
     found: list[tuple[int, Tensor]] = []
     end = 0
 
@@ -59,7 +59,7 @@ def packed(value: Any) -> Packed:
 
 
 def unpacked(sent: Packed, device: torch.device) -> Any:
-    """The value, its tensors on a device; they are copies, for what the store shares is read-only."""
+    """Unpacks a value onto a device; its tensors are copies, since the store's memory is read-only."""
     buffer = torch.empty(len(sent.data), dtype=torch.uint8)
     buffer.numpy()[:] = sent.data
     buffer = buffer.to(device)

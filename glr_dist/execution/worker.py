@@ -1,4 +1,4 @@
-"""What an actor of `layers` computes: a plain class that needs no Ray, and is given all it needs with each call."""
+"""The worker of `layers`: a plain class without Ray, which receives all that it needs with each call."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from glr_dist.sites import Tape
 
 
 def program_of(estimator: Estimator, step: Step) -> tuple[Estimator, Step]:
-    """What stays the same from step to step, to be pickled once: the estimator, and the step without its data.
+    """Returns the part that is constant between steps and pickled once: the estimator, and the step without its data.
 
-    The tensors inside only say where the state goes.
+    The tensors inside are placeholders for the state.
     """
     empty = torch.empty(0, device=step.x.device)
     return estimator, replace(step, number=0, x=empty, y=empty)
 
 
 def state_of(step: Step) -> Packed:
-    """What changes from step to step: its number, all numbers of the network and its noise, and the batch."""
+    """Packs the part that changes between steps: the step's number, all tensors of the network and noise, the batch."""
     return packed({"number": step.number, "numbers": numbers_of(step), "x": step.x, "y": step.y})
 
 
 def tapes_for_items(step: Step, tapes: Mapping[int, Tape]) -> Packed:
-    """What the items need of the tapes: the inputs only of sites whose items form parameter gradients themselves."""
+    """Packs what items need of the tapes: inputs only of the sites whose items form parameter gradients."""
     needed = step.formed_by_items()
     return packed(
         {
@@ -44,17 +44,17 @@ def tapes_for_items(step: Step, tapes: Mapping[int, Tape]) -> Packed:
 
 
 def numbers_of(step: Step) -> list[Tensor]:
-    """All parameters and buffers of the network, and the scales of its noise."""
+    """Returns all parameters and buffers of the network, and the scales of its noise."""
     model = step.network.model
     return [*model.parameters(), *model.buffers(), *step.scales.values(), *step.log_scales.values()]
 
 
 class Worker:
-    """Computes work items and tapes. It keeps what it was given last, so that the same is not unpacked again.
+    """Computes work items and tapes; keeps its last inputs, so that equal ones are not unpacked again.
 
     Args:
         device: where it computes.
-        threads: how many items side by side.
+        threads: number of items that it computes at a time.
     """
 
     def __init__(self, device: torch.device, threads: int = 1) -> None:
@@ -69,7 +69,7 @@ class Worker:
     def partials(
         self, program: bytes, state: Packed, tapes: Packed, items: Sequence[WorkItem]
     ) -> tuple[Packed, list[float]]:
-        """What each item gives, and the seconds that it took.
+        """Returns the partial sum of each item, packed, and the seconds that each took.
 
         Args:
             program: `program_of`, pickled.
@@ -92,13 +92,13 @@ class Worker:
             return packed([vars(partial) for partial in partials]), list(seconds)
 
     def tape(self, program: bytes, state: Packed, shared_pass: int, examples: int) -> Packed:
-        """The shared pass of one example block, whole."""
+        """Returns the packed tape of one example block's shared pass."""
         with self._loaded(program, state):
             return packed(vars(self.estimator.tape(self.step, shared_pass, examples)))
 
     @contextmanager
     def _loaded(self, program: bytes, state: Packed) -> Iterator[None]:
-        """The step that `program` and `state` are, ready to be computed."""
+        """Loads the step that `program` and `state` describe, for the duration of the context."""
         with one_thread(), torch.no_grad():
             if program is not self._program:
                 self.estimator, self.step = pickle.loads(program)

@@ -1,7 +1,7 @@
-"""`glr-dist plan`: the work items of a step, what it costs on this machine, and a simulation of many GPUs.
+"""`glr-dist plan`: the work items of a step, their cost on this machine, and a simulation of many GPUs.
 
-Items are measured on this machine, and that gives the step on Ray actors. The GPUs are simulated: `execution.predict`
-says by which model, for GLR and for data- and pipeline-parallel backpropagation.
+The items are measured on this machine, and the step on Ray actors is predicted from them. The GPUs are simulated, by
+the models of `execution.predict` for GLR and of `planning.backprop` for backpropagation.
 """
 
 from __future__ import annotations
@@ -18,37 +18,38 @@ from glr_dist.build import device_of, network_of
 from glr_dist.config import Config
 from glr_dist.execution import plan, predict
 from glr_dist.execution.memory import keep_freed_memory
-from glr_dist.execution.predict import Machine
+from glr_dist.execution.predict import Hardware
 from glr_dist.files import write_atomically
+from glr_dist.planning import backprop
 from glr_dist.planning.bench import Bench
-from glr_dist.planning.report import METHODS, Report, draw
+from glr_dist.planning.step_plan import METHODS, StepPlan, draw
 
-GPU = Machine(rate=50e12, block=2e-4, bandwidth=25e9, latency=2e-5)
-_LONG = 10.0  # predicted seconds from which on a whole step is not measured beside its parts
+GPU = Hardware(rate=50e12, block=2e-4, bandwidth=25e9, latency=2e-5)
+_LONG = 10.0  # a whole step is measured only if it is predicted to take less, in seconds
 
 
-def plan_step(settings: Config, out: Path, numbers: Sequence[int], gpu: Machine = GPU) -> Report:
+def plan_step(config: Config, out: Path, numbers: Sequence[int], gpu: Hardware = GPU) -> StepPlan:
     """Measures a step's work items, predicts the step, and writes `plan.json` and `plan.png` to a folder.
 
     Args:
-        settings: the configuration.
+        config: the configuration.
         out: the folder.
-        numbers: of actors and of GPUs, each at least 1.
-        gpu: what is assumed of the GPUs.
+        numbers: numbers of actors and of GPUs to predict for, each at least 1.
+        gpu: the assumed GPU.
 
     Raises:
-        ConfigError: a user's mistake.
+        ConfigError: the configuration does not fit.
         OSError: the folder cannot be written.
     """
     keep_freed_memory()
     numbers = sorted(set(numbers))
-    device = device_of(settings.execution)
-    dataset = data.load(settings.data)
-    net = network_of(settings, dataset, device).train()
-    x, y = dataset.train.to(device).batch(slice(0, settings.training.batch_size))
-    bench = Bench(settings, net, x, y)
+    device = device_of(config.execution)
+    dataset = data.load(config.data)
+    net = network_of(config, dataset, device).train()
+    x, y = dataset.train.to(device).batch(slice(0, config.training.batch_size))
+    bench = Bench(config, net, x, y)
     out.mkdir(parents=True, exist_ok=True)
-    step, estimator, machine = bench.step, net.estimator, Machine()
+    step, estimator, hardware = bench.step, net.estimator, Hardware()
     passes = estimator.passes(step)
     kinds, driver, tape_bytes = bench.kinds(), bench.driver(), bench.tape_bytes
     here = predict.load_of(estimator, step, tape_bytes, lambda item: bench.costs.seconds(step, item), driver.seconds)
@@ -57,12 +58,12 @@ def plan_step(settings: Config, out: Path, numbers: Sequence[int], gpu: Machine 
     there = predict.load_of(estimator, step, tape_bytes, lambda item: gpu.item_seconds(step, item), serial)
     simulated = (
         [predict.layers(there, gpu, number) for number in numbers],
-        [predict.data_parallel(step, gpu, number) for number in numbers],
-        [predict.pipeline(step, gpu, number) for number in numbers],
+        [backprop.data_parallel(step, gpu, number) for number in numbers],
+        [backprop.pipeline(step, gpu, number) for number in numbers],
     )
-    report = Report(
+    step_plan = StepPlan(
         title=(
-            f"{settings.estimator.name}, batch of {len(y)}, {passes} shared pass{'es' * (passes > 1)}, "
+            f"{config.estimator.name}, batch of {len(y)}, {passes} shared pass{'es' * (passes > 1)}, "
             f"{len(net.network.sites)} sites, {predict.parameters(step):,} parameters"
         ),
         kinds=tuple(kinds),
@@ -71,19 +72,19 @@ def plan_step(settings: Config, out: Path, numbers: Sequence[int], gpu: Machine 
         state_bytes=plan.state_bytes(step),
         tape_bytes=passes * tape_bytes,
         inline=bench.whole() if here.inline() < _LONG else None,
-        machine=machine,
-        actors=tuple(predict.layers(here, machine, number) for number in numbers),
+        hardware=hardware,
+        actors=tuple(predict.layers(here, hardware, number) for number in numbers),
         gpu=gpu,
         simulation={method: tuple(found) for method, found in zip(METHODS, simulated, strict=True)},
     )
-    content = {"config": settings.model_dump(mode="json"), **_finite(asdict(report))}
+    content = {"config": config.model_dump(mode="json"), **_finite(asdict(step_plan))}
     write_atomically(out / "plan.json", (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-    draw(report, out / "plan.png")
-    return report
+    draw(step_plan, out / "plan.png")
+    return step_plan
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for infinity, which JSON does not know."""
+    """Replaces infinity, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

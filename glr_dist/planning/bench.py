@@ -1,4 +1,4 @@
-"""The parts of a step, measured on this machine with one thread each."""
+"""Measures the parts of a step on this machine, each on one thread."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from glr_dist.config import Config
 from glr_dist.estimators import Step, WorkItem
 from glr_dist.execution import plan, predict
 from glr_dist.execution.inline import Inline, one_thread
-from glr_dist.execution.predict import Machine
+from glr_dist.execution.predict import Hardware
 from glr_dist.glr import GLR
 from glr_dist.losses import LOSSES, Loss
-from glr_dist.planning.report import Driver, Kind
+from glr_dist.planning.step_plan import Driver, Kind
 from glr_dist.sites import Tape
 
-_REPEATS, _ENOUGH = 5, 0.3  # a part is measured so often, unless so many seconds are spent on it
-_TOO_LONG = 5.0  # predicted seconds from which on an item is not measured
-_SHOWN = 3.0  # predicted seconds from which on a person sees a progress bar
+_REPEATS, _ENOUGH = 5, 0.3  # maximum number of runs of a part, and seconds after which no further run begins
+_TOO_LONG = 5.0  # an item is measured only if it is predicted to take less, in seconds
+_SHOWN = 3.0  # predicted seconds above which a progress bar is shown
 
 
 class Bench:
-    """Measures a step of a network; of its example blocks the first one, and the last where it is shorter.
+    """Measures a step of a network by its first example block, and by its last if that is shorter.
 
     Args:
-        settings: the configuration.
+        config: the configuration.
         net: the prepared network.
         x, y: the batch.
     """
 
-    def __init__(self, settings: Config, net: GLR, x: Tensor, y: Tensor) -> None:
-        self.settings, self.net, self.x, self.y = settings, net, x, y
-        self.loss: Loss = LOSSES[settings.training.loss]
+    def __init__(self, config: Config, net: GLR, x: Tensor, y: Tensor) -> None:
+        self.config, self.net, self.x, self.y = config, net, x, y
+        self.loss: Loss = LOSSES[config.training.loss]
         self.step: Step = net.bind(x, y, self.loss)
         self.costs = plan.Costs()
         self._tapes: dict[int, Tape] = {}
-        self._share = len(y) / len(y[self.step.examples_of(0)])  # the batch in units of the first example block
+        self._share = len(y) / len(y[self.step.examples_of(0)])  # size of the batch in units of the first example block
 
     @property
     def tape_bytes(self) -> int:
@@ -53,8 +53,8 @@ class Bench:
             return round(plan.tape_bytes(self.step, self._tape(0)) * self._share)
 
     def kinds(self) -> list[Kind]:
-        """Each kind of item; `costs` knows them from then on."""
-        estimator, step, machine = self.net.estimator, self.step, Machine()
+        """Measures each kind of item, and records the seconds in `costs`."""
+        estimator, step, machine = self.net.estimator, self.step, Hardware()
         kinds: dict[tuple[str | None, int, int], list[WorkItem]] = {}
         for item in predict.all_items(estimator, step):
             kinds.setdefault(plan.kind(step, item), []).append(item)
@@ -74,7 +74,7 @@ class Bench:
         return found
 
     def driver(self) -> Driver:
-        """What the driver does alone in a step."""
+        """Measures the driver's own part of a step."""
         estimator, step = self.net.estimator, self.step
         formed = 0.0
         with self._prepared():
@@ -83,27 +83,27 @@ class Bench:
                 for site in step.learned():
                     if site.owned and step.keeps_delta(site):
                         formed += step.passes[site.name] * self._formed(site.name)
-            optimizer = optimizer_of(self.settings.training, self.net)
+            optimizer = optimizer_of(self.config.training, self.net)
             for parameter in (*step.network.parameters.values(), *step.log_scales.values()):
                 parameter.grad = torch.zeros_like(parameter)
-            optimizer.step()  # the first one makes its state
+            optimizer.step()  # the first step creates the optimizer's state
             stepped = self._median(lambda: optimizer.step())
         return Driver(estimator.passes(step) * shared * self._share, formed * self._share, stepped)
 
     def whole(self) -> float:
-        """Seconds of a whole estimate inline."""
+        """Measures the seconds of a whole estimate inline."""
         self.net.executor = Inline(1)
         with one_thread():
             return self._median(lambda: self.net.estimate(self.x, self.y, self.loss))
 
     def _item(self, item: WorkItem) -> float:
-        """Seconds of an item; its frames are drawn before."""
+        """Measures the seconds of an item whose frames have been drawn."""
         tape = self._tape(item.example_block)
         self.net.estimator.partial(self.step, item, tape)
         return self._median(lambda: self.net.estimator.partial(self.step, item, tape))
 
     def _formed(self, site: str) -> float:
-        """Seconds of the parameter gradients of a site from the δ of one example block."""
+        """Measures the seconds of a site's parameter gradients from the δ of one example block."""
         tape = self._tape(0)
         delta = torch.zeros_like(tape.logits[site])
         return self._median(lambda: self.net.estimator.finish(self.step, 0, 0, site, delta, tape))
@@ -119,7 +119,7 @@ class Bench:
             yield
 
     def _median(self, work: Callable[[], Any]) -> float:
-        """Median seconds of some runs of a part."""
+        """Returns the median seconds of several runs of a part."""
         seconds: list[float] = []
         while len(seconds) < _REPEATS and sum(seconds) < _ENOUGH:
             started = time.perf_counter()

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from execution.variants import VARIANTS, batch, made
-from glr_dist import build
 from glr_dist.config import Execution
 from glr_dist.execution import cluster, plan, predict
-from glr_dist.execution.auto import measured_load
+from glr_dist.execution.auto import choose, measured_load
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.execution.predict import Frames, Load
 
@@ -48,8 +47,8 @@ def test_actors_are_taken_when_they_pay(monkeypatch, capsys, seconds, actors, ki
     monkeypatch.setattr("glr_dist.execution.cluster.available", lambda cpus, gpus: 8)
     net, (x, y) = made("conditional", Inline(2)), batch("conditional")
     net.prepare(x)
-    assert build._chosen(Execution(kind="auto", actors=actors), net, net.bind(x, y)) == kind
-    assert capsys.readouterr().err.startswith(f"execution auto: {kind}; a step is predicted to take ")
+    assert choose(Execution(kind="auto", actors=actors), net.estimator, net.bind(x, y), 2) == kind
+    assert capsys.readouterr().err.startswith(f"execution auto: {kind}; predicted time of a step: ")
 
 
 @pytest.mark.parametrize(("fit", "kind"), [(0, "inline"), (2, "inline"), (8, "layers")])
@@ -59,7 +58,7 @@ def test_actors_that_would_share_cores_are_not_counted(monkeypatch, fit, kind):
     monkeypatch.setattr("glr_dist.execution.cluster.available", lambda cpus, gpus: fit)
     net, (x, y) = made("conditional", Inline(2)), batch("conditional")
     net.prepare(x)
-    assert build._chosen(Execution(kind="auto", actors=8), net, net.bind(x, y)) == kind
+    assert choose(Execution(kind="auto", actors=8), net.estimator, net.bind(x, y), 2) == kind
 
 
 @pytest.mark.parametrize(("cpus", "gpus", "actors"), [(1, 0, 8), (3, 0, 2), (1, 1, 2), (1, 0.5, 4), (16, 0, 0)])

@@ -12,11 +12,12 @@ import glr_dist
 from glr_dist.estimators import Step
 from glr_dist.estimators.work import direction_count
 from glr_dist.execution import plan, predict
-from glr_dist.execution.predict import Frames, Load, Machine
+from glr_dist.execution.predict import Frames, Hardware, Load
 from glr_dist.losses import cross_entropy
+from glr_dist.planning import backprop
 
 NO_FRAMES = Frames((0, "0"), 0.0)
-FREE = Machine(step=0.0, call=0.0, result=0.0, least_call=0.0, memory=math.inf)
+FREE = Hardware(step=0.0, call=0.0, result=0.0, least_call=0.0, memory=math.inf)
 
 
 def load(*items: float, serial: float = 0.0, back: int = 0, out: int = 0, frames: tuple[Frames, ...] = ()) -> Load:
@@ -34,7 +35,7 @@ def bound(batch: int = 6, **options: object) -> tuple[glr_dist.GLR, Step]:
 
 def test_layers_by_hand():
     work = load(3.0, 3.0, 2.0, serial=0.5, back=100, out=50)
-    machine = Machine(step=0.3, call=0.1, result=0.01, least_call=0.0, memory=1000, bandwidth=10, latency=0.2)
+    machine = Hardware(step=0.3, call=0.1, result=0.01, least_call=0.0, memory=1000, bandwidth=10, latency=0.2)
     found = predict.layers(work, machine, 2)
     # Calls: 3 | 3 | 2, as each is more than a quarter of what is left. LPT: {3, 2} and {3}.
     out = 2 * 50 / 1000 + 50 / 10 + 2 * 0.2  # two hops reach two actors and the driver
@@ -59,7 +60,7 @@ def test_without_any_cost_of_sending_the_actors_share_equal_items():
 def test_a_step_is_never_faster_than_its_serial_part_and_its_longest_item():
     work = load(5.0, *[0.1] * 500, serial=1.0, back=10**6, out=10**6)
     for actors in predict_numbers():
-        assert predict.layers(work, Machine(), actors).seconds > 6.0
+        assert predict.layers(work, Hardware(), actors).seconds > 6.0
 
 
 def predict_numbers() -> list[int]:
@@ -68,13 +69,13 @@ def predict_numbers() -> list[int]:
 
 def test_the_driver_s_handling_of_results_bounds_the_step():
     work = load(*[1.0] * 1000)
-    machine = Machine(step=0.0, call=0.5, result=0.1, least_call=0.0, memory=math.inf)
+    machine = Hardware(step=0.0, call=0.5, result=0.1, least_call=0.0, memory=math.inf)
     assert predict.layers(work, machine, 1000).seconds == pytest.approx(0.5 + 1000 * 0.1)
 
 
 def test_more_actors_wait_more_and_send_more():
     work = load(*[0.01] * 300, serial=0.001, back=3 * 10**6, out=10**5)
-    found = [predict.layers(work, Machine(bandwidth=1e9, latency=1e-5), actors) for actors in predict_numbers()]
+    found = [predict.layers(work, Hardware(bandwidth=1e9, latency=1e-5), actors) for actors in predict_numbers()]
     assert [p.sent for p in found] == sorted(p.sent for p in found)
     assert [p.waiting for p in found] == sorted(p.waiting for p in found)
     assert [p.rounds for p in found] == sorted(p.rounds for p in found)
@@ -108,11 +109,11 @@ def test_inline_divides_items_among_threads():
     ],
 )
 def test_layers_is_chosen_where_it_pays(item, threads, actors, layers):
-    assert predict.choose(load(*[item] * 32, serial=0.001), Machine(), threads, actors) is layers
+    assert predict.layers_pay(load(*[item] * 32, serial=0.001), Hardware(), threads, actors) is layers
 
 
 def test_layers_is_not_chosen_where_sending_takes_longer_than_computing():
-    assert not predict.choose(load(*[0.01] * 32, back=4 * 10**9), Machine(), 1, 32)
+    assert not predict.layers_pay(load(*[0.01] * 32, back=4 * 10**9), Hardware(), 1, 32)
 
 
 def test_the_load_of_a_step():
@@ -155,10 +156,10 @@ def test_only_shared_passes_are_the_driver_s(options, passes):
 
 def test_data_parallel_by_hand():
     _, step = bound(batch=6)
-    machine = Machine(rate=1e6, block=0.01, bandwidth=1e4, latency=0.5)
+    machine = Hardware(rate=1e6, block=0.01, bandwidth=1e4, latency=0.5)
     example = 3 * plan.pass_work(step, noisy=False) / 1e6
     gradients = 4 * (10 * 6 + 6 + 6 * 4 + 4 + 4 * 3 + 3)
-    one, four, many = (predict.data_parallel(step, machine, gpus) for gpus in (1, 4, 100))
+    one, four, many = (backprop.data_parallel(step, machine, gpus) for gpus in (1, 4, 100))
     assert one.seconds == pytest.approx(6 * example + 0.03)
     assert (one.sent, one.rounds, one.waiting) == (0, 0, 0)
     compute = 2 * example + 0.03  # two of six examples
@@ -171,17 +172,17 @@ def test_data_parallel_by_hand():
 
 def test_an_all_reduce_that_is_faster_than_the_backward_pass_costs_nothing():
     _, step = bound(batch=6)
-    machine = Machine(rate=1e3, block=0.0, bandwidth=1e12)
-    assert predict.data_parallel(step, machine, 3).waiting == pytest.approx(0.0)
-    one, three = (predict.data_parallel(step, machine, gpus).seconds for gpus in (1, 3))
+    machine = Hardware(rate=1e3, block=0.0, bandwidth=1e12)
+    assert backprop.data_parallel(step, machine, 3).waiting == pytest.approx(0.0)
+    one, three = (backprop.data_parallel(step, machine, gpus).seconds for gpus in (1, 3))
     assert three == pytest.approx(one / 3)
 
 
 def test_pipeline_by_hand():
     _, step = bound(batch=6)
-    machine = Machine(rate=1e3, block=0.0, bandwidth=1e4, latency=0.5)
+    machine = Hardware(rate=1e3, block=0.0, bandwidth=1e4, latency=0.5)
     whole = 6 * 3 * plan.pass_work(step, noisy=False) / 1e3
-    one, two, many = (predict.pipeline(step, machine, gpus) for gpus in (1, 2, 100))
+    one, two, many = (backprop.pipeline(step, machine, gpus) for gpus in (1, 2, 100))
     assert one.seconds == pytest.approx(whole)
     assert (one.sent, one.rounds) == (0, 0)
     # Two stages, six micro-batches of one example; the cut is where four activations pass, not six.
@@ -194,11 +195,11 @@ def test_pipeline_by_hand():
 
 def test_the_bubble_of_a_pipeline():
     _, step = bound(batch=8)
-    found = predict.pipeline(step, Machine(rate=1e3, block=0.0), 3)
+    found = backprop.pipeline(step, Hardware(rate=1e3, block=0.0), 3)
     assert found.waiting == pytest.approx((3 - 1) / (8 + 3 - 1))
 
 
 def test_a_pipeline_uses_few_micro_batches_where_launching_a_pass_is_what_takes_time():
     _, step = bound(batch=8)
-    found = predict.pipeline(step, Machine(rate=1e15, block=1.0), 3)
+    found = backprop.pipeline(step, Hardware(rate=1e15, block=1.0), 3)
     assert found.seconds == pytest.approx(3.0)  # one micro-batch, stage after stage

@@ -9,7 +9,7 @@ from ray import cloudpickle
 from torch import Tensor, nn
 
 import glr_dist
-from glr_dist.execution.base import Executor
+from glr_dist.execution.executor import Executor
 from glr_dist.glr import GLR
 from glr_dist.nn import Dropout, Heaviside
 

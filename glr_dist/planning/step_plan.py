@@ -1,4 +1,4 @@
-"""What `plan` found, as tables and as a picture."""
+"""The result of `glr-dist plan`, as tables and as a picture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from glr_dist.execution.predict import Load, Machine, Prediction
+from glr_dist.execution.predict import Hardware, Load, Prediction
 from glr_dist.figures import figure_of
 
 METHODS = ("GLR, layers", "backprop, data-parallel", "backprop, pipeline")
@@ -15,9 +15,9 @@ METHODS = ("GLR, layers", "backprop, data-parallel", "backprop, pipeline")
 
 @dataclass(frozen=True)
 class Kind:
-    """The work items of one kind; `site` is None where an item serves all sites.
+    """The work items of one kind; `site` is None if an item serves all sites.
 
-    Seconds are of one item; `measured` is None where it would take too long.
+    Seconds are those of one item; `measured` is None if measuring would take too long.
     """
 
     site: str | None
@@ -31,7 +31,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Driver:
-    """Seconds of the driver alone in one step, measured."""
+    """Measured seconds of the driver's own part of a step."""
 
     shared_passes: float
     parameter_gradients: float
@@ -39,23 +39,23 @@ class Driver:
 
     @property
     def seconds(self) -> float:
-        """Their sum."""
+        """Sum of the parts."""
         return self.shared_passes + self.parameter_gradients + self.optimizer
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `plan` found; `str` gives the tables.
+class StepPlan:
+    """Cost of one step, measured here and predicted elsewhere; `str` gives the tables.
 
     Attributes:
         title: the estimator and the batch.
         kinds: the work items.
-        driver: the driver's own work.
-        load: what a step is, measured on this machine.
-        state_bytes, tape_bytes: sent once a step, and for each shared pass.
-        inline: seconds of a whole step on one thread, measured; None where it would take long.
-        machine, actors: what is assumed of the actors, and the step on each number of them.
-        gpu, simulation: what is assumed of the GPUs, and the step of each method on each number of them.
+        driver: the driver's own part.
+        load: work and traffic of the step, measured on this machine.
+        state_bytes, tape_bytes: bytes sent once per step, and bytes of the tapes of all shared passes.
+        inline: measured seconds of a whole step on one thread; None if measuring would take too long.
+        hardware, actors: assumptions about the actors, and the predicted step on each number of them.
+        gpu, simulation: assumptions about the GPUs, and the simulated step of each method on each number of them.
     """
 
     title: str
@@ -65,9 +65,9 @@ class Report:
     state_bytes: int
     tape_bytes: int
     inline: float | None
-    machine: Machine
+    hardware: Hardware
     actors: tuple[Prediction, ...]
-    gpu: Machine
+    gpu: Hardware
     simulation: dict[str, tuple[Prediction, ...]]
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class Report:
             )
         alone, whole = self.driver, self.load.inline()
         yield (
-            f"driver alone {1000 * alone.seconds:.2f} ms: shared passes {1000 * alone.shared_passes:.2f}, parameter "
+            f"driver {1000 * alone.seconds:.2f} ms: shared passes {1000 * alone.shared_passes:.2f}, parameter "
             f"gradients {1000 * alone.parameter_gradients:.2f}, optimizer {1000 * alone.optimizer:.2f}"
         )
         yield (
@@ -94,15 +94,16 @@ class Report:
         )
         yield (
             f"sent in a step: state and batch {_bytes(self.state_bytes)}, tapes {_bytes(self.tape_bytes)}; "
-            f"items give back {_bytes(self.load.back)}"
+            f"items return {_bytes(self.load.back)}"
         )
 
     def _on_actors(self) -> Iterator[str]:
-        m = self.machine
+        m = self.hardware
         yield "Ray actors, PREDICTED from the items above, each on a core like this one, the driver on another;"
         yield (
-            f"assumed: {1000 * m.step:g} ms a step, {1000 * m.call:g} ms a call of at least {1000 * m.least_call:g} ms "
-            f"of work, {1000 * m.result:g} ms of the driver a result, {m.memory / 1e9:g} GB/s in memory"
+            f"assumed: {1000 * m.step:g} ms per step, {1000 * m.call:g} ms per call of at least "
+            f"{1000 * m.least_call:g} ms of work, {1000 * m.result:g} ms of the driver per result, "
+            f"{m.memory / 1e9:g} GB/s in memory"
         )
         yield f"{'actors':>8}{'with work':>11}{'step ms':>12}{'speed-up':>10}{'waiting':>9}"
         for p in self.actors:
@@ -112,22 +113,22 @@ class Report:
             )
 
     def _on_gpus(self) -> Iterator[str]:
-        yield "GPUs, SIMULATED by a FLOP model, nothing here is measured;"
+        yield "GPUs, SIMULATED by a FLOP model; no figure here is measured;"
         yield _assumed(self.gpu)
         yield (
-            "GLR: many more FLOPs a step, no backward pass and no derivative; the driver runs the shared passes and "
-            "collects over one link,\nnothing overlaps, orthogonal frames are made on CPUs"
+            "GLR: many more FLOPs per step, without a backward pass or a derivative; the driver runs the shared passes "
+            "and collects over one link,\nno two phases overlap, orthogonal frames are made on CPUs"
         )
         yield (
-            "backpropagation: 3 forward passes; data-parallel: at least an example a GPU, ring all-reduce beside the "
-            "backward pass;\npipeline: equal stages, at most one a site, the best number of micro-batches"
+            "backpropagation: 3 forward passes; data-parallel: at least one example per GPU, ring all-reduce during "
+            "the backward pass;\npipeline: equal stages, at most one per site, the best number of micro-batches"
         )
-        yield "wait: share of all GPUs' time without computing; turns: messages that wait for each other"
-        yield " " * 6 + "".join(f"{method:>32}" for method in METHODS)
-        yield f"{'GPUs':>6}" + f"{'ms':>10}{'sent':>10}{'wait':>6}{'turns':>6}" * len(METHODS)
+        yield "wait: idle share of all GPUs' time; rounds: messages that wait for one another"
+        yield " " * 6 + "".join(f"{method:>33}" for method in METHODS)
+        yield f"{'GPUs':>6}" + f"{'ms':>10}{'sent':>10}{'wait':>6}{'rounds':>7}" * len(METHODS)
         for row in zip(*(self.simulation[method] for method in METHODS), strict=True):
             yield f"{row[0].gpus:>6}" + "".join(
-                f"{1000 * p.seconds:>10.3g}{_bytes(p.sent):>10}{p.waiting:>6.0%}{p.rounds:>6}" for p in row
+                f"{1000 * p.seconds:>10.3g}{_bytes(p.sent):>10}{p.waiting:>6.0%}{p.rounds:>7}" for p in row
             )
 
 
@@ -135,25 +136,25 @@ def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1000 * seconds:.2f}"
 
 
-def _assumed(gpu: Machine) -> str:
+def _assumed(gpu: Hardware) -> str:
     return (
-        f"assumed: {gpu.rate / 1e12:g} TFLOP/s a GPU (--gpu-tflops), {gpu.bandwidth / 1e9:g} GB/s (--bandwidth) and "
-        f"{1e6 * gpu.latency:g} µs (--latency) a link,\n{1000 * gpu.block:g} ms of kernel launches a pass; "
+        f"assumed: {gpu.rate / 1e12:g} TFLOP/s per GPU (--gpu-tflops), {gpu.bandwidth / 1e9:g} GB/s (--bandwidth) and "
+        f"{1e6 * gpu.latency:g} µs (--latency) per link,\n{1000 * gpu.block:g} ms of kernel launches per pass; "
         "Ray as measured on CPUs"
     )
 
 
 def _bytes(count: float) -> str:
-    """A number of bytes in the largest unit that keeps it at 1 or more."""
+    """Formats a number of bytes in the largest unit in which it is at least 1."""
     power = min(4, int(math.log10(count) // 3)) if count >= 1 else 0
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def draw(report: Report, path: Path) -> None:
-    """Step time, waiting and bytes against the number of GPUs, a line for each method."""
+def draw(plan: StepPlan, path: Path) -> None:
+    """Draws step time, waiting and bytes against the number of GPUs, one line per method."""
     figure = figure_of(14, 5)
     times, waits, sent = figure.subplots(1, 3)
-    for index, (method, rows) in enumerate(report.simulation.items()):
+    for index, (method, rows) in enumerate(plan.simulation.items()):
         gpus = [row.gpus for row in rows]
         look = {"marker": "o", "markersize": 4, "color": f"C{index}", "label": method}
         times.plot(gpus, [1000 * row.seconds for row in rows], **look)
@@ -162,12 +163,12 @@ def draw(report: Report, path: Path) -> None:
     times.set(ylabel="step time, ms", yscale="log", title="step time")
     waits.set(ylabel="share of GPU time, %", ylim=(-3, 103), title="GPUs waiting")
     sent.set(ylabel="MB a step, all links", yscale="log", title="bytes sent")
-    ticks = [row.gpus for row in report.actors]
+    ticks = [row.gpus for row in plan.actors]
     for axes in (times, waits, sent):
         axes.set(xlabel="GPUs", xscale="log")
         axes.set_xticks(ticks, [str(tick) for tick in ticks], rotation=45)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.legend(*times.get_legend_handles_labels(), loc="outside lower center", ncols=len(report.simulation))
-    figure.suptitle(f"SIMULATION, not measured: one step of {report.title}\n{_assumed(report.gpu)}", fontsize=10)
+    figure.legend(*times.get_legend_handles_labels(), loc="outside lower center", ncols=len(plan.simulation))
+    figure.suptitle(f"SIMULATED, not measured: one step of {plan.title}\n{_assumed(plan.gpu)}", fontsize=10)
     figure.savefig(path, dpi=120)
