@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run: device, network, optimizer, schedule."""
+"""Builds the objects of a run from its configuration: device, network, executor, optimizer, schedule."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from glr_dist import config
-from glr_dist.config import Config
+from glr_dist.config import Config, Execution, Named, Schedule, Training
 from glr_dist.data import Dataset
 from glr_dist.errors import ConfigError
 from glr_dist.estimators import Step
@@ -28,14 +27,14 @@ from glr_dist.streams import Key, Role, generator
 from glr_dist.text import hint, one_line, shown
 
 _REHEARSED = 10_000  # steps of a schedule that are tried before training
-_UNFIT = {"LBFGS": "evaluates the loss many times a step", "SparseAdam": "takes sparse gradients alone"}
+_UNFIT = {"LBFGS": "evaluates the loss many times a step", "SparseAdam": "takes sparse gradients only"}
 
 
-def device_of(execution: config.Execution) -> torch.device:
-    """The device of a run.
+def device_of(execution: Execution) -> torch.device:
+    """Returns the device of a run.
 
     Raises:
-        ConfigError: it is not on this machine.
+        ConfigError: this machine does not have it.
     """
     count = torch.cuda.device_count()
     if execution.device == "auto":
@@ -49,15 +48,15 @@ def device_of(execution: config.Execution) -> torch.device:
     return torch.device(execution.device)
 
 
-def network_of(settings: Config, dataset: Dataset, device: torch.device) -> GLR:
-    """The network of a run with its keyed initial weights, prepared on the first examples.
+def network_of(config: Config, dataset: Dataset, device: torch.device) -> GLR:
+    """Returns the network of a run with its keyed initial weights, prepared on the first examples.
 
     Raises:
-        ConfigError: the noise names a site type that torch.nn does not have.
-        SiteError: the network has no such site, or the noise no scale for one.
+        ConfigError: torch.nn does not have a site type that the noise names.
+        SiteError: the network does not have such a site, or the noise does not give a scale for one.
     """
-    model, noise = settings.model, settings.noise
-    stream = generator(Key(settings.seed, role=Role.INIT))
+    model, noise = config.model, config.noise
+    stream = generator(Key(config.seed, role=Role.INIT))
     try:
         module = MODELS[model.name](model, dataset.shape, dataset.classes, stream).to(device)
     except (RuntimeError, MemoryError, OverflowError) as error:
@@ -66,11 +65,11 @@ def network_of(settings: Config, dataset: Dataset, device: torch.device) -> GLR:
     net = GLR(
         module,
         law,
-        settings.estimator,
+        config.estimator,
         sites=[_known(nn, name, nn.Module, "noise.sites") for name in noise.sites],
         site_names=noise.names,
-        seed=settings.seed,
-        executor=Inline(1 if device.type == "cuda" else settings.execution.threads),
+        seed=config.seed,
+        executor=Inline(1 if device.type == "cuda" else config.execution.threads),
     )
     net.prepare(dataset.train.to(device).batch(slice(0, 2))[0])
     for epoch, scale in noise.schedule.items():
@@ -78,7 +77,7 @@ def network_of(settings: Config, dataset: Dataset, device: torch.device) -> GLR:
     return net
 
 
-def executor_of(execution: config.Execution, net: GLR, step: Step) -> Executor:
+def executor_of(execution: Execution, net: GLR, step: Step) -> Executor:
     """Returns the executor that computes the work items of a run.
 
     Args:
@@ -113,11 +112,11 @@ def executor_of(execution: config.Execution, net: GLR, step: Step) -> Executor:
     return net.executor
 
 
-def optimizer_of(training: config.Training, net: GLR) -> Optimizer:
-    """The optimizer by name, over all trainable parameters of the network and its noise.
+def optimizer_of(training: Training, net: GLR) -> Optimizer:
+    """Returns the optimizer over all trainable parameters of the network and its noise.
 
     Raises:
-        ConfigError: no such optimizer or argument, or a value it refuses.
+        ConfigError: the optimizer or an argument does not exist, or it refuses a value.
     """
     kind = _known(torch.optim, training.optimizer.name, Optimizer, "training.optimizer.name", OPTIMIZERS)
     if reason := _UNFIT.get(training.optimizer.name):
@@ -126,7 +125,7 @@ def optimizer_of(training: config.Training, net: GLR) -> Optimizer:
     if learned := [p for p in net.log_scales.parameters() if p.requires_grad]:
         groups.append({"params": learned})
         if "weight_decay" in inspect.signature(kind).parameters:
-            groups[1]["weight_decay"] = 0.0  # it would pull the scales to 1
+            groups[1]["weight_decay"] = 0.0  # weight decay would pull the scales to 1
     optimizer: Optimizer = _made(kind, (groups,), training.optimizer, "training.optimizer")
     with _refusals(training.optimizer, "training.optimizer"):
         _twin(optimizer).step()
@@ -138,16 +137,18 @@ def optimizer_of(training: config.Training, net: GLR) -> Optimizer:
     return optimizer
 
 
-def schedule_of(training: config.Training, optimizer: Optimizer, steps: int) -> LRScheduler | None:
-    """The schedule by name, or None. A length that is not given (T_max, total_steps, …) is that of the run.
+def schedule_of(training: Training, optimizer: Optimizer, steps: int) -> LRScheduler | None:
+    """Returns the learning-rate schedule, or None.
+
+    A length that is not given (T_max, total_steps, …) is that of the run.
 
     Args:
         training: the configuration.
-        optimizer: what it steers.
-        steps: steps per epoch.
+        optimizer: the optimizer whose learning rate it sets.
+        steps: number of steps per epoch.
 
     Raises:
-        ConfigError: no such schedule or argument, or a value it refuses.
+        ConfigError: the schedule or an argument does not exist, or it refuses a value.
     """
     chosen = training.schedule
     if chosen is None:
@@ -158,12 +159,12 @@ def schedule_of(training: config.Training, optimizer: Optimizer, steps: int) -> 
         raise ConfigError("training.schedule.per: 'step' is not allowed: ReduceLROnPlateau looks at the epoch's loss")
     length = training.epochs * (steps if chosen.per == "step" else 1)
     known = inspect.signature(kind).parameters
-    lengths = {key: length for key in ("T_max", "total_steps", "total_iters") if key in known}
+    defaults = {key: length for key in ("T_max", "total_steps", "total_iters") if key in known}
     if "epochs" in chosen.arguments and "steps_per_epoch" in chosen.arguments:
-        lengths = {}
-    named = config.Schedule(**{**lengths, **chosen.model_dump()})
+        defaults = {}
+    named = Schedule(**{**defaults, **chosen.model_dump()})
     with _refusals(named, "training.schedule"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the order of the two kinds of steps, which is of no interest here
+        warnings.simplefilter("ignore")  # about the order of the two kinds of steps, which does not matter here
         twin = _made(kind, (_twin(optimizer),), named, "training.schedule")
         for _ in range(min(length, _REHEARSED)):
             twin.step(1.0) if plateau else twin.step()
@@ -190,7 +191,7 @@ def _known(module: Any, name: str, base: type, where: str, own: Mapping[str, Any
     raise ConfigError(f"{where}: {shown(name)} is not in {module.__name__}; {hint(name, names)}")
 
 
-def _made(kind: Any, first: tuple[Any, ...], named: config.Named, where: str) -> Any:
+def _made(kind: Any, first: tuple[Any, ...], named: Named, where: str) -> Any:
     known = list(inspect.signature(kind).parameters)[1:]
     for key in named.arguments:
         if key not in known:
@@ -201,7 +202,7 @@ def _made(kind: Any, first: tuple[Any, ...], named: config.Named, where: str) ->
 
 
 @contextmanager
-def _refusals(named: config.Named, where: str) -> Iterator[None]:
+def _refusals(named: Named, where: str) -> Iterator[None]:
     """Turns an error of a torch class, which can be of any type, into one that names its section."""
     try:
         yield

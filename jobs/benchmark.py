@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from glr_dist import config, data
+from glr_dist import data
 from glr_dist.build import device_of, network_of, optimizer_of
-from glr_dist.config import Config
+from glr_dist.config import Config, load_config
 from glr_dist.errors import UserError
 from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline, one_thread
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--actors, --rounds and --steps: at least 1")
     paths = [given for given in options.config if "=" not in given] or [SCALING]
     try:
-        settings = config.load_config(paths[0], [given for given in options.config if "=" in given])
-        report = scaling(settings, options.actors, options.rounds, options.steps)
+        config = load_config(paths[0], [given for given in options.config if "=" in given])
+        report = scaling(config, options.actors, options.rounds, options.steps)
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
@@ -62,18 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def scaling(settings: Config, actors: Sequence[int], rounds: int, steps: int) -> dict[str, Any]:
+def scaling(config: Config, actors: Sequence[int], rounds: int, steps: int) -> dict[str, Any]:
     """Compares steps on Ray actors with steps in one process on one thread, and with independent processes."""
     from glr_dist.execution.cluster import connect
     from glr_dist.execution.layers import Layers
 
     with ExitStack() as opened:
-        net, step = _trained(settings)
+        net, step = _trained(config)
         connect(sum(actors))
         executors: dict[str, Executor] = {"inline": Inline(1)}
         for number in actors:
             executors[f"layers {number}"] = opened.enter_context(Layers(number, threads=1))
-        processes = opened.enter_context(Independent(settings, max(actors)))
+        processes = opened.enter_context(Independent(config, max(actors)))
 
         def steps_on(executor: Executor) -> None:
             net.executor = executor
@@ -116,7 +116,7 @@ def scaling(settings: Config, actors: Sequence[int], rounds: int, steps: int) ->
             f"{row['speedup_of_processes']:>14.3f}{row['share']:>13.3f}"
         )
     return {
-        "config": settings.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
         "rounds": rounds,
         "steps": steps,
         "seconds": seconds,
@@ -124,20 +124,20 @@ def scaling(settings: Config, actors: Sequence[int], rounds: int, steps: int) ->
     }
 
 
-def _batch(settings: Config) -> tuple[GLR, torch.Tensor, torch.Tensor]:
+def _batch(config: Config) -> tuple[GLR, torch.Tensor, torch.Tensor]:
     """The network of a configuration, and the first batch of its training set."""
     keep_freed_memory()
-    device = device_of(settings.execution)
-    dataset = data.load(settings.data)
-    net = network_of(settings, dataset, device)
+    device = device_of(config.execution)
+    dataset = data.load(config.data)
+    net = network_of(config, dataset, device)
     net.train()
-    return net, *dataset.train.to(device).batch(slice(0, settings.training.batch_size))
+    return net, *dataset.train.to(device).batch(slice(0, config.training.batch_size))
 
 
-def _trained(settings: Config) -> tuple[GLR, Callable[[], None]]:
+def _trained(config: Config) -> tuple[GLR, Callable[[], None]]:
     """The network, and a function that makes one training step."""
-    net, x, y = _batch(settings)
-    optimizer, loss = optimizer_of(settings.training, net), LOSSES[settings.training.loss]
+    net, x, y = _batch(config)
+    optimizer, loss = optimizer_of(config.training, net), LOSSES[config.training.loss]
 
     def step() -> None:
         optimizer.zero_grad()
@@ -151,13 +151,13 @@ def _trained(settings: Config) -> tuple[GLR, Callable[[], None]]:
 class Independent:
     """Processes that each hold the step's shared passes and run some of its work items, one thread each."""
 
-    def __init__(self, settings: Config, number: int) -> None:
+    def __init__(self, config: Config, number: int) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.pipes: list[Connection] = []
         self.processes = []
         for _ in range(number):
             here, there = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(settings, there), daemon=True)
+            process = spawn.Process(target=_serve, args=(config, there), daemon=True)
             process.start()
             self.pipes.append(here)
             self.processes.append(process)
@@ -178,10 +178,10 @@ class Independent:
             process.join()
 
 
-def _serve(settings: Config, pipe: Connection) -> None:
+def _serve(config: Config, pipe: Connection) -> None:
     """One of the processes: answers (rank, number, steps) when its share of the items is done."""
-    net, x, y = _batch(settings)
-    estimator, step = net.estimator, net.bind(x, y, LOSSES[settings.training.loss])
+    net, x, y = _batch(config)
+    estimator, step = net.estimator, net.bind(x, y, LOSSES[config.training.loss])
     with one_thread(), torch.no_grad(), net.network.hooked():
         work = []
         for shared_pass in range(estimator.passes(step)):

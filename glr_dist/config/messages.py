@@ -120,7 +120,7 @@ def _tag(model: type[BaseModel]) -> Any:
 
 
 def _allowed(error: Any) -> str:
-    """What pydantic allows, in the words of a YAML file."""
+    """Returns the values that pydantic allows, in the words of a YAML file."""
     if error["type"] == "too_short" and error["ctx"]["field_type"] == "Dictionary":
         return "a non-empty mapping"
     text: str = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")

@@ -158,7 +158,7 @@ class Training(Section):
 
 
 class Execution(Section):
-    """Where a step is computed. On one type of device it does not change results, except for rounding in `replicas`.
+    """Place where a step is computed. On one type of device it does not change results, but for rounding in `replicas`.
 
     `inline`: in this process. `layers`: the work items of a step on Ray actors. `replicas`: the examples of a batch on
     Ray Train workers. `auto`: `layers` if it is predicted to be faster than `inline`.
@@ -192,7 +192,7 @@ class Execution(Section):
 
 
 class Tracking(Section):
-    """Where a run is tracked. Its folder is always complete; tracking sends a copy.
+    """Tracking of a run. Its folder is always complete; tracking sends a copy.
 
     Credentials in the URI (`https://user:password@host`) are used but never written: JSON and YAML dumps contain the
     URI without them.

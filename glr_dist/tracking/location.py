@@ -1,4 +1,4 @@
-"""Where runs are tracked: the URI of the server or database. Imports no MLflow."""
+"""The URI of the server or database that tracks runs. Imports no MLflow."""
 
 from __future__ import annotations
 
