@@ -96,7 +96,8 @@ class Uploader:
         if state.run_id is None:
             experiment = experiment_id(self._client, state.experiment)
             runs = self._client.search_runs([experiment], f"tags.`{_KEY_TAG}` = '{state.key}'", max_results=1)
-            tags, name = {**state.tags, _KEY_TAG: state.key}, self._folder.absolute().name
+            tags = {**state.tags, _KEY_TAG: state.key}
+            name = tags.get("mlflow.runName", self._folder.absolute().name)
             run = runs[0] if runs else self._client.create_run(experiment, state.started, tags, name)
             state.change(run_id=run.info.run_id)
             self._on_answer()

@@ -85,6 +85,9 @@ def _draw_field(axes: Any, tune: Tune, records: Sequence[TrialRecord], field: st
             x = [allowed.listed.index(r.point[field]) if allowed.listed else r.point[field] for r in shown]
             y = [100 * r.metrics[name] if _is_accuracy(name) else r.metrics[name] for r in shown]
             label = name if status == "finished" else None
+            if any(name in r.margins for r in shown):
+                margins = [(100 if _is_accuracy(name) else 1) * r.margins.get(name, 0.0) for r in shown]
+                where.errorbar(x, y, margins, fmt="none", ecolor=f"C{colour}", alpha=0.6, capsize=3)
             where.scatter(x, y, 36, facecolors=face, edgecolors=f"C{colour}", label=label)
     if allowed.kind == "loguniform":
         axes.set_xscale("log")

@@ -170,8 +170,9 @@ class Population:
         source = parent.checkpoints / name
         if not source.is_file():
             raise CheckpointError(f"{source}: is missing, so that trial {record.number} cannot start from it")
+        ((config, _),) = self._runner.runs(record)
         write_atomically(folder.checkpoints / name, source.read_bytes())
-        write_atomically(folder.config_file, dump_config(self._runner.config(record)).encode())
+        write_atomically(folder.config_file, dump_config(config).encode())
 
     def _child(self, number: int, parents: Sequence[TrialRecord]) -> TrialRecord:
         """Returns the record of a new trial: a random parent with other scales from this epoch on."""

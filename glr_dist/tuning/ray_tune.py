@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.trainable.function_trainable import wrap_function
 from ray.util.placement_group import remove_placement_group
 
 from glr_dist.errors import ClusterError
-from glr_dist.execution.cluster import connected, fitting, reserve, resources
+from glr_dist.execution.cluster import bundle_of, connected, fitting, reserve, resources
 from glr_dist.tuning.asha import scheduler_of
 from glr_dist.tuning.progress import SearchProgress
 from glr_dist.tuning.search_config import Tune
@@ -51,11 +52,12 @@ def run_trials(runner: TrialRunner, queue: TrialQueue, records: Sequence[TrialRe
     settings, storage = runner.search.tune, runner.out / ".tune"
     bundles = _bundles(settings)
     cpus = sum(bundle["CPU"] for bundle in bundles)
+    whole = bundle_of(cpus, settings.gpus_per_trial)
     with connected(cpus * (settings.concurrent or 1)) as own:
         _check_room(bundles, runner.search.base.execution.placement_timeout, own=own)
-        fits = fitting({"CPU": cpus}) if own else None  # a shared cluster may grow
+        fits = fitting(whole) if own else None  # a shared cluster may grow
         shutil.rmtree(storage, ignore_errors=True)
-        with SearchProgress(runner, queue) as progress:
+        with SearchProgress(runner, queue, records) as progress:
             tune_config = tune.TuneConfig(
                 search_alg=QueueSearcher(runner, queue, progress),
                 scheduler=scheduler_of(runner, records),
@@ -78,7 +80,7 @@ def _quiet_ray_tune() -> None:
 
 def _bundles(settings: Tune) -> list[dict[str, float]]:
     """Returns the resources of each process of a trial: its actors, or the trial itself."""
-    return [{"CPU": 1.0}] * settings.actors_per_trial or [{"CPU": settings.cpus_per_trial}]
+    return [{"CPU": 1.0}] * settings.actors_per_trial or [bundle_of(settings.cpus_per_trial, settings.gpus_per_trial)]
 
 
 def _trainable(runner: TrialRunner, bundles: Sequence[Mapping[str, float]]) -> Any:
@@ -86,7 +88,9 @@ def _trainable(runner: TrialRunner, bundles: Sequence[Mapping[str, float]]) -> A
     head = [{"CPU": 0.0}] if runner.search.tune.actors_per_trial else []
     # The runner is a parameter, which stays in memory: its tracking URI may hold a password.
     train = tune.with_parameters(_train, runner=runner)
-    return tune.with_resources(train, tune.PlacementGroupFactory([*head, *map(dict, bundles)]))
+    trainable = wrap_function(train)
+    trainable.__name__ = trainable.__qualname__ = "Trial"  # in Ray's dashboard, instead of ImplicitFunc
+    return tune.with_resources(trainable, tune.PlacementGroupFactory([*head, *map(dict, bundles)]))
 
 
 def _train(config: dict[str, Any], runner: TrialRunner) -> None:
@@ -107,8 +111,9 @@ def _check_room(bundles: Sequence[Mapping[str, float]], timeout: float, *, own: 
     try:
         remove_placement_group(reserve(len(bundles), bundles[0], timeout, own=own))
     except ClusterError:
-        key = "actors_per_trial" if len(bundles) > 1 else "cpus_per_trial"
+        key = "actors_per_trial" if len(bundles) > 1 else "gpus_per_trial" if "GPU" in bundles[0] else "cpus_per_trial"
+        each = " and ".join(f"{amount:g} {resource}" for resource, amount in bundles[0].items())
         raise ClusterError(
-            f"tune.{key}: no room for a trial of {len(bundles)} x {bundles[0]['CPU']:g} CPU, "
+            f"tune.{key}: no room for a trial of {len(bundles)} x {each}, "
             f"the cluster has {resources()}; lower it, or raise execution.placement_timeout ({timeout:g} s)"
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 
 from glr_dist.config import dump_config
 from glr_dist.files import write_atomically
+from glr_dist.text import one_line
 from glr_dist.tuning import plots
 from glr_dist.tuning.ranking import best_trial, pareto_front, ranked
 from glr_dist.tuning.search_config import Search
@@ -23,10 +25,10 @@ PLOT = "search.png"
 
 
 def write_results(search: Search, records: Sequence[TrialRecord], out: Path) -> list[Path]:
-    """Writes `trials.json`, `best.yaml`, with several objectives `pareto.yaml`, and `search.png`.
+    """Writes `trials.json`, `best.yaml`, with several objectives `pareto.yaml`, and last the plot `search.png`.
 
     Returns:
-        The paths of the files.
+        The paths of the files. A plot that cannot be drawn is a warning on stderr.
 
     Raises:
         ConfigError: no trial has finished.
@@ -34,14 +36,21 @@ def write_results(search: Search, records: Sequence[TrialRecord], out: Path) -> 
     names = search.tune.objectives
     write_trials(search, records, out)
     best = best_trial(records, names)
-    comment = f"# Trial {best.number} of {len(records)}: {objectives_line(best, names)}, on the validation images.\n"
+    seeds = f" (mean of {search.tune.seeds} seeds ± 95 % confidence interval)" if search.tune.seeds > 1 else ""
+    measured = f"{objectives_line(best, names)}{seeds}, on the validation images"
+    comment = f"# Trial {best.number} of {len(records)}: {measured}.\n"
     write_atomically(out / BEST, (comment + dump_config(search.config_at(best.point))).encode())
     files = [out / TRIALS, out / BEST]
     if len(names) > 1:
         _write_front(names, records, out)
         files.append(out / PARETO)
-    plots.draw(search, records, out / PLOT)
-    return [*files, out / PLOT]
+    try:
+        plots.draw(search, records, out / PLOT)
+    except Exception as error:  # the results are complete without it
+        print(f"warning: {out / PLOT} could not be drawn ({one_line(error)})", file=sys.stderr)
+    else:
+        files.append(out / PLOT)
+    return files
 
 
 def write_trials(search: Search, records: Sequence[TrialRecord], out: Path) -> None:

@@ -21,8 +21,9 @@ from glr_dist.tuning.search_config import Search
 from glr_dist.tuning.stored_trials import stored_trials
 from glr_dist.tuning.table import trial_table
 from glr_dist.tuning.trial_queue import queue_of
-from glr_dist.tuning.trial_record import read_records, trial_folder
+from glr_dist.tuning.trial_record import read_records
 from glr_dist.tuning.trial_runner import TrialRunner
+from glr_dist.tuning.trial_runs import runs_of
 from glr_dist.tuning.validation import check_networks
 
 _SEARCH = "tune.yaml"
@@ -66,14 +67,24 @@ def _run(search: Search, out: Path) -> str:
                 from glr_dist.tuning.ray_tune import run_trials  # importing Ray Tune takes seconds
 
                 run_trials(runner, queue, records)
-        finally:
             records = read_records(out)
-            sync_children(tracking, [trial_folder(out, record.number) for record in records], parent.run_id)
-            with suppress(OSError):  # must not hide the error that ended the search
-                write_trials(search, records, out)
-        files = write_results(search, records, out)
+            files = write_results(search, records, out)
+        except BaseException:
+            with suppress(OSError, ConfigError):  # must not hide the error that ended the search
+                write_trials(search, read_records(out), out)
+            raise
+        finally:  # after the results, which do not depend on a server
+            sync_children(tracking, _run_folders(search, out), parent.run_id)
         parent.finish(best_trial(records, search.tune.objectives).metrics, files)
     return trial_table(search, records)
+
+
+def _run_folders(search: Search, out: Path) -> list[Path]:
+    """Returns the folders of the runs of all trials whose records are whole."""
+    with suppress(ConfigError):
+        records = read_records(out)
+        return [folder for r in records for _, folder in runs_of(search, r.point, out, r.number)]
+    return []
 
 
 def _claimed(out: Path) -> Claim:

@@ -21,6 +21,7 @@ from glr_dist.tuning.ranges import Range, parse_space
 _TRIALS = 16
 _MAX_PROCESSES = 10_000
 _MAX_CPUS = 1_000
+_MAX_SEEDS = 1_000
 _NO_DERIVATIVE = ("threshold", "sign", "staircase")  # activations through which no white-box attack has a gradient
 # Settings that may change when a search is resumed, because they change no trial (`trials` does in a population).
 _MAY_DIFFER = ("trials", "concurrent", "cpus_per_trial", "actors_per_trial")
@@ -61,11 +62,17 @@ class Tune(Section):
         None, description=f"number of trials (default {_TRIALS}; 'grid': all points); of 'pbt', size of the population"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the search algorithm; trials train with the run's seed")
+    seeds: Annotated[Count, Field(le=_MAX_SEEDS)] = Field(
+        1, description="runs of each trial, from the run's seed upwards; trials are compared by their mean metrics"
+    )
     concurrent: Annotated[Count, Field(le=_MAX_PROCESSES)] | None = Field(
         None, description="maximum number of concurrent trials (default: as many as fit)"
     )
     cpus_per_trial: Annotated[Positive, Field(le=_MAX_CPUS)] = Field(
         1, description="CPUs and threads of a trial that runs in one process"
+    )
+    gpus_per_trial: float = Field(
+        0, ge=0, le=1, allow_inf_nan=False, description="GPU, or share of one, of a trial in one process; 0: on the CPU"
     )
     actors_per_trial: int = Field(
         0,
@@ -84,9 +91,26 @@ class Tune(Section):
             raise ConfigError(
                 f"tune.cpus_per_trial: {self.cpus_per_trial:g} cannot be set with actors_per_trial; an actor has 1 CPU"
             )
+        if self.actors_per_trial and self.gpus_per_trial:
+            raise ConfigError(
+                f"tune.gpus_per_trial: {self.gpus_per_trial:g} cannot be set with actors_per_trial, which use CPUs"
+            )
+        if self.seeds > 1:
+            self._check_seeds()
         check_objectives(self.objectives, self.robustness)
         SCHEDULERS[self.scheduler].check(self)
         return self
+
+    def _check_seeds(self) -> None:
+        if "seed" in self.space:
+            raise ConfigError(f"tune.seeds: {self.seeds} cannot be set, the seed is searched in tune.space; remove one")
+        if ALGORITHMS[self.algorithm].population:
+            raise ConfigError(f"tune.seeds: {self.seeds} cannot be used with '{self.algorithm}'; use another algorithm")
+        if self.scheduler != "none":
+            raise ConfigError(
+                f"tune.seeds: {self.seeds} cannot be used with '{self.scheduler}', which would stop a trial after an "
+                "epoch of its first seed; use scheduler 'none'"
+            )
 
     @property
     def watched(self) -> str | None:

@@ -69,5 +69,8 @@ def _unfinished(record: TrialRecord, result: Mapping[str, Any], *, died: bool) -
         return record.updated(status="lost", reason=f"its process died {MAX_RESTARTS + 1} times")
     metrics = {name: result[name] for name in EVERY_EPOCH if name in result}
     return record.updated(
-        status="stopped", metrics=metrics, epochs=result["epoch"], seconds=round(result["time_total_s"], 3)
+        status="stopped",
+        metrics=metrics,
+        epochs=result.get("epoch", 0),
+        seconds=round(result.get("time_total_s", 0.0), 3),
     )

@@ -13,6 +13,7 @@ from glr_dist.tuning.algorithms import ALGORITHMS
 from glr_dist.tuning.points import SCHEDULE
 from glr_dist.tuning.search_config import Search
 from glr_dist.tuning.trial_record import TrialRecord, read_records, stray_files, trial_folder
+from glr_dist.tuning.trial_runs import runs_of
 
 
 def stored_trials(search: Search, out: Path) -> list[TrialRecord]:
@@ -33,9 +34,9 @@ def stored_trials(search: Search, out: Path) -> list[TrialRecord]:
                 f"{trial_folder(out, record.number)}.json: does not fit the search ({one_line(error)}); "
                 "restore it, or start another search without --resume"
             ) from None
-        folder = RunFolder(trial_folder(out, record.number))
-        if folder.exists:
-            folder.check_resumable(search.config_at(record.point))
+        for config, folder in runs_of(search, record.point, out, record.number):
+            if RunFolder(folder).exists:
+                RunFolder(folder).check_resumable(config)
     return records
 
 
@@ -53,6 +54,8 @@ def _check_record(search: Search, record: TrialRecord, records: Sequence[TrialRe
     for name in tune.objectives:
         if any(name not in metrics for metrics in measurements):
             raise ConfigError(f"'{name}' is missing")
+    if len(record.by_seed) > tune.seeds or (record.status == "finished" and len(record.by_seed) != tune.seeds > 1):
+        raise ConfigError(f"it has {len(record.by_seed)} seeds, not {tune.seeds}")
     if record.parent is not None and not (
         children and record.parent < record.number and any(other.number == record.parent for other in records)
     ):

@@ -23,7 +23,7 @@ def trial_table(search: Search, records: Sequence[TrialRecord]) -> str:
         [
             f"{record.number}{' *' if record.number in front else ''}",
             *(_short(record.point.get(field, {})) for field in fields),
-            *(f"{record.metrics[name]:.4f}" if name in record.metrics else "–" for name in names),
+            *(_value(record, name) if name in record.metrics else "–" for name in names),
             str(record.epochs),
             f"{record.seconds:.1f}",
             f"{record.status}: {record.reason}" if record.reason else record.status,
@@ -45,9 +45,20 @@ def point_line(record: TrialRecord) -> str:
     return "  ".join(f"{field} {_short(value)}" for field, value in record.point.items())
 
 
+def point_name(record: TrialRecord) -> str:
+    """Returns the values of a trial's searched fields as a name, e.g. "noise.scale=0.5, noise.law=laplace"."""
+    return ", ".join(f"{field}={_short(value, '{{{}}}')}" for field, value in record.point.items())
+
+
 def objectives_line(record: TrialRecord, objectives: Sequence[str]) -> str:
     """Returns the objectives of a trial as one line."""
-    return "  ".join(f"{name} {record.metrics[name]:.4f}" for name in objectives if name in record.metrics)
+    return "  ".join(f"{name} {_value(record, name)}" for name in objectives if name in record.metrics)
+
+
+def _value(record: TrialRecord, name: str) -> str:
+    """Returns a metric with its margin, if it is a mean over seeds."""
+    margin = f" ± {record.margins[name]:.4f}" if name in record.margins else ""
+    return f"{record.metrics[name]:.4f}{margin}"
 
 
 def _short(value: Any, inner: str = "{}") -> str:

@@ -25,8 +25,10 @@ class TrialRecord(Section):
             or replaced in a population; `failed` because of its configuration or its numbers; `lost` with its process,
             disk or cluster.
         metrics: metrics on the validation images; of a stopped trial, the last ones.
+        by_seed: metrics of each seed, if the search trains each trial with several; `metrics` are their means.
+        margins: half-widths of the 95 % confidence intervals of these means.
         measured: metrics at the end of each interval, by epoch, in a population.
-        epochs: number of epochs trained.
+        epochs: number of epochs trained, of each run.
         seconds: seconds of training and validation.
         reason: one line that says why the trial failed or was lost.
         parent: in a population, the trial whose checkpoint this one started from.
@@ -36,6 +38,8 @@ class TrialRecord(Section):
     point: dict[str, Any]
     status: Literal["started", "paused", "finished", "stopped", "failed", "lost"] = "started"
     metrics: dict[str, float] = Field(default_factory=dict)
+    by_seed: dict[int, dict[str, float]] = Field(default_factory=dict)
+    margins: dict[str, float] = Field(default_factory=dict)
     measured: dict[int, dict[str, float]] = Field(default_factory=dict)
     epochs: int = Field(0, ge=0)
     seconds: float = Field(0.0, ge=0, allow_inf_nan=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,17 @@ from glr_dist.data import root_of
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.robustness.evaluate import evaluate
 from glr_dist.runs import Claim, ClaimedError, claim
-from glr_dist.text import one_line
+from glr_dist.text import one_line, shortened
 from glr_dist.tracking import Paused, tracked
 from glr_dist.training.trainer import Trainer
 from glr_dist.tuning.objectives import EVERY_EPOCH, epoch_metrics
 from glr_dist.tuning.search_config import Search
+from glr_dist.tuning.table import point_name
 from glr_dist.tuning.trial_record import TrialRecord, read_record, trial_folder
+from glr_dist.tuning.trial_runs import margins, means, runs_of
 
+_RUN_NAME = "mlflow.runName"  # the tag that names a run in MLflow
+_MAX_NAME = 120  # characters
 _PATIENCE = 60.0  # seconds to wait for another process that still writes to a trial
 
 Report = Callable[[dict[str, Any]], None]  # takes the metrics of an epoch; ends the trial by raising SystemExit
@@ -37,6 +42,20 @@ class Interval(NamedTuple):
 
     number: int
     until: int | None = None
+
+
+class Trained(NamedTuple):
+    """A run that was trained and measured.
+
+    Attributes:
+        metrics: metrics on the validation images.
+        epochs: number of epochs trained.
+        seconds: seconds of training and validation.
+    """
+
+    metrics: dict[str, float]
+    epochs: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -55,10 +74,15 @@ class TrialRunner:
     tracking: Tracking
     parent_run: str | None = None
 
-    def config(self, record: TrialRecord) -> Config:
-        """Returns the configuration with which a trial trains: that of its point, with the resources of a trial."""
-        config = self.search.config_at(record.point)
-        tags = dict(self.tracking.tags)
+    def runs(self, record: TrialRecord) -> list[tuple[Config, Path]]:
+        """Returns the configuration, with the resources of a trial, and the folder of each run of a trial."""
+        runs = runs_of(self.search, record.point, self.out, record.number)
+        return [(self._placed(config, record), folder) for config, folder in runs]
+
+    def _placed(self, config: Config, record: TrialRecord) -> Config:
+        name = f"{record.number}: {point_name(record)}"
+        tags = {_RUN_NAME: shortened(name if self.search.tune.seeds == 1 else f"{name}, seed={config.seed}", _MAX_NAME)}
+        tags |= self.tracking.tags
         if self.parent_run is not None:
             tags["mlflow.parentRunId"] = self.parent_run
         if record.parent is not None:
@@ -72,7 +96,11 @@ class TrialRunner:
         tune = self.search.tune
         if tune.actors_per_trial:
             return Execution(device="cpu", kind="layers", actors=tune.actors_per_trial)
-        return Execution(device="cpu", threads=max(1, int(tune.cpus_per_trial)))
+        return Execution(device=self._device, threads=max(1, int(tune.cpus_per_trial)))
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self.search.tune.gpus_per_trial else "cpu"
 
     def run(self, interval: Interval, report: Report) -> None:
         """Trains and measures a trial and saves its record; an error becomes the reason in the record.
@@ -98,17 +126,49 @@ class TrialRunner:
         try:
             return self._measure(record, until, report)
         except (ClusterError, OSError) as error:
-            return record.updated(status="lost", reason=one_line(error))
+            status, reason = "lost", one_line(error)
         except (UserError, FloatingPointError) as error:
-            return record.updated(status="failed", reason=one_line(error))
+            status, reason = "failed", one_line(error)
         except Exception as error:
             details = trial_folder(self.out, record.number).with_suffix(".error.txt")
-            details.write_text(traceback.format_exc())
-            return record.updated(status="failed", reason=f"{type(error).__name__}, see {details}")
+            with suppress(OSError):
+                details.write_text(traceback.format_exc())
+            status, reason = "failed", f"{type(error).__name__}: {one_line(error, 100)}; see {details}"
+        return read_record(self.out, record.number).updated(status=status, reason=reason)  # with its finished seeds
 
     def _measure(self, record: TrialRecord, until: int | None, report: Report) -> TrialRecord:
-        """Trains a trial up to an epoch and returns its record with the metrics there."""
-        config, folder = self.config(record), trial_folder(self.out, record.number)
+        """Trains the runs of a trial up to an epoch and returns its record with the metrics there."""
+        runs = self.runs(record)
+        if len(runs) == 1:
+            ((config, folder),) = runs
+            trained = self._train(config, folder, until, report)
+            record = record.updated(metrics=trained.metrics, epochs=trained.epochs, seconds=trained.seconds)
+        else:
+            record = self._measure_seeds(record, runs, report)
+        last = until or runs[0][0].training.epochs
+        return record.updated(
+            status="finished" if last == runs[0][0].training.epochs else "paused",
+            measured={**record.measured, last: record.metrics} if until else {},
+            reason="",
+        )
+
+    def _measure_seeds(self, record: TrialRecord, runs: Sequence[tuple[Config, Path]], report: Report) -> TrialRecord:
+        """Trains the runs that have not finished; the record keeps each finished one for a resumed search."""
+        for config, folder in runs:
+            if config.seed in record.by_seed:
+                continue
+            trained = self._train(config, folder, None, report)
+            record = record.updated(
+                by_seed={**record.by_seed, config.seed: trained.metrics},
+                epochs=trained.epochs,
+                seconds=round(record.seconds + trained.seconds, 3),
+            )
+            record.save(self.out)
+        by_seed = list(record.by_seed.values())
+        return record.updated(metrics=means(by_seed), margins=margins(by_seed))
+
+    def _train(self, config: Config, folder: Path, until: int | None, report: Report) -> Trained:
+        """Trains a run up to an epoch and measures it there."""
         trainer = Trainer(config, folder, resume=True)
         epochs = config.training.epochs
         last = until or epochs
@@ -129,14 +189,10 @@ class TrialRunner:
             metrics |= epoch_metrics(trainer.history[-1]) | self._robustness(folder)
             if last < epochs:
                 raise Paused  # MLflow shows the run as stopped early until it continues
-        return record.updated(
-            status="finished" if last == epochs else "paused",
-            metrics=metrics,
-            measured={**record.measured, last: metrics} if until else {},
-            epochs=trainer.epoch,
-            seconds=round(trainer.seconds, 3),
-            reason="",
-        )
+        for name in self.search.tune.objectives:
+            if not math.isfinite(metrics[name]):
+                raise FloatingPointError(f"'{name}' is {metrics[name]}")
+        return Trained(metrics, trainer.epoch, round(trainer.seconds, 3))
 
     def _robustness(self, folder: Path) -> dict[str, float]:
         """Returns the metrics of the suite for the run in a folder.
@@ -147,7 +203,7 @@ class TrialRunner:
         tune = self.search.tune
         if tune.robustness is None:
             return {}
-        (found,) = evaluate([folder], tune.robustness, device="cpu", actors=0)
+        (found,) = evaluate([folder], tune.robustness, device=self._device, actors=0)
         metrics = found.metrics()
         for name in tune.objectives:
             if name not in metrics and name not in EVERY_EPOCH:

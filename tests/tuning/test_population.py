@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 from mlflow import MlflowClient
@@ -286,18 +287,23 @@ def test_on_ray_the_population_is_the_same_and_nested_in_mlflow(local_ray, tiny_
     assert without_seconds(records) == without_seconds(expected)
     assert "noise.schedule" in printed
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].endswith("finished  (8 of 8)")
+    assert re.search(r"finished  \(8 of 8; best 0\.\d{4}, trial \d\)$", lines[-1])
     assert (out / "search.png").read_bytes().startswith(b"\x89PNG")
     best = best_trial(records, search.tune.objectives)
     assert load_config(out / "best.yaml") == search.config_at(best.point)
     assert tune(search, out, resume=True) == printed  # nothing is left to run
 
     client = MlflowClient(uri)
-    runs = {r.info.run_name: r for r in client.search_runs([client.get_experiment_by_name("glr_dist").experiment_id])}
+    runs = {
+        r.info.run_name.split(":")[0]: r
+        for r in client.search_runs([client.get_experiment_by_name("glr_dist").experiment_id])
+    }
     parent = runs.pop("out")
     assert runs.keys() == {str(record.number) for record in records}
     for record in records:
         run = runs[str(record.number)]
+        assert run.info.run_name.startswith(f"{record.number}: noise.scale={record.point['noise.scale']:.4g}")
+        assert len(run.info.run_name) <= 120
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.info.status == "FINISHED"
         assert run.data.tags.get("parent_trial") == (None if record.parent is None else str(record.parent))

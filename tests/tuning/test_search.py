@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -46,6 +47,10 @@ def trained(out, number):
     return [(folder / name).read_text() for name in ("metrics.jsonl", "summary.json")]
 
 
+def trial_name(record):
+    return f"{record.number}: training.optimizer.lr={record.point['training.optimizer.lr']:.4g}"
+
+
 def digest(out):
     return json.loads((out / "summary.json").read_text())["params_sha256"]
 
@@ -65,7 +70,7 @@ def test_concurrent_trials_give_a_table_a_configuration_and_plots(cluster, tiny_
     assert any(row["pareto"] for row in rows)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4  # Ray Tune prints nothing
-    assert lines[-1].endswith("(4 of 4)")
+    assert re.search(r"\(4 of 4; best 0\.\d{4}, trial \d\)$", lines[-1])
     assert printed.count("finished") == 4
     assert (out / "search.png").read_bytes().startswith(b"\x89PNG")
     assert yaml.safe_load((out / "pareto.yaml").read_text())[0]["trial"] == rows[0]["number"]
@@ -175,9 +180,9 @@ def test_asha_stops_trials_that_fall_behind_and_trials_are_nested_in_mlflow(clus
     assert parent.data.tags["folder"] == str(out)
     files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert files == {"best.yaml", "search.png", "trials.json"}
-    assert runs.keys() == {str(record.number) for record in records}
+    assert runs.keys() == {trial_name(record) for record in records}
     for record in records:
-        run = runs[str(record.number)]
+        run = runs[trial_name(record)]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert (run.info.status, run.data.tags["stopped_early"]) == (
             "FINISHED",

@@ -140,6 +140,13 @@ INVALID = {
     "huge concurrency": ({"concurrent": 10**300}, ["tune.concurrent: 1000", "10000"]),
     "objectives of a number": ({"objectives": 3}, ["tune.objectives: 3"]),
     "an algorithm of a list": ({"algorithm": ["grid"]}, ["tune.algorithm: ['grid']"]),
+    "seeds of a population": ({**PBT, "seeds": 3}, ["tune.seeds: 3", "'pbt'"]),
+    "seeds and asha": ({"scheduler": "asha", "seeds": 3}, ["tune.seeds: 3", "'asha'", "'none'"]),
+    "seeds and a searched seed": ({"space": {"seed": {"choice": [1]}}, "seeds": 3}, ["tune.seeds: 3", "tune.space"]),
+    "no seeds": ({"seeds": 0}, ["tune.seeds: 0"]),
+    "huge seeds": ({"seeds": 10**9}, ["tune.seeds: 1000000000", "1000"]),
+    "two GPUs in one process": ({"gpus_per_trial": 2}, ["tune.gpus_per_trial: 2", "1"]),
+    "GPUs of actors": ({"gpus_per_trial": 0.5, "actors_per_trial": 2}, ["tune.gpus_per_trial: 0.5", "CPUs"]),
     "no trials": ({"trials": 0}, ["tune.trials: 0"]),
     "unknown key": ({"trails": 3}, ["tune.trails", "'trials'"]),
 }
