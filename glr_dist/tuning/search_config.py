@@ -163,8 +163,10 @@ class Search:
         return {**self.base.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"}), "tune": tune}
 
     def dump(self) -> str:
-        """Returns the search as YAML that `load_search` reads back, without the section `tracking`."""
-        values = {key: value for key, value in self.values.items() if key != "tracking"}
+        """Returns the search as YAML that `load_search` reads back, without credentials of a tracking server."""
+        values = dict(self.values)
+        if "tracking" in values:
+            values["tracking"] = self.base.tracking.model_dump(mode="json", exclude_unset=True)
         tune = self.tune.model_dump(mode="json", exclude_none=True)
         return dump({**values, "tune": tune})
 

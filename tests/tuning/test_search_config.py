@@ -116,9 +116,9 @@ INVALID = {
     "a range with three ends": ({"space": {"noise.scale": {"uniform": [1, 2, 3]}}}, ["[1, 2, 3]", "[LOWER, UPPER]"]),
     "a range that overflows": ({"space": {"noise.scale": {"uniform": [1, 1e308]}}}, ["noise.scale.uniform.1: 1e+308"]),
     "a ratio that overflows": ({"space": {"noise.scale": {"loguniform": [1e-320, 1]}}}, ["noise.scale.loguniform.0"]),
-    "a range of huge integers": ({"space": {"seed": {"randint": [0, 10**400]}}}, ["tune.space.seed.randint.1"]),
+    "a range of huge integers": ({"space": {"seed": {"randint": [0, 10**60]}}}, ["tune.space.seed.randint.1"]),
     "a long list": ({"space": {"seed": {"choice": [*range(1001)]}}}, ["tune.space.seed.choice", "at most 1000"]),
-    "a long value": ({"space": {"noise.law": {"choice": ["x" * 10**6]}}}, ["tune.space.noise.law: 'xxx", "possible"]),
+    "a long value": ({"space": {"noise.law": {"choice": ["x" * 10**5]}}}, ["tune.space.noise.law: 'xxx", "possible"]),
     "a long field": ({"space": {"x" * 10**5: {"choice": [1]}}}, ["tune.space: 'xxx"]),
     "a field of two lines": ({"space": {"noise.\nscale": {"choice": [1]}}}, ["tune.space: 'noise.\\nscale'"]),
     "a space of text": ({"space": "x" * 10**5}, ["tune.space: 'xxx", "a mapping"]),
@@ -136,8 +136,8 @@ INVALID = {
     ),
     "a huge number of trials": ({"trials": 10**30}, ["tune.trials: 1000", "100000"]),
     "huge CPUs": ({"cpus_per_trial": 1e308}, ["tune.cpus_per_trial: 1e+308", "1000"]),
-    "huge actors": ({"actors_per_trial": 10**300}, ["tune.actors_per_trial: 1000", "10000"]),
-    "huge concurrency": ({"concurrent": 10**300}, ["tune.concurrent: 1000", "10000"]),
+    "huge actors": ({"actors_per_trial": 10**60}, ["tune.actors_per_trial: 1000", "10000"]),
+    "huge concurrency": ({"concurrent": 10**60}, ["tune.concurrent: 1000", "10000"]),
     "objectives of a number": ({"objectives": 3}, ["tune.objectives: 3"]),
     "an algorithm of a list": ({"algorithm": ["grid"]}, ["tune.algorithm: ['grid']"]),
     "seeds of a population": ({**PBT, "seeds": 3}, ["tune.seeds: 3", "'pbt'"]),
@@ -328,8 +328,16 @@ def test_a_population_needs_noise_without_a_schedule_of_its_own(tiny_search, noi
         tiny_search("tune.algorithm=pbt", f"noise.{noise}", "estimator={name: pathwise}", "model.activation=tanh")
 
 
-def test_the_stored_search_has_no_tracking_section(tiny_search):
-    assert "tracking" not in yaml.safe_load(tiny_search("tracking.kind=none").dump())
+def test_the_stored_search_has_its_tracking_section_without_credentials(tiny_search, tmp_path):
+    stored = tmp_path / "tune.yaml"
+    stored.write_text(tiny_search("tracking={kind: mlflow, uri: 'https://me:secret@host', experiment: x}").dump())
+    assert "secret" not in stored.read_text()
+    tracking = load_search(stored).base.tracking
+    assert (tracking.kind, tracking.uri, tracking.experiment) == ("mlflow", "https://host", "x")
+    assert "tracking" not in yaml.safe_load(tiny_search().dump())
+    stored.write_text(tiny_search("tracking=none").dump())
+    assert load_search(stored).base.tracking.kind == "none"
+    tiny_search("tracking={kind: mlflow, uri: 'https://other'}").check_same(stored)
 
 
 def test_the_configuration_at_a_point_is_one_that_train_takes(tiny_search, tmp_path):
