@@ -33,7 +33,12 @@ PAGES = sorted(
 
 # The commands that run here, one page after the other from top to bottom, with overrides that make them short.
 TINY = ["training.epochs=1", "estimator.copies=8"]
-SMALL = ["examples=20", "corruptions.severities=[1,5]", "surrogate.training.epochs=1"]
+SMALL = [
+    "examples=20",
+    "corruptions.severities=[1]",
+    "surrogate.training.epochs=1",
+    "adaptive={spreads: [0.1], copies: 8}",
+]
 RUNS = {
     "glr-dist train configs/digits.yaml": TINY,
     "glr-dist evaluate runs/digits-1 --suite quick": SMALL,
