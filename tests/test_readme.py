@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from glr_dist.cli.parser import parse
 from glr_dist.config import load_config
 from glr_dist.registry import LOSSES
 from glr_dist.robustness.suite import load_suite
+from glr_dist.tracking import follower
 from glr_dist.tuning.search_config import load_search
 
 ROOT = Path(__file__).parents[1]
@@ -59,13 +59,26 @@ RUNS = {
     ],
 }
 
-# The commands that are only read, with the reason.
-READ = {
-    "glr-dist tune configs/tune/digits_noise_scale.yaml": "starts Ray, takes a minute",
-    "glr-dist tune configs/tune/digits_noise_schedule.yaml": "starts Ray, takes a minute",
-    "glr-dist train configs/digits.yaml tracking.kind=mlflow": "creates a database of MLflow, takes seconds",
-    "glr-dist sync runs/digits-1": "needs the run of the line above",
-    "glr-dist train configs/digits.yaml execution.kind=layers execution.actors=2": "starts Ray",
+# The commands that start Ray, or create a database of MLflow, which takes seconds.
+ON_RAY = {
+    "glr-dist train configs/digits.yaml execution.kind=layers execution.actors=2": TINY,
+    "glr-dist tune configs/tune/digits_noise_scale.yaml": [
+        "tune.trials=4",
+        "training.epochs=1",
+        "tune.robustness.surrogate.training.epochs=1",
+        "tune.robustness.examples=20",
+        "tracking.kind=none",
+    ],
+    "glr-dist tune configs/tune/digits_noise_schedule.yaml": [
+        "tune.trials=4",
+        "tune.interval=1",
+        "training.epochs=3",
+        "tracking.kind=none",
+    ],
+}
+WITH_MLFLOW = {
+    "glr-dist train configs/digits.yaml tracking.kind=mlflow": TINY,
+    "glr-dist sync runs/digits-1": [],
 }
 
 
@@ -91,10 +104,6 @@ def commands(page: str) -> Iterator[Command]:
 
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
-
-
-def run_commands(page: str) -> list[Command]:
-    return [command for command in commands(page) if command.text in RUNS]
 
 
 def shape(line: str) -> str:
@@ -170,8 +179,11 @@ def test_the_example_of_the_configurations_trains_with_its_own_loss(tmp_path, mo
 @pytest.mark.ray
 def test_the_example_of_the_execution_estimates_on_actors(local_ray):
     names = run_python("glr_dist/execution/README.md", 0, "__main__")
-    assert type(names["net"].executor).__name__ == "Layers"
-    assert names["model"](torch.zeros(1, 2)).shape == (1, 2)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 32), nn.Sigmoid(), nn.Linear(32, 2))
+    inline = glr_dist.GLR(model, noise=0.5)
+    assert torch.equal(inline.estimate(names["x"], names["y"]), names["loss"])
+    assert torch.equal(model[0].weight.grad, names["model"][0].weight.grad)
 
 
 def test_no_page_has_a_python_block_that_no_test_runs():
@@ -187,38 +199,59 @@ def test_no_page_has_a_python_block_that_no_test_runs():
 # ---------------------------------------------------------------- commands
 
 
-def test_every_command_is_run_or_read_and_none_is_listed_in_vain():
+def test_every_command_is_run_and_none_is_listed_in_vain():
     ours = {command.text for command in COMMANDS if command.text.startswith("glr-dist ")}
-    assert ours == RUNS.keys() | READ.keys()
+    assert ours == RUNS.keys() | ON_RAY.keys() | WITH_MLFLOW.keys()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if run_commands(page)])
-def test_commands_run_and_print_what_the_page_shows(page, tmp_path, monkeypatch, capsys):
-    for folder in ("configs", "jobs"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.png", "__pycache__"))
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A folder with the configurations of this repository, in which commands run."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    for command in run_commands(page):
-        words = shlex.split(command.text)[1:]
-        end = words.index("--actors") if "--actors" in words else len(words)  # it would take overrides as numbers
-        assert main([*words[:end], *RUNS[command.text], *words[end:]]) == 0, command.text
-        printed = capsys.readouterr().out.splitlines()
-        assert printed
-        if command.output:
-            assert agrees(command.output, printed), command.text
+    return tmp_path
+
+
+def run_commands(page: str, listed: dict[str, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs the listed commands of a page, and compares what they print with what the page shows."""
+    for command in commands(page):
+        if command.text in listed:
+            words = shlex.split(command.text)[1:]
+            end = words.index("--actors") if "--actors" in words else len(words)  # it would take overrides as numbers
+            assert main([*words[:end], *listed[command.text], *words[end:]]) == 0, command.text
+            printed = capsys.readouterr().out.splitlines()
+            assert printed
+            if command.output:
+                assert agrees(command.output, printed), "\n".join([command.text, *printed])
+
+
+def pages_with(listed: dict[str, list[str]]) -> list[str]:
+    return [page for page in PAGES if any(command.text in listed for command in commands(page))]
+
+
+@pytest.mark.parametrize("page", pages_with(RUNS))
+def test_commands_run_and_print_what_the_page_shows(page, checkout, capsys):
+    run_commands(page, RUNS, capsys)
     if page == "README.md":
+        named = set(re.findall(r"\bruns/[\w./-]*\w", (ROOT / page).read_text()))
+        assert [path for path in named if not Path(path).exists()] == []
         run = run_python(page, 1)["run"]
         assert len(run.metrics) == run.epoch == 1
         assert len(re.findall(r"tensor\(\[[\d, ]+\]\)", capsys.readouterr().out)) == 2
 
 
-@pytest.mark.parametrize("text", READ)
-def test_a_command_that_is_only_read_has_a_configuration_and_options_that_exist(text, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    options = parse(shlex.split(text)[1:])  # refuses an unknown option
-    if options.command == "tune":
-        load_search(options.config, options.overrides)
-    elif options.command != "sync":
-        load_config(options.config, options.overrides)
+@pytest.mark.ray
+@pytest.mark.parametrize("page", pages_with(ON_RAY))
+def test_commands_run_on_ray_and_print_what_the_page_shows(page, checkout, local_ray, capsys):
+    run_commands(page, ON_RAY, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with(WITH_MLFLOW))
+def test_commands_run_with_mlflow(page, checkout, monkeypatch, capsys):
+    monkeypatch.setattr(follower, "_PATIENCE", 60.0)  # on a machine that may be busy
+    run_commands(page, WITH_MLFLOW, capsys)
+    assert Path("mlflow.db").stat().st_size
 
 
 @pytest.mark.parametrize(
