@@ -20,6 +20,7 @@ from glr_dist.config import load_config
 from glr_dist.registry import LOSSES
 from glr_dist.robustness.suite import load_suite
 from glr_dist.tracking import follower
+from glr_dist.training.trainer import Trainer
 from glr_dist.tuning.search_config import load_search
 
 ROOT = Path(__file__).parents[1]
@@ -136,9 +137,9 @@ def test_the_comparison_of_outputs_sees_a_difference():
 # ---------------------------------------------------------------- Python
 
 
-def run_python(page: str, number: int, name: str = "page") -> dict[str, Any]:
+def run_python(page: str, number: int) -> dict[str, Any]:
     """Runs a block and returns its names."""
-    names: dict[str, Any] = {"__name__": name}
+    names: dict[str, Any] = {"__name__": "page"}
     exec(compile(blocks(page, "python")[number], page, "exec"), names)
     return names
 
@@ -178,7 +179,7 @@ def test_the_example_of_the_configurations_trains_with_its_own_loss(tmp_path, mo
 
 @pytest.mark.ray
 def test_the_example_of_the_execution_estimates_on_actors(local_ray):
-    names = run_python("glr_dist/execution/README.md", 0, "__main__")
+    names = run_python("glr_dist/execution/README.md", 0)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 32), nn.Sigmoid(), nn.Linear(32, 2))
     inline = glr_dist.GLR(model, noise=0.5)
@@ -238,6 +239,17 @@ def test_commands_run_and_print_what_the_page_shows(page, checkout, capsys):
         run = run_python(page, 1)["run"]
         assert len(run.metrics) == run.epoch == 1
         assert len(re.findall(r"tensor\(\[[\d, ]+\]\)", capsys.readouterr().out)) == 2
+
+
+def test_a_stopped_run_prints_what_the_page_of_jobs_shows(checkout, tiny_yaml, monkeypatch, capsys):
+    def interrupted(trainer: Trainer) -> None:
+        trainer.advance(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "run", interrupted)
+    assert main(["train", str(tiny_yaml), "--out", "runs/digits-0"]) == 130
+    (shown,) = re.findall(r"^stopped after.*", (ROOT / "jobs/README.md").read_text(), re.MULTILINE)
+    assert agrees([shown.replace("/shared", "…")], capsys.readouterr().err.splitlines())
 
 
 @pytest.mark.ray
