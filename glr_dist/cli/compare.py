@@ -14,6 +14,11 @@ HELP = "tabulate the robustness reports of runs beside the paper's figures"
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     command.add_argument("words", metavar="RUN_DIR", nargs="+", help="runs that were evaluated with the same suite")
+    command.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="suite to compare, such as paper or quick-validation (default: the only shared one)",
+    )
     command.add_argument("--eps", metavar="X", type=positive, help="ε of the attacks to show (default: 0.13)")
     add_out(command)
 
@@ -25,6 +30,6 @@ def run(options: argparse.Namespace) -> int:
     with results_folder(options, "compare") as out:
         from glr_dist.robustness.compare import compare
 
-        print(compare(runs, out, options.eps))
+        print(compare(runs, out, options.eps, options.suite))
     print(f"results  {out}")
     return 0

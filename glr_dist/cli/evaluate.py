@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     check_runs(runs)
     from glr_dist.robustness.evaluate import evaluate
     from glr_dist.robustness.page import markdown
+    from glr_dist.robustness.report_files import ReportFiles
 
     try:
         reports = evaluate(runs, suite, device=options.device, actors=options.actors)
@@ -49,5 +50,5 @@ def run(options: argparse.Namespace) -> int:
     for folder, report in zip(runs, reports, strict=True):
         send_report(folder)
         print(markdown(report))
-        print(f"results  {folder.absolute() / 'robustness.md'}")
+        print(f"results  {ReportFiles(folder.absolute(), report.name).page}")
     return 0

@@ -1,72 +1,126 @@
-"""Compares runs: one table and one plot of their robustness reports, with the paper's results."""
+"""Compares runs by their robustness reports: a table, the same as JSON, and a plot, with the paper's results."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from glr_dist.config import Config, build
 from glr_dist.errors import ConfigError
-from glr_dist.figures import figure_of
 from glr_dist.files import write_atomically
-from glr_dist.robustness.page import described, table
-from glr_dist.robustness.plots import intervals
-from glr_dist.robustness.published import FGSM_EPS, published
-from glr_dist.robustness.rate import Rate
-from glr_dist.robustness.report import Report, read_report
+from glr_dist.robustness.comparison_plot import comparison_figure
+from glr_dist.robustness.comparison_table import column_of, json_of, lines_of
+from glr_dist.robustness.output import draw
+from glr_dist.robustness.published import FGSM_EPS
+from glr_dist.robustness.report import Report
+from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
+from glr_dist.runs import RunFolder, deciding
+from glr_dist.text import one_line
 
 
-class Entry(NamedTuple):
-    """One cell of the comparison.
-
-    Attributes:
-        condition: name of the row.
-        percent: accuracy in %; None if it could not be measured.
-        rate: the accuracy with its interval, for a single measurement.
-        paper: name of the paper's column that corresponds to it.
-    """
-
-    condition: str
-    percent: float | None
-    rate: Rate | None = None
-    paper: str = ""
-
-
-def compare(folders: Sequence[Path], out: Path, eps: float | None = None) -> str:
-    """Compares the reports of runs; writes `compare.md` and `compare.png` to a folder.
+def compare(folders: Sequence[Path], out: Path, eps: float | None = None, suite: str | None = None) -> str:
+    """Compares the reports of runs; writes `compare.md`, `compare.json`, `compare.png` and `compare.pdf` to a folder.
 
     Args:
         folders: folders of runs that were evaluated with the same suite.
         out: folder of the results.
         eps: ε of the attacks to show; default: the paper's 0.13 if it was measured, else the largest.
+        suite: name of the suite (its report on the test images), or of a report, `SUITE-SPLIT`. Default: the only
+            report that all runs have.
 
     Returns:
         The table.
 
     Raises:
-        ConfigError: a run was not evaluated, or with another suite, or not at this ε.
+        ConfigError: a run was not evaluated, or with another suite, or not at this ε; or its report is damaged or
+            belongs to another network.
         OSError: the folder cannot be written.
     """
-    reports = [read_report(folder) for folder in folders]
-    for folder, report in zip(folders, reports, strict=True):
-        for key in reports[0].suite.keys() | report.suite.keys():
-            if report.suite.get(key) != reports[0].suite.get(key):
-                raise ConfigError(f"{folder}: was evaluated with another suite than {folders[0]}: '{key}' differs")
-        for key in ("name", "split_seed", "validation", "test"):
-            if (value := report.config["data"][key]) != (first := reports[0].config["data"][key]):
-                raise ConfigError(f"{folder}: has other data than {folders[0]}: data.{key} is {value!r}, not {first!r}")
+    name = _report_name(folders, suite)
+    reports = [_checked(folder, name) for folder in folders]
+    for folder, report in zip(folders[1:], reports[1:], strict=True):
+        _check_comparable(folders[0], reports[0], folder, report)
     eps = _eps(reports, eps)
     names = [report.run for report in reports]
     # Runs with the same folder name also get the name of the parent folder.
     titles = [
-        f"{f.absolute().parent.name}/{n}" if names.count(n) > 1 else n for f, n in zip(folders, names, strict=True)
+        f"{folder.absolute().parent.name}/{name}" if names.count(name) > 1 else name
+        for folder, name in zip(folders, names, strict=True)
     ]
-    columns = [list(_entries(report, eps)) for report in reports]
-    text = "\n".join(_lines(reports, titles, columns, eps)) + "\n"
-    write_atomically(out / "compare.md", f"{text}\n![](compare.png)\n".encode())
-    _draw(reports, titles, columns, eps, out / "compare.png")
+    columns = [column_of(title, report, eps) for title, report in zip(titles, reports, strict=True)]
+    text = "\n".join(lines_of(columns, eps)) + "\n"
+    write_atomically(out / "compare.md", text.encode())
+    write_atomically(out / "compare.json", (json.dumps(json_of(columns, eps), indent=2) + "\n").encode())
+    if draw(out / "compare.png", lambda: comparison_figure(columns, eps)):
+        write_atomically(out / "compare.md", f"{text}\n![](compare.png)\n".encode())
     return text
+
+
+def _report_name(folders: Sequence[Path], suite: str | None) -> str:
+    """Returns the name of the report to compare.
+
+    Raises:
+        ConfigError: a run has no report, or not the given one, or there is a choice.
+    """
+    available = [report_names(folder) for folder in folders]
+    for folder, names in zip(folders, available, strict=True):
+        if not names:
+            raise ConfigError(f"{folder}: was not evaluated; run first: glr-dist evaluate {folder}")
+    shared = [name for name in available[0] if all(name in names for names in available)]
+    if suite is None:
+        if len(shared) == 1:
+            return shared[0]
+        if shared:
+            raise ConfigError(f"--suite: the runs share several reports; choose one of {', '.join(shared)}")
+        listed = "; ".join(f"{folder} has {', '.join(names)}" for folder, names in zip(folders, available, strict=True))
+        raise ConfigError(f"--suite: the runs share no report ({listed}); evaluate them with the same suite")
+    for name in (suite, f"{suite}-test"):
+        if name in shared:
+            return name
+    for folder, names in zip(folders, available, strict=True):
+        if suite not in names and f"{suite}-test" not in names:
+            raise ConfigError(f"--suite: {folder} has no report of {suite!r}; it has {', '.join(names)}")
+    raise ConfigError(f"--suite: the runs share no report of {suite!r}")
+
+
+def _checked(folder: Path, name: str) -> Report:
+    """Reads a report and checks that it describes the run's network as it is now.
+
+    Raises:
+        ConfigError: the report is damaged, or belongs to other settings or to another network.
+    """
+    report, run = read_report(folder, name), RunFolder(folder)
+    path = ReportFiles(folder, name).report
+    try:
+        measured = deciding(build(Config, report.config))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: its config is damaged ({one_line(error)}); evaluate the run again") from None
+    for key, value in deciding(run.config()).items():
+        if measured.get(key) != value:
+            raise ConfigError(f"{path}: belongs to other settings ('{key}' differs); evaluate the run again")
+    try:
+        current = run.summary()["params_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return report  # the run has not finished, so its report says after which epoch it was measured
+    if report.params_sha256 != current:
+        raise ConfigError(f"{path}: belongs to another network than the run's; evaluate the run again")
+    return report
+
+
+def _check_comparable(first_folder: Path, first: Report, folder: Path, report: Report) -> None:
+    """Checks that two reports have the same suite and data.
+
+    Raises:
+        ConfigError: names the field that differs.
+    """
+    suite = first.suite.model_dump(mode="json")
+    for key, value in report.suite.model_dump(mode="json").items():
+        if value != suite[key]:
+            raise ConfigError(f"{folder}: was evaluated with another suite than {first_folder}: '{key}' differs")
+    for key in ("name", "split_seed", "validation", "test"):
+        if (value := report.config["data"][key]) != (other := first.config["data"][key]):
+            raise ConfigError(f"{folder}: has other data than {first_folder}: data.{key} is {value!r}, not {other!r}")
 
 
 def _eps(reports: Sequence[Report], given: float | None) -> float | None:
@@ -76,83 +130,3 @@ def _eps(reports: Sequence[Report], given: float | None) -> float | None:
         known = ", ".join(f"{eps:g}" for eps in measured) or "none"
         raise ConfigError(f"--eps: {given:g} was not measured; measured values: {known}")
     return given or (FGSM_EPS if FGSM_EPS in measured else max(measured, default=None))
-
-
-def _entries(report: Report, eps: float | None) -> Iterator[Entry]:
-    """Yields the cells of a run in the order of the table."""
-    yield Entry("clean", 100 * report.clean.accuracy, report.clean, "clean")
-    for result in report.attacks:
-        if result.eps is None or (result.eps == eps and result.norm == "linf"):
-            paper = result.attack if result.threat == "transfer" and result.eps in (None, FGSM_EPS) else ""
-            percent = 100 * result.rate.accuracy if result.rate else None
-            yield Entry(f"{result.attack}, {result.threat.replace('_', ' ')}", percent, result.rate, paper)
-    for robust in report.robust_accuracies:
-        if robust.eps == eps and robust.norm == "linf":
-            over = f"{robust.rate.examples:,} images" if robust.rate else "no attack"
-            yield Entry(f"robust accuracy, {over}", 100 * robust.rate.accuracy if robust.rate else None, robust.rate)
-    for name in dict.fromkeys(result.name for result in report.corruptions):
-        rates = [result.rate.accuracy for result in report.corruptions if result.name == name]
-        yield Entry(name.replace("_", " "), 100 * math.fsum(rates) / len(rates), None, name)
-
-
-def _lines(
-    reports: Sequence[Report], titles: Sequence[str], columns: Sequence[list[Entry]], eps: float | None
-) -> Iterator[str]:
-    head, cells = [""], {condition: [condition] for condition in _conditions(columns)}
-    for report, title, entries in zip(reports, titles, columns, strict=True):
-        by_name = {entry.condition: entry for entry in entries}
-        paper = published(report.config)
-        head += [title, f"paper's {paper[0]}"] if paper else [title]
-        for condition, row in cells.items():
-            entry = by_name.get(condition)
-            row.append("–" if entry is None or entry.percent is None else f"{entry.percent:.2f}")
-            if paper:
-                row.append(f"{paper[1][entry.paper]:.2f}" if entry and entry.paper in paper[1] else "")
-    attacks = "" if eps is None else f", attacks in L∞ at ε = {eps:g}"
-    yield f"Accuracies are in %{attacks}; a corruption's value is the mean over severities."
-    yield "–: not testable by this attack, or not measured. The paper uses transfer attacks and unknown severities."
-    yield ""
-    yield from table(head, list(cells.values()))
-    yield ""
-    for report, title in zip(reports, titles, strict=True):
-        errors = report.corruption_errors
-        relative = (
-            f"; mCE {errors.mean:.3f} relative to {errors.baseline}" if errors and errors.mean is not None else ""
-        )
-        yield f"{title}: {described(report.config)}{relative}"
-
-
-def _conditions(columns: Sequence[list[Entry]]) -> list[str]:
-    return list(dict.fromkeys(entry.condition for entries in columns for entry in entries))
-
-
-def _draw(
-    reports: Sequence[Report], titles: Sequence[str], columns: Sequence[list[Entry]], eps: float | None, path: Path
-) -> None:
-    """Draws a group of bars per condition and a bar per run, with intervals; diamonds are the paper's results."""
-    names = _conditions(columns)
-    width = 0.8 / len(reports)
-    figure = figure_of(max(8.0, 2 + 0.17 * len(names) * (1 + len(reports))), 6)
-    axes = figure.subplots()
-    for number, (report, title, entries) in enumerate(zip(reports, titles, columns, strict=True)):
-        paper = published(report.config)
-        place = {name: index + (number - (len(reports) - 1) / 2) * width for index, name in enumerate(names)}
-        known = [(place[e.condition], e.percent) for e in entries if e.percent is not None]
-        axes.bar([x for x, _ in known], [y for _, y in known], width, color=f"C{number}", label=title)
-        rated = [(place[e.condition], e.rate) for e in entries if e.rate is not None]
-        if rated:
-            bars = intervals([rate for _, rate in rated])
-            axes.errorbar([x for x, _ in rated], **bars, linestyle="none", color="black", linewidth=1)
-        beside = [(place[e.condition], paper[1][e.paper]) for e in entries if paper and e.paper in paper[1]]
-        if paper and beside:
-            look = {"color": f"C{number}", "edgecolors": "black", "marker": "D", "zorder": 3}
-            axes.scatter([x for x, _ in beside], [y for _, y in beside], **look, label=f"paper's {paper[0]}")
-        for entry in entries:
-            if entry.percent is None:
-                axes.text(place[entry.condition], 1, "not testable", rotation=90, ha="center", va="bottom", fontsize=7)
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axes.set(ylabel="accuracy, %", ylim=(0, 100))
-    axes.grid(alpha=0.3, axis="y")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, 2 * len(reports)))
-    axes.set_title("robustness" if eps is None else f"robustness; attacks in L∞ at ε = {eps:g}")
-    figure.savefig(path, dpi=120)

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,21 +15,19 @@ from tqdm import tqdm
 from glr_dist.errors import ConfigError
 from glr_dist.execution.inline import Inline
 from glr_dist.execution.memory import keep_freed_memory
-from glr_dist.files import write_atomically
 from glr_dist.robustness.conditions import Condition
 from glr_dist.robustness.ledger import Ledger
 from glr_dist.robustness.measure import measure
 from glr_dist.robustness.measurement import Measurement
-from glr_dist.robustness.page import markdown
-from glr_dist.robustness.plots import draw_eps, draw_severity
-from glr_dist.robustness.report import FILE, Report
+from glr_dist.robustness.output import write_pictures, write_report
+from glr_dist.robustness.report import Report
+from glr_dist.robustness.report_files import ReportFiles
 from glr_dist.robustness.scoring import report_of
-from glr_dist.robustness.sheet import draw_sheet
 from glr_dist.robustness.subject import Subject, load_subject
 from glr_dist.robustness.suite import Suite
+from glr_dist.runs import RunFolder, claim
 from glr_dist.training import checkpoint
 
-_LEDGER = ".robustness.jsonl"  # the measurements of an unfinished evaluation
 _HANG = 600.0  # seconds after which an actor that works on one block is restarted
 
 
@@ -43,7 +42,10 @@ class Work(NamedTuple):
 def evaluate(
     folders: Sequence[Path], suite: Suite, *, device: str | None = None, actors: int | None = None
 ) -> list[Report]:
-    """Evaluates runs under every condition of a suite; writes `robustness.json`, `robustness.md` and plots to each.
+    """Evaluates runs under every condition of a suite; writes a report, a page and pictures into each run's folder.
+
+    The files are `robustness/SUITE-SPLIT.json`, `….md` and `…-eps.png` etc. (see `ReportFiles`). An older report of the
+    same suite is replaced.
 
     Args:
         folders: the runs' folders.
@@ -56,7 +58,8 @@ def evaluate(
         The report of each run.
 
     Raises:
-        UserError: a folder is not a run, a checkpoint is damaged, the suite does not fit, or the cluster has no room.
+        UserError: a folder is not a run, a checkpoint is damaged, the suite does not fit, another process evaluates
+            the run with this suite, its report belongs to another suite of that name, or the cluster has no room.
         OSError: a folder cannot be written.
     """
     keep_freed_memory()
@@ -66,25 +69,47 @@ def evaluate(
         if device not in (None, "auto", "cpu"):
             raise ConfigError(f"--device: {device!r} is not allowed: Ray actors evaluate on CPUs; add --actors 0")
         device = "cpu"
-    subjects = [load_subject(folder, suite, device) for folder in folders]
-    ledgers = [
-        Ledger.open(subject.folder / _LEDGER, subject.fingerprint(suite), subject.conditions(suite), suite.block)
-        for subject in subjects
-    ]
-    reports: dict[int, Report] = {}
-    with _Progress(ledgers) as progress:
-        for work, measurement in _measurements(subjects, suite, _pending(ledgers), actors):
-            number, condition, block = work
-            if number in reports:  # a block of a refused attack that was in flight
-                continue
-            ledgers[number].add(condition, block, measurement)
-            progress.update(ledgers[number], condition)
-            if not ledgers[number].missing:
-                reports[number] = _finish(subjects[number], suite, ledgers[number])
-    return [
-        reports[number] if number in reports else _finish(subjects[number], suite, ledger)
-        for number, ledger in enumerate(ledgers)
-    ]
+    with ExitStack() as claims:
+        files = [ReportFiles(folder.absolute(), suite.report_name) for folder in folders]
+        for each in files:
+            RunFolder(each.run).config()  # raises before anything is written into a wrong folder
+            claims.enter_context(_claimed(each))
+            each.check_replaceable(suite)
+        subjects = [load_subject(each.run, suite, device) for each in files]
+        ledgers = [
+            Ledger.open(each.ledger, subject.fingerprint(suite), subject.conditions(suite), suite.block)
+            for each, subject in zip(files, subjects, strict=True)
+        ]
+        reports: dict[int, Report] = {}
+        with _Progress(ledgers) as progress:
+            for work, measurement in _measurements(subjects, suite, _pending(ledgers), actors):
+                number, condition, block = work
+                if number in reports:  # a block of a refused attack that was in flight
+                    continue
+                ledgers[number].add(condition, block, measurement)
+                progress.update(ledgers[number], condition)
+                if not ledgers[number].missing:
+                    reports[number] = _finish(files[number], subjects[number], suite, ledgers[number])
+        for number, ledger in enumerate(ledgers):
+            if number not in reports:  # the ledger was complete, but its process was stopped before the report
+                reports[number] = _finish(files[number], subjects[number], suite, ledger)
+    return [reports[number] for number in range(len(files))]
+
+
+@contextmanager
+def _claimed(files: ReportFiles) -> Iterator[None]:
+    """Claims the report's files for this process; leaves no empty folder behind.
+
+    Raises:
+        ClaimedError: another process evaluates this run with a suite of this name.
+        OSError: the folder cannot be written.
+    """
+    try:
+        with claim(files.folder, purpose=files.name):
+            yield
+    finally:
+        with suppress(OSError):
+            files.folder.rmdir()
 
 
 def _pending(ledgers: Sequence[Ledger]) -> Iterator[Work]:
@@ -144,8 +169,8 @@ def _on_threads(subjects: Sequence[Subject], suite: Suite, work: Iterator[Work])
     yield from executor.map(measured, work)
 
 
-def _finish(subject: Subject, suite: Suite, ledger: Ledger) -> Report:
-    """Writes the report and its pictures, and removes the ledger's file."""
+def _finish(files: ReportFiles, subject: Subject, suite: Suite, ledger: Ledger) -> Report:
+    """Writes the report, removes the ledger, then draws the pictures."""
     measurements = ledger.in_order()
     report = report_of(
         suite,
@@ -156,18 +181,9 @@ def _finish(subject: Subject, suite: Suite, ledger: Ledger) -> Report:
         epoch=subject.epoch,
         params_sha256=checkpoint.digest(subject.net.state_dict()),
     )
-    write_atomically(subject.folder / FILE, (report.model_dump_json(indent=2) + "\n").encode())
-    pictures = ["robustness_images.png"]
-    draw_sheet(ledger.conditions, measurements, subject.images, subject.folder / pictures[0])
-    if report.corruptions:
-        pictures.insert(0, "robustness_severity.png")
-        draw_severity(report, subject.folder / pictures[0])
-    if any(attack.eps and attack.rate for attack in report.attacks):
-        pictures.insert(0, "robustness_eps.png")
-        draw_eps(report, subject.folder / pictures[0])
-    text = markdown(report) + "".join(f"\n![]({name})\n" for name in pictures)
-    write_atomically(subject.folder / "robustness.md", text.encode())
+    write_report(files, report)
     ledger.remove()
+    write_pictures(files, report, subject, ledger.conditions, measurements)
     return report
 
 

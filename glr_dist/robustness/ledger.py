@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -18,21 +20,24 @@ class Ledger:
     Args:
         conditions: all conditions of the evaluation.
         block: number of images per block.
+        fingerprint: digest of everything that determines the measurements.
         file: where measurements are appended, open for writing.
 
     Attributes:
         measurements: label of a condition -> block -> measurement.
     """
 
-    def __init__(self, conditions: Sequence[Condition], block: int, file: TextIO) -> None:
+    def __init__(self, conditions: Sequence[Condition], block: int, fingerprint: str, file: TextIO) -> None:
         self.conditions = conditions
         self.measurements: dict[str, dict[int, Measurement]] = {condition.label: {} for condition in conditions}
-        self._block, self._file = block, file
+        self._block, self._fingerprint, self._file = block, fingerprint, file
         self._refused: set[str] = set()  # labels of attacks that met a block that they cannot test
 
     @classmethod
     def open(cls, path: Path, fingerprint: str, conditions: Sequence[Condition], block: int) -> Ledger:
         """Opens the ledger at `path`; continues the existing one if it has the same fingerprint.
+
+        A damaged line is ignored, so its block is measured again.
 
         Args:
             path: the ledger's file.
@@ -43,11 +48,13 @@ class Ledger:
         Raises:
             OSError: the file cannot be written.
         """
-        head = fingerprint + "\n"
-        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
-        whole = list(_readable(lines[1:], conditions, block)) if lines[:1] == [head] else []
-        write_atomically(path, "".join([head, *(_line(*entry) for entry in whole)]).encode())
-        ledger = cls(conditions, block, path.open("a"))
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        whole = list(_readable(lines[1:], fingerprint, conditions, block)) if lines[:1] == [fingerprint] else []
+        if len(lines) > 1 and lines[0] != fingerprint:
+            print(f"warning: {path}: belongs to other settings or another network; starting anew", file=sys.stderr)
+        content = [fingerprint + "\n", *(_line(fingerprint, *entry) for entry in whole)]
+        write_atomically(path, "".join(content).encode())
+        ledger = cls(conditions, block, fingerprint, path.open("a"))
         for label, number, measurement in whole:
             ledger._keep(label, number, measurement)
         return ledger
@@ -69,7 +76,7 @@ class Ledger:
     def add(self, condition: Condition, block: int, measurement: Measurement) -> None:
         """Records the measurement of a block, in memory and on disk."""
         self._keep(condition.label, block, measurement)
-        self._file.write(_line(condition.label, block, measurement))
+        self._file.write(_line(self._fingerprint, condition.label, block, measurement))
         self._file.flush()
 
     def in_order(self) -> dict[str, list[Measurement]]:
@@ -88,21 +95,29 @@ class Ledger:
 
 
 def _readable(
-    lines: Sequence[str], conditions: Sequence[Condition], block: int
+    lines: Sequence[str], fingerprint: str, conditions: Sequence[Condition], block: int
 ) -> Iterator[tuple[str, int, Measurement]]:
-    """Yields the entries of a ledger's file up to the first damaged line."""
+    """Yields the undamaged entries of a ledger's file."""
     sizes = {condition.label: condition.examples for condition in conditions}
     for line in lines:
         try:
-            label, number, values = json.loads(line)
+            entry, _, digest = line.rpartition(" ")
+            if digest != _digest(fingerprint, entry):
+                continue  # altered, or cut off when the evaluation was stopped
+            label, number, values = json.loads(entry)
             measurement = Measurement(**values)
             expected = min(block, sizes[label] - number * block)
         except (ValueError, TypeError, KeyError):
-            return  # the evaluation was stopped while it wrote this line
+            continue
         if number < 0 or (not measurement.reason and not 0 < len(measurement.correct) == expected):
-            return
+            continue
         yield label, number, measurement
 
 
-def _line(label: str, block: int, measurement: Measurement) -> str:
-    return json.dumps([label, block, measurement._asdict()]) + "\n"
+def _line(fingerprint: str, label: str, block: int, measurement: Measurement) -> str:
+    entry = json.dumps([label, block, measurement._asdict()])
+    return f"{entry} {_digest(fingerprint, entry)}\n"
+
+
+def _digest(fingerprint: str, entry: str) -> str:
+    return hashlib.sha256(f"{fingerprint} {entry}".encode(errors="surrogateescape")).hexdigest()[:32]

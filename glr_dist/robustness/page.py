@@ -31,14 +31,14 @@ def described(config: Mapping[str, Any]) -> str:
 
 
 def _lines(report: Report) -> Iterator[str]:
-    votes = report.suite["inference"]["votes"]
-    yield f"# Robustness of {report.run}"
+    votes = report.suite.inference.votes
+    yield f"# Robustness of {report.run} ({report.name})"
     yield ""
     predicted = f"by majority vote of {votes} noisy passes" if votes else "without noise"
     yield f"{described(report.config)}; after epoch {report.epoch}; predictions {predicted}."
     yield "Accuracies are in %, with 95 % intervals (Wilson)."
     yield ""
-    yield f"Clean: {report.clean} on {report.clean.examples:,} {report.suite['split']} images."
+    yield f"Clean: {report.clean} on {report.clean.examples:,} {report.suite.split} images."
     if report.attacks:
         yield from ("", "## Attacks", "")
         yield from table(
@@ -53,7 +53,7 @@ def _lines(report: Report) -> Iterator[str]:
         head = ["norm", "ε", "robust accuracy", "examples", "attacks"]
         yield from table(head, map(_robust_row, report.robust_accuracies))
     if report.corruptions:
-        yield from ("", f"## Corruptions ({report.suite['corruptions']['constants']})", "")
+        yield from ("", f"## Corruptions ({report.suite.corruptions.constants})", "")
         yield from _corruptions(report)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from glr_dist.figures import figure_of
@@ -20,6 +19,7 @@ _THREATS: dict[str, dict[str, Any]] = {
 }
 _MARKERS = {"fgsm": "o", "pgd": "s", "square": "D", "random_sign": "x"}
 _BASELINE = {"color": "#7F7F7F", "linestyle": "--", "marker": "s", "label": "baseline"}
+_NOT_TESTABLE = ": not testable"
 _NORMS = {"linf": "ε (L∞, pixel values in [0, 1])", "l2": "ε (L2)"}
 
 
@@ -30,14 +30,14 @@ def intervals(rates: Sequence[Rate]) -> dict[str, Any]:
     return {"y": [100 * rate.accuracy for rate in rates], "yerr": [below, above], "capsize": 2, "markersize": 5}
 
 
-def draw_eps(report: Report, path: Path) -> None:
-    """Plots accuracy against ε: one panel per norm, one curve per attack and threat model."""
+def eps_figure(report: Report) -> Any:
+    """Returns a figure of accuracy against ε: one panel per norm, one curve per attack and threat model."""
     norms = list(dict.fromkeys(a.norm for a in report.attacks if a.eps is not None))
     figure = figure_of(8.5 * len(norms), 4.5)
     for axes, norm in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms, strict=True):
         _eps_panel(axes, report, norm)
     figure.suptitle(f"{report.run}: accuracy under attack, with 95 % intervals")
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def _eps_panel(axes: Any, report: Report, norm: str) -> None:
@@ -57,14 +57,18 @@ def _eps_panel(axes: Any, report: Report, norm: str) -> None:
         axes.errorbar([0, *sorted(robust)], **intervals(rates), **look)
     refused = [f"{a.attack}, {a.threat.replace('_', ' ')}" for a in report.attacks if a.norm == norm and a.reason]
     for name in dict.fromkeys(refused):
-        axes.plot([], [], linestyle="none", label=f"{name}: not testable")
+        axes.plot([], [], linestyle="none", label=name + _NOT_TESTABLE)
     axes.set(xlabel=_NORMS[norm], ylabel="accuracy, %", ylim=(-2, 102))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, handlelength=3.5)
+    handles, labels = axes.get_legend_handles_labels()
+    last = [label.endswith(_NOT_TESTABLE) for label in labels]
+    order = sorted(range(len(labels)), key=last.__getitem__)
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
+    axes.legend([handles[i] for i in order], [labels[i] for i in order], fontsize=8, handlelength=3.5, **place)
 
 
-def draw_severity(report: Report, path: Path) -> None:
-    """Plots accuracy against severity: one panel per corruption, for this network and the baseline."""
+def severity_figure(report: Report) -> Any:
+    """Returns a figure of accuracy against severity: one panel per corruption, for this network and the baseline."""
     names = list(dict.fromkeys(result.name for result in report.corruptions))
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
@@ -83,5 +87,5 @@ def draw_severity(report: Report, path: Path) -> None:
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     for row in range(rows):
         grid[row * columns].set_ylabel("accuracy, %")
-    figure.suptitle(f"{report.run}: accuracy under corruption ({report.suite['corruptions']['constants']})")
-    figure.savefig(path, dpi=120)
+    figure.suptitle(f"{report.run}: accuracy under corruption ({report.suite.corruptions.constants})")
+    return figure

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from glr_dist.config import Section
+from pydantic import Field
+
+from glr_dist.config import Count, Section
 
 _Z = 1.959963984540054  # two-sided 95 %
 
@@ -12,10 +14,10 @@ _Z = 1.959963984540054  # two-sided 95 %
 class Rate(Section):
     """The fraction of examples that are classified correctly, with its 95 % interval by Wilson (JASA 22, 1927)."""
 
-    accuracy: float
-    low: float
-    high: float
-    examples: int
+    accuracy: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    examples: Count
 
     @classmethod
     def of(cls, correct: int, examples: int) -> Rate:

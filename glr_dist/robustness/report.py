@@ -1,18 +1,13 @@
-"""The robustness report of a run: its fields and its file. Imports no torch."""
+"""The robustness report of a run: its fields. Imports no torch."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from glr_dist import __version__
 from glr_dist.config import Section
-from glr_dist.errors import ConfigError
 from glr_dist.robustness.rate import Rate
-
-FILE = "robustness.json"
+from glr_dist.robustness.suite import Suite
 
 
 class AttackResult(Section):
@@ -100,12 +95,17 @@ class Report(Section):
     config: dict[str, Any]
     epoch: int
     params_sha256: str
-    suite: dict[str, Any]
+    suite: Suite
     clean: Rate
     attacks: tuple[AttackResult, ...]
     robust_accuracies: tuple[RobustAccuracy, ...]
     corruptions: tuple[CorruptionResult, ...]
     corruption_errors: CorruptionErrors | None
+
+    @property
+    def name(self) -> str:
+        """The name of the report: `SUITE-SPLIT`."""
+        return self.suite.report_name
 
     def metrics(self) -> dict[str, float]:
         """Returns the results by their names on a tracking server, without those that could not be measured."""
@@ -123,19 +123,3 @@ class Report(Section):
         if self.corruption_errors is not None and self.corruption_errors.mean is not None:
             metrics["corruption/mce"] = self.corruption_errors.mean
         return metrics
-
-
-def read_report(folder: Path) -> Report:
-    """Reads the report that `glr-dist evaluate` wrote into a run's folder.
-
-    Raises:
-        ConfigError: the folder has no report, or it cannot be read.
-    """
-    path = folder / FILE
-    try:
-        return Report.model_validate_json(path.read_bytes())
-    except OSError as error:
-        advice = f"evaluate the run first: glr-dist evaluate {folder}"
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
-    except ValidationError:
-        raise ConfigError(f"{path}: is not a report of this version of glr_dist; evaluate the run again") from None

@@ -40,7 +40,7 @@ def report_of(
         config=config,
         epoch=epoch,
         params_sha256=params_sha256,
-        suite=suite.model_dump(mode="json"),
+        suite=Suite.model_validate(suite.model_dump()),
         clean=scores["clean"].rate,
         attacks=tuple(_attack_result(condition, scores[condition.label]) for condition in attacks),
         robust_accuracies=tuple(_robust_accuracies(attacks, scores)),

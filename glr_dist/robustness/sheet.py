@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +14,15 @@ from glr_dist.robustness.conditions import Condition
 from glr_dist.robustness.measurement import SAMPLES, Measurement
 
 
-def draw_sheet(
-    conditions: Sequence[Condition], measurements: Mapping[str, Sequence[Measurement]], images: Split, path: Path
-) -> None:
-    """Draws one row per series of conditions and one column per image; each title is the predicted class.
+def sheet_figure(
+    conditions: Sequence[Condition], measurements: Mapping[str, Sequence[Measurement]], images: Split
+) -> Any:
+    """Returns a figure with a row per series of conditions and a column per image; a title is the predicted class.
 
     Args:
         conditions: all conditions.
         measurements: label of a condition -> measurements in the order of the blocks.
         images: the clean images.
-        path: the PNG file.
     """
     shown = [condition for condition in _shown(conditions) if not measurements[condition.label][0].reason]
     labels = images.labels[:SAMPLES].tolist()
@@ -44,7 +43,7 @@ def draw_sheet(
         for axes in row:
             axes.axis("off")
     figure.suptitle("predicted classes; × marks an error")
-    figure.savefig(path, dpi=100)
+    return figure
 
 
 def _shown(conditions: Sequence[Condition]) -> list[Condition]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -35,6 +36,7 @@ def _one_or_more(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
 
+SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=64)]
 Eps = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Epsilons = Annotated[tuple[Eps, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
 
@@ -137,6 +139,7 @@ class Surrogate(Section):
 class Suite(Section):
     """Everything besides the run that determines a robustness report."""
 
+    name: SuiteName = Field("suite", description="name of the suite's reports")
     seed: int = Field(
         0, ge=0, lt=2**63, description="seed of all random draws; use the same for all runs of a comparison"
     )
@@ -154,6 +157,11 @@ class Suite(Section):
         "surrogate", description="reference of the corruption errors: 'surrogate' or the folder of a run"
     )
 
+    @property
+    def report_name(self) -> str:
+        """The name of this suite's reports: it also tells the split."""
+        return f"{self.name}-{self.split}"
+
 
 _PAPER_EPS = (0.1, 0.13, 0.2, 0.3)  # 0.13 is the authors' own
 _PAPER_ATTACKS = (
@@ -166,15 +174,17 @@ _PAPER_ATTACKS = (
 
 SUITES: dict[str, Suite] = {
     # The paper's attacks and corruptions, plus the attacks that a network without gradients needs.
-    "paper": Suite(attacks=_PAPER_ATTACKS),
+    "paper": Suite(name="paper", attacks=_PAPER_ATTACKS),
     # A first impression in less than a minute.
     "quick": Suite(
+        name="quick",
         examples=1000,
         attacks=(RandomSign(eps=(0.1, 0.2)), FGSM(eps=(0.1, 0.2)), PGD(eps=(0.1, 0.2), steps=10, step_size=0.25)),
         corruptions=Corruptions(severities=(1, 3, 5)),
     ),
     # Every attack and corruption.
     "full": Suite(
+        name="full",
         attacks=(*_PAPER_ATTACKS, PGD(eps=(0.5, 1.0, 2.0), norm="l2")),
         corruptions=Corruptions(names=get_args(Corruption)),
     ),
@@ -184,13 +194,16 @@ SUITES: dict[str, Suite] = {
 def load_suite(suite: str, overrides: Sequence[str] = ()) -> Suite:
     """Loads a suite by name or from a YAML file, and applies `section.key=value` overrides.
 
+    A file that gives no `name` has its own.
+
     Raises:
         ConfigError: the suite or file does not exist, or a field is invalid.
     """
     if suite in SUITES:
         values = SUITES[suite].model_dump(mode="json")
     elif Path(suite).exists() or Path(suite).suffix:
-        values = read(Path(suite))
+        named = re.sub(r"[^A-Za-z0-9_.+-]", "-", Path(suite).stem).lstrip("_.+-")[:64]
+        values = {"name": named or "suite", **read(Path(suite))}
     else:
         raise ConfigError(f"--suite: {suite!r} is neither a suite ({', '.join(SUITES)}) nor a file")
     return build(Suite, overridden(values, overrides))

@@ -13,8 +13,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunTag
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from glr_dist.config import load_config, read
-from glr_dist.robustness.report import FILE as REPORT
-from glr_dist.robustness.report import read_report
+from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
 from glr_dist.tracking import system_metrics
 from glr_dist.tracking.metric_names import metrics_of
 from glr_dist.tracking.model import log_model
@@ -199,22 +198,26 @@ class Uploader:
         return json.loads(path.read_bytes()) if path.exists() else None
 
     def _report(self) -> None:
-        path = self._folder / REPORT
-        if not path.exists():
-            return
-        report = read_report(self._folder)
-        time = int(1000 * path.stat().st_mtime)
+        for name in report_names(self._folder):
+            self._one_report(ReportFiles(self._folder, name))
+
+    def _one_report(self, files: ReportFiles) -> None:
+        report = read_report(self._folder, files.name)
+        time = int(1000 * files.report.stat().st_mtime)
 
         def upload() -> None:
-            for file in sorted(self._folder.glob("robustness*")):
+            for file in files.all():
                 self._file(file, "robustness")
             self._client.log_dict(self._run_id, table_of(report), "robustness/table.json")
             # `log_table` would set this tag too, but append the rows to those of an earlier report.
             self._client.set_tag(self._run_id, *TAG)
-            metrics = [Metric(name, value, time, report.epoch) for name, value in report.metrics().items()]
+            metrics = []
+            for name, value in report.metrics().items():
+                section, _, rest = name.partition("/")  # reports of several suites must not mix
+                metrics.append(Metric(f"{section}/{files.name}/{rest}", value, time, report.epoch))
             self._client.log_batch(self._run_id, metrics)
 
-        self._once("report", report.model_dump(mode="json"), upload)
+        self._once(f"report {files.name}", report.model_dump(mode="json"), upload)
 
     # ------------------------------------------------------------ each content once
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from glr_dist.config import Config, Count, Positive, Section, build, dump, overridden, read
 from glr_dist.errors import ConfigError
-from glr_dist.robustness.suite import Corruptions, Suite
+from glr_dist.robustness.suite import Corruptions, Suite, SuiteName
 from glr_dist.text import one_line, shown
 from glr_dist.tuning.algorithms import ALGORITHMS, MAX_TRIALS, SCHEDULERS, check_algorithm, check_scheduler
 from glr_dist.tuning.objectives import EVERY_EPOCH, check_objectives
@@ -30,6 +30,7 @@ _MAY_DIFFER = ("trials", "concurrent", "cpus_per_trial", "actors_per_trial")
 class Robustness(Suite):
     """The suite that measures robust objectives: on the validation images, without corruptions by default."""
 
+    name: SuiteName = "tune"
     split: Literal["validation"] = "validation"
     corruptions: Corruptions = Corruptions(names=())
 

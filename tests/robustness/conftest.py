@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -58,3 +60,21 @@ def run(_trained: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path
         return folder
 
     return copied
+
+
+@pytest.fixture
+def claimed_elsewhere() -> Iterator[Callable[[Path, str], None]]:
+    """`claimed_elsewhere(folder, purpose)`: lets another process claim a folder until the end of the test."""
+    code = (
+        "import sys; from glr_dist.runs import claim; held = claim(*sys.argv[1:]); print(flush=True); sys.stdin.read()"
+    )
+    processes = []
+
+    def hold(folder: Path, purpose: str) -> None:
+        command = [sys.executable, "-c", code, str(folder), purpose]
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        assert processes[-1].stdout.readline() == b"\n"
+
+    yield hold
+    for process in processes:
+        process.communicate(timeout=60)

@@ -38,19 +38,27 @@ def error_of(capsys, *arguments):
     return lines[0]
 
 
-def test_runs_are_evaluated_and_compared(run, tmp_path, capsys):
+def test_runs_are_evaluated_and_compared(run, tmp_path, monkeypatch, capsys):
     folders = [str(run("threshold")), str(run("bp"))]
     assert cli.main(["evaluate", folders[0], *FEW, "--suite", "quick", folders[1]]) == 0
     printed = capsys.readouterr().out
     for text in ("# Robustness of threshold", "# Robustness of bp", "not testable by this attack", "## Corruptions"):
         assert text in printed
     for folder in folders:
-        assert f"results  {folder}/robustness.md" in printed
+        assert f"results  {folder}/robustness/quick-test.md" in printed
     assert cli.main(["compare", folders[0], "--out", str(tmp_path / "out"), folders[1]]) == 0
     printed = capsys.readouterr().out
     assert "| clean " in printed
     assert f"results  {tmp_path / 'out'}" in printed
     assert (tmp_path / "out" / "compare.png").exists()
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        assert cli.main(["compare", *folders, "--suite", "quick"]) == 0
+        assert f"results  {tmp_path}/runs/compare-{number}" in capsys.readouterr().out
+    assert "'paper'" in error_of(capsys, "compare", *folders, "--suite", "paper")
+    assert "another suite 'quick' ('seed' is 0, not 1)" in error_of(
+        capsys, "evaluate", folders[0], "--suite", "quick", *FEW, "seed=1"
+    )
 
 
 WRONG = {
@@ -79,7 +87,7 @@ def test_a_folder_without_a_run_is_one_line(tmp_path, run, capsys):
     assert "is not a run" in error_of(capsys, "evaluate", tmp_path / "nowhere")
     assert "is not a run" in error_of(capsys, "compare", tmp_path)
     assert "no run is given" in error_of(capsys, "evaluate", "seed=1")
-    assert "glr-dist evaluate" in error_of(capsys, "compare", run("bp"))
+    assert "was not evaluated; run first: glr-dist evaluate" in error_of(capsys, "compare", run("bp"))
     assert "RUN_DIR" in error_of(capsys, "evaluate")
 
 
@@ -118,12 +126,26 @@ def test_ctrl_c_keeps_finished_blocks_and_the_same_command_continues(run, start,
     assert process.returncode == 130, errors
     assert "the same command continues" in errors
     assert "Traceback" not in errors
-    known = len((folder / ".robustness.jsonl").read_text().splitlines())
+    known = len((folder / "robustness" / ".paper-test.jsonl").read_text().splitlines())
     assert known > 12
     assert cli.main(["evaluate", str(folder), *many, "corruptions.names=[]"]) == 0
     printed = capsys.readouterr()
     assert "clean" not in printed.err  # it was in the ledger
     assert "square" in printed.out
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("backend", ["nonsense", "module://nowhere"])
+def test_a_backend_of_matplotlib_that_does_not_exist_costs_no_result(run, backend):
+    folder = run("bp")
+    command = [sys.executable, "-m", "glr_dist", "evaluate", str(folder), "examples=64", "attacks=[]"]
+    environment = {**os.environ, "MPLBACKEND": backend}
+    nothing = "corruptions.names=[]"
+    done = subprocess.run([*command, nothing], capture_output=True, text=True, timeout=TIMEOUT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((folder / "robustness" / "paper-test.json").read_text())["clean"]["examples"] == 64
+    assert "# Robustness of bp (paper-test)" in done.stdout
 
 
 @pytest.mark.process
@@ -133,6 +155,6 @@ def test_the_job_takes_the_commands_arguments(run):
     command = [sys.executable, str(JOB), str(folder), *FEW, "attacks=[]"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
     assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "robustness.json").read_text())["clean"]["examples"] == 64
+    assert json.loads((folder / "robustness" / "paper-test.json").read_text())["clean"]["examples"] == 64
     wrong = subprocess.run([*command, "blok=1"], capture_output=True, text=True, timeout=TIMEOUT, env=environment)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from glr_dist.config import Config, build
+from glr_dist.config import Config, build, dump_config
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.compare import compare
 from glr_dist.robustness.measurement import Measurement
 from glr_dist.robustness.published import COLUMNS, published
-from glr_dist.robustness.report import FILE
+from glr_dist.robustness.report_files import ReportFiles
 
 from .reports import NOISE, report, suite_of, whole
 
@@ -48,8 +50,11 @@ def evaluated(tmp_path):
             },
         )
         folder = tmp_path / name
-        folder.mkdir(parents=True)
-        (folder / FILE).write_text(made.model_copy(update={"run": folder.name}).model_dump_json())
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump_config(build(Config, made.config)))
+        files = ReportFiles(folder, made.name)
+        files.folder.mkdir(exist_ok=True)
+        files.report.write_text(made.model_copy(update={"run": folder.name}).model_dump_json())
         return folder
 
     return write
@@ -133,3 +138,101 @@ def test_a_run_is_matched_with_the_papers_model(options, kind):
 def test_fashion_mnist_has_its_own_results():
     assert published(config(data="fashion_mnist"))[1]["clean"] == 62.05
     assert published(config())[1]["clean"] == 90.22
+
+
+# ---------------------------------------------------------------- which reports
+
+
+def test_the_comparison_is_written_as_json_too(evaluated, tmp_path):
+    compare([evaluated("lrtz"), evaluated("other", hidden=(20,))], tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert (content["report"], content["eps"]) == ("quick-test", 0.13)
+    first, second = content["runs"]
+    assert (first["run"], first["paper_model"], second["paper_model"]) == ("lrtz", "LRTZ", None)
+    cells = {cell["condition"]: cell for cell in first["accuracies"]}
+    assert cells["fgsm, transfer"]["accuracy"] == 0.25
+    assert cells["fgsm, transfer"]["paper"] == 0.6136
+    assert cells["fgsm, white box"]["accuracy"] is None
+    assert 0 < cells["fgsm, transfer"]["low"] < 0.25 < cells["fgsm, transfer"]["high"]
+
+
+def named(name, split="test"):
+    suite = suite_of(ATTACKS, NOISE, corruptions="[contrast]", severities="[1, 5]")
+    return suite.model_copy(update={"name": name, "split": split})
+
+
+def test_the_only_shared_report_is_compared_or_the_named_one(evaluated, tmp_path):
+    for run, right in (("one", 2), ("two", 3)):
+        evaluated(run, suite=named("paper"), right=right)
+        evaluated(run, suite=named("mine", "validation"), right=right + 3)
+    folders, out = [tmp_path / "one", tmp_path / "two"], tmp_path / "out"
+    with pytest.raises(ConfigError, match="choose one of mine-validation, paper-test"):
+        compare(folders, out)
+    for suite, expected in (("paper", "25.00"), ("paper-test", "25.00"), ("mine-validation", "62.50")):
+        assert cells(compare(folders, out, suite=suite))["fgsm, transfer"]["one"] == expected
+    with pytest.raises(ConfigError, match=r"one has no report of 'mine'; it has mine-validation, paper-test"):
+        compare(folders, out, suite="mine")  # which means the test images
+    (tmp_path / "two" / "robustness" / "paper-test.json").unlink()
+    assert cells(compare(folders, out))["fgsm, transfer"]["two"] == "75.00"
+    with pytest.raises(ConfigError, match=r"two has no report of 'paper'"):
+        compare(folders, out, suite="paper")
+
+
+def test_runs_without_a_shared_report_are_refused(evaluated, tmp_path):
+    folders = [evaluated("one", suite=named("paper")), evaluated("two", suite=named("quick"))]
+    with pytest.raises(ConfigError, match=r"share no report .*one has paper-test; .*two has quick-test"):
+        compare(folders, tmp_path / "out")
+
+
+# ---------------------------------------------------------------- reports that do not belong
+
+
+def test_a_report_of_another_network_is_refused(evaluated, tmp_path):
+    folder = evaluated("one")
+    (folder / "summary.json").write_text('{"params_sha256": "0f"}')
+    compare([folder], tmp_path / "out")
+    (folder / "summary.json").write_text('{"params_sha256": "1f"}')
+    with pytest.raises(ConfigError, match="another network than the run's; evaluate the run again"):
+        compare([folder], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("noise", {"scale": 0.25}, "'noise.scale' differs"),
+        ("seed", 7, "'seed' differs"),
+        ("training", {"loss": "cross_entropy"}, "'training.loss' differs"),
+        ("noise", 3, "its config is damaged"),
+        ("model", {"hidden": [-1]}, "its config is damaged"),
+    ],
+)
+def test_a_report_of_other_settings_or_with_a_damaged_config_is_one_line(evaluated, tmp_path, key, value, words):
+    folder = evaluated("one")
+    path = folder / "robustness" / "quick-test.json"
+    content = json.loads(path.read_text())
+    content["config"][key] = {**content["config"][key], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=words) as raised:
+        compare([folder], tmp_path / "out")
+    assert "\n" not in str(raised.value)
+
+
+def test_settings_that_do_not_change_the_result_may_differ(evaluated, tmp_path):
+    folder = evaluated("one")
+    path = folder / "robustness" / "quick-test.json"
+    content = json.loads(path.read_text())
+    content["config"]["execution"]["threads"] = 3
+    content["config"]["data"]["root"] = "/elsewhere"
+    path.write_text(json.dumps(content))
+    compare([folder], tmp_path / "out")
+
+
+def test_a_plot_that_fails_is_a_warning(evaluated, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("glr_dist.robustness.compare.comparison_figure", fail)
+    compare([evaluated("one")], tmp_path / "out")
+    assert capsys.readouterr().err == f"warning: {tmp_path}/out/compare.png: cannot be drawn (no fonts)\n"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.md", "compare.json"}
+    assert "compare.png" not in (tmp_path / "out" / "compare.md").read_text()

@@ -8,12 +8,10 @@ import pytest
 
 from glr_dist.errors import CheckpointError, ConfigError, UserError
 from glr_dist.robustness import evaluate as command
-from glr_dist.robustness.conditions import conditions_of
 from glr_dist.robustness.evaluate import evaluate
-from glr_dist.robustness.ledger import Ledger
-from glr_dist.robustness.measurement import Measurement
-from glr_dist.robustness.report import FILE, read_report
+from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
 from glr_dist.robustness.suite import load_suite
+from glr_dist.runs import ClaimedError
 from glr_dist.training import checkpoint
 
 SMALL = (
@@ -24,7 +22,7 @@ SMALL = (
     "attacks=[{name: random_sign, eps: 0.2}, {name: fgsm, eps: 0.2}, {name: pgd, eps: 0.2, steps: 5},"
     " {name: lbfgs, examples: 40, iterations: 8, searches: 5}, {name: square, eps: 0.2, queries: 60, examples: 70}]",
 )
-PICTURES = ("robustness_eps.png", "robustness_severity.png", "robustness_images.png")
+PICTURES = ("quick-test-eps.png", "quick-test-severity.png", "quick-test-images.png")
 
 
 FAST = "attacks=[{name: fgsm, eps: 0.2}, {name: square, eps: 0.2, queries: 60, examples: 70}]"
@@ -83,11 +81,14 @@ def test_a_threshold_network_is_attacked_by_applicable_attacks_only(run):
     )
     assert len(report.corruptions) == 4
     assert report.corruption_errors.mean > 0
-    assert all((folder / name).stat().st_size > 10_000 for name in PICTURES)
-    page = (folder / "robustness.md").read_text()
+    files = ReportFiles(folder, "quick-test")
+    assert all((files.folder / name).stat().st_size > 10_000 for name in PICTURES)
+    assert all((files.folder / name).with_suffix(".pdf").read_bytes().startswith(b"%PDF") for name in PICTURES)
+    page = files.page.read_text()
     assert all(name in page for name in (*PICTURES, "not testable by this attack", "## Robust accuracy"))
-    assert read_report(folder) == report
-    assert not (folder / ".robustness.jsonl").exists()
+    assert read_report(folder, "quick-test") == report
+    assert not files.ledger.exists()
+    assert not [path for path in files.folder.iterdir() if path.name.startswith(".")]
 
 
 def test_without_noise_the_adaptive_attack_equals_the_white_box_attack(run):
@@ -115,7 +116,7 @@ def test_predictions_by_vote_are_attacked_through_their_noise(run):
     (report,) = evaluate([run("threshold")], small(*few))
     (again,) = evaluate([run("threshold")], small(*few))
     assert again == report
-    (silent,) = evaluate([run("threshold")], small(*few, "inference.votes=0"))
+    (silent,) = evaluate([run("threshold")], small(*few, "inference.votes=0", "name=silent"))
     assert report.clean != silent.clean
     assert abs(report.clean.accuracy - silent.clean.accuracy) < 0.1
     attacks = by_label(report)
@@ -147,10 +148,11 @@ def test_the_report_does_not_depend_on_the_number_of_actors(run, local_ray, monk
     contents = []
     for actors in (0, 0, 1, 2):
         evaluate([folder], small("examples=130"), actors=actors)
-        contents.append((folder / FILE).read_bytes())
+        contents.append(ReportFiles(folder, "quick-test").report.read_bytes())
     assert len(set(contents)) == 1
-    evaluate([folder], small("examples=130", "seed=1"))
-    assert (folder / FILE).read_bytes() != contents[0]
+    evaluate([folder], small("examples=130", "seed=1", "name=other"))
+    other = ReportFiles(folder, "other-test").report.read_bytes()
+    assert other.replace(b'"other"', b'"quick"').replace(b'"seed": 1', b'"seed": 0') != contents[0]
 
 
 def test_evaluating_several_runs_equals_evaluating_each(run):
@@ -167,13 +169,14 @@ def test_evaluating_several_runs_equals_evaluating_each(run):
 def test_an_evaluation_that_was_stopped_continues(run, blocks):
     folder, suite = run("threshold"), small("examples=130", FAST)
     (expected,) = evaluate([folder], suite)
-    (folder / FILE).unlink()
+    files = ReportFiles(folder, "quick-test")
+    files.report.unlink()
     total, blocks.measured = blocks.measured, 0
     blocks.stop_at = total // 2
     with pytest.raises(KeyboardInterrupt):
         evaluate([folder], suite)
-    assert not (folder / FILE).exists()
-    kept = folder / ".robustness.jsonl"
+    assert not files.report.exists()
+    kept = files.ledger
     known = len(kept.read_text().splitlines()) - 1
     assert known > total // 4
     with kept.open("a") as file:
@@ -185,29 +188,22 @@ def test_an_evaluation_that_was_stopped_continues(run, blocks):
     assert not kept.exists()
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{",
-        '["clean"]',
-        '["clean", 0, {}]',
-        '["clean", 9, {"correct": "1"}]',
-        '["x", 0, {}]',
-        '["clean", 0, {"a": 1}]',
-        "\udcff",
-    ],
-)
-def test_the_block_of_a_damaged_line_is_measured_again(run, blocks, line):
+def test_the_block_of_an_altered_line_is_measured_again(run, blocks):
+    """A "1" in the place of a "0" would be another accuracy."""
     folder, suite = run("threshold"), small("examples=64", "attacks=[]")
     (expected,) = evaluate([folder], suite)
-    blocks.measured, blocks.stop_at = 0, 1
+    total, blocks.measured, blocks.stop_at = blocks.measured, 0, 2
     with pytest.raises(KeyboardInterrupt):
         evaluate([folder], suite)
-    kept = folder / ".robustness.jsonl"
-    head = kept.read_text().splitlines()[0]
-    kept.write_bytes(f"{head}\n{line}\n".encode(errors="surrogateescape"))
-    blocks.stop_at = None
+    ledger = ReportFiles(folder, "quick-test").ledger
+    lines = ledger.read_text().splitlines(keepends=True)
+    known = len(lines) - 1
+    lines[1] = lines[1].replace('"correct": "1', '"correct": "0', 1)
+    assert lines[1] not in ledger.read_text()
+    ledger.write_text("".join(lines))
+    blocks.measured, blocks.stop_at = 0, None
     assert evaluate([folder], suite) == [expected]
+    assert blocks.measured == total - known + 1
 
 
 def test_untested_examples_are_counted_over_all_blocks(run, blocks):
@@ -221,7 +217,13 @@ def test_untested_examples_are_counted_over_all_blocks(run, blocks):
     checkpoint.save(newest, state)
     reports = []
     for block in (1, 3, 64):
-        suite = small("examples=64", "corruptions.names=[]", "attacks=[{name: fgsm, eps: 0.1}]", f"block={block}")
+        suite = small(
+            "examples=64",
+            "corruptions.names=[]",
+            "attacks=[{name: fgsm, eps: 0.1}]",
+            f"block={block}",
+            f"name=of-{block}",
+        )
         (report,) = evaluate([folder], suite)
         reports.append([(a.threat, a.rate, a.untested, a.reason) for a in report.attacks])
     assert reports[0] == reports[1] == reports[2]
@@ -229,7 +231,7 @@ def test_untested_examples_are_counted_over_all_blocks(run, blocks):
     assert reports[0][0][3]
 
 
-def test_the_ledger_of_another_evaluation_is_not_used(run, blocks):
+def test_the_ledger_of_another_evaluation_is_not_used(run, blocks, capsys):
     folder = run("threshold")
     suite = small("examples=64", "attacks=[]")
     evaluate([folder], suite)
@@ -237,8 +239,10 @@ def test_the_ledger_of_another_evaluation_is_not_used(run, blocks):
     with pytest.raises(KeyboardInterrupt):
         evaluate([folder], suite)
     blocks.measured, blocks.stop_at = 0, None
+    ReportFiles(folder, "quick-test").report.unlink()
     evaluate([folder], small("examples=64", "attacks=[]", "seed=9"))
     assert blocks.measured == total
+    assert "starting anew" in capsys.readouterr().err
 
 
 def test_a_finished_evaluation_is_measured_again(run, blocks):
@@ -303,14 +307,101 @@ def test_an_input_that_bypasses_the_sites_refuses_the_adaptive_attacks(run, monk
     assert attacks["pgd", "transfer"].rate is not None
 
 
-def test_a_ledger_counts_the_missing_blocks(tmp_path):
-    suite = small("examples=130", "attacks=[{name: fgsm, threats: [transfer]}]")
-    conditions = conditions_of(suite, 500)
-    ledger = Ledger.open(tmp_path / "ledger", "0f", conditions, suite.block)
-    assert ledger.missing == 6 * 3
-    ledger.add(conditions[0], 2, Measurement("11", "11"))
-    assert ledger.missing == 6 * 3 - 1
-    assert not ledger.is_pending(conditions[0], 2)
-    ledger.add(conditions[1], 0, Measurement(reason="no gradient"))  # the attack's other blocks are not needed
-    assert ledger.missing == 5 * 3 - 1
-    assert not ledger.is_pending(conditions[1], 1)
+# ---------------------------------------------------------------- several reports, several processes
+
+NOTHING = ("examples=64", "attacks=[]", "corruptions.names=[]")
+
+
+def test_each_suite_and_split_has_a_report_of_its_own(run):
+    folder = run("bp")
+    (test,) = evaluate([folder], small(*NOTHING))
+    (validation,) = evaluate([folder], small(*NOTHING, "split=validation"))
+    (mine,) = evaluate([folder], small(*NOTHING, "name=mine", "seed=3"))
+    assert report_names(folder) == ["mine-test", "quick-test", "quick-validation"]
+    assert [report.name for report in (test, validation, mine)] == ["quick-test", "quick-validation", "mine-test"]
+    assert read_report(folder, "quick-test") == test
+    assert read_report(folder, "quick-validation") == validation
+
+
+@pytest.mark.parametrize("override", ["seed=3", "examples=32", "corruptions.constants=imagenet_c", "block=10"])
+def test_another_suite_of_the_same_name_replaces_nothing(run, override):
+    folder = run("bp")
+    evaluate([folder], small(*NOTHING))
+    before = ReportFiles(folder, "quick-test").report.read_bytes()
+    with pytest.raises(ConfigError, match=f"holds another suite 'quick' .'{override.split('.')[0].split('=')[0]}' is"):
+        evaluate([folder], small(*NOTHING, override))
+    assert ReportFiles(folder, "quick-test").report.read_bytes() == before
+
+
+def test_a_report_of_an_older_network_is_replaced(run):
+    folder = run("bp")
+    (before,) = evaluate([folder], small(*NOTHING))
+    newest = max((folder / "checkpoints").iterdir())
+    newest.unlink()
+    (after,) = evaluate([folder], small(*NOTHING))
+    assert after.epoch < before.epoch
+    assert read_report(folder, "quick-test") == after
+
+
+def test_a_damaged_report_is_replaced_with_a_warning(run, capsys):
+    folder = run("bp")
+    (before,) = evaluate([folder], small(*NOTHING))
+    ReportFiles(folder, "quick-test").report.write_text("{")
+    assert evaluate([folder], small(*NOTHING)) == [before]
+    assert "is not a valid report and will be replaced" in capsys.readouterr().err
+    assert read_report(folder, "quick-test") == before
+
+
+@pytest.mark.process
+def test_a_second_evaluation_of_a_run_is_one_clear_line(run, claimed_elsewhere):
+    folder = run("bp")
+    claimed_elsewhere(folder / "robustness", "quick-test")
+    with pytest.raises(ClaimedError, match="robustness: is in use by process") as raised:
+        evaluate([folder], small(*NOTHING))
+    assert "\n" not in str(raised.value)
+    (other,) = evaluate([folder], small(*NOTHING, "split=validation"))  # another report may be written meanwhile
+    assert report_names(folder) == [other.name]
+
+
+def test_a_refused_evaluation_leaves_no_folder_behind(run, tmp_path):
+    folder = run("bp")
+    with pytest.raises(ConfigError, match="has no noise"):
+        evaluate([folder], small(*NOTHING, "inference.votes=3"))
+    assert not (folder / "robustness").exists()
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ConfigError, match="is not a run"):
+        evaluate([tmp_path / "nothing"], small(*NOTHING))
+    assert not list((tmp_path / "nothing").iterdir())
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no fonts"), OSError(28, "No space left on device"), KeyError("x")])
+@pytest.mark.parametrize("figure", ["severity_figure", "sheet_figure"])
+def test_a_picture_that_fails_is_a_warning(run, monkeypatch, capsys, figure, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(f"glr_dist.robustness.output.{figure}", fail)
+    folder = run("bp")
+    (report,) = evaluate([folder], small("examples=64", "attacks=[]", "corruptions.names=[contrast]"))
+    assert read_report(folder, "quick-test") == report
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1
+    assert "cannot be drawn" in warnings[0]
+    page = (folder / "robustness" / "quick-test.md").read_text()
+    assert page.count("![](") == 1  # the other one
+    assert page.startswith("# Robustness of bp (quick-test)")
+
+
+def test_pictures_of_an_older_report_do_not_stay(run):
+    folder = run("bp")
+    files = ReportFiles(folder, "quick-test")
+    evaluate([folder], small("examples=64", "attacks=[]", "corruptions.names=[contrast]"))
+    assert files.picture("severity").exists()
+    files.report.unlink()
+    evaluate([folder], small(*NOTHING))
+    assert {path.name for path in files.all()} == {
+        f"quick-test{end}" for end in (".json", ".md", "-images.png", "-images.pdf")
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from scipy.stats import binomtest
 
@@ -9,7 +11,7 @@ from glr_dist.errors import ConfigError
 from glr_dist.robustness.measurement import Measurement
 from glr_dist.robustness.page import described, markdown
 from glr_dist.robustness.rate import Rate
-from glr_dist.robustness.report import FILE, read_report
+from glr_dist.robustness.report_files import ReportFiles, read_report
 
 from .reports import CONFIG, FGSM, NOISE, SQUARE, report, report_of_blocks, suite_of, whole
 
@@ -152,19 +154,49 @@ def test_the_mean_norm_of_minimal_perturbations_excludes_unperturbed_images():
 
 def test_a_report_survives_its_file(tmp_path):
     made = report(suite_of(), 4)
-    (tmp_path / FILE).write_text(made.model_dump_json())
-    assert read_report(tmp_path) == made
+    path = ReportFiles(tmp_path, "quick-test").report
+    path.parent.mkdir()
+    path.write_text(made.model_dump_json())
+    assert read_report(tmp_path, "quick-test") == made
+    path.rename(path.with_name("quick-validation.json"))
+    with pytest.raises(ConfigError, match="holds the report 'quick-test'"):
+        read_report(tmp_path, "quick-validation")
 
 
-@pytest.mark.parametrize(
-    ("content", "words"), [(None, "glr-dist evaluate"), ("{}", "not a report"), ("{", "not a report")], ids=str
-)
+def damaged(*path, value):
+    """Returns a report as JSON with one value replaced."""
+    content = json.loads(report(suite_of(NOISE), 4, **{"random_sign/control/eps_0.1": whole("1110")}).model_dump_json())
+    inner = content
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return json.dumps(content).encode()
+
+
+UNREADABLE = {
+    "missing": (None, "cannot be read"),
+    "empty": (b"", "is damaged"),
+    "cut off": (damaged("epoch", value=3)[:-7], "is damaged"),
+    "not UTF-8": (b"\xff\xfe", "is damaged"),
+    "another object": (b"{}", "is damaged"),
+    "a list": (b"[1]", "is damaged"),
+    "an accuracy above 1": (damaged("clean", "accuracy", value=1.5), r"clean.accuracy"),
+    "an accuracy as text": (damaged("attacks", 0, "rate", "low", value="x"), r"attacks.0.rate.low"),
+    "another attack": (damaged("suite", "attacks", 0, "name", value="fgms"), r"suite.attacks.0"),
+    "an unknown key": (damaged("worst_cases", value=[]), r"worst_cases"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), UNREADABLE.values(), ids=UNREADABLE)
 def test_an_unreadable_report_is_one_line(tmp_path, content, words):
+    path = ReportFiles(tmp_path, "quick-test").report
+    path.parent.mkdir()
     if content is not None:
-        (tmp_path / FILE).write_text(content)
+        path.write_bytes(content)
     with pytest.raises(ConfigError, match=words) as raised:
-        read_report(tmp_path)
+        read_report(tmp_path, "quick-test")
     assert "\n" not in str(raised.value)
+    assert "evaluate the run" in str(raised.value)
 
 
 def test_images_fooled_by_a_refused_attack_are_not_robust():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+
 import pytest
 
 from glr_dist import config, data
@@ -71,3 +75,107 @@ def test_the_default_cache_is_the_users(tmp_path, digits, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     surrogate(digits)
     assert list((tmp_path / "xdg" / "glr_dist").glob("surrogate-digits-*/summary.json"))
+
+
+def half_made(folder):
+    """A surrogate whose training was killed in a version that trained in place."""
+    (folder / "summary.json").unlink()
+
+
+def without_checkpoints(folder):
+    shutil.rmtree(folder / "checkpoints")
+
+
+def without_config(folder):
+    (folder / "config.yaml").unlink()
+
+
+def of_another_config(folder):
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 3", "seed: 4"))
+
+
+def of_another_network(folder):
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps({**summary, "params_sha256": "0f"}))
+
+
+def with_a_damaged_summary(folder):
+    (folder / "summary.json").write_bytes(b"\xff{")
+
+
+def a_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+SPOILED = (
+    half_made,
+    without_checkpoints,
+    without_config,
+    of_another_config,
+    of_another_network,
+    with_a_damaged_summary,
+    a_file,
+    empty,
+)
+
+
+@pytest.mark.parametrize("spoil", SPOILED, ids=lambda function: function.__name__)
+def test_an_unusable_surrogate_is_trained_again(cache, digits, capsys, spoil):
+    first = surrogate(digits)
+    (folder,) = cache.iterdir()
+    spoil(folder)
+    capsys.readouterr()
+    assert surrogate(digits) == first
+    assert "training the surrogate again" in capsys.readouterr().err
+    assert surrogate(digits) == first
+    assert "training" not in capsys.readouterr().err
+    assert list(cache.iterdir()) == [folder]
+
+
+@pytest.mark.process
+def test_temporary_folders_of_killed_evaluations_are_removed(cache, digits, claimed_elsewhere):
+    """An old folder is removed unless a process claims it; a young one may be about to be claimed."""
+    old, young, busy = (cache / f".surrogate-digits-{name}" for name in ("old", "young", "busy"))
+    for folder in (old, young, busy):
+        (folder / "run").mkdir(parents=True)
+    claimed_elsewhere(busy, "surrogate")
+    for folder in (old, busy):
+        os.utime(folder, (1, 1))
+    surrogate(digits)
+    assert {folder.name for folder in cache.glob(".*")} == {young.name, busy.name}
+
+
+def test_a_failed_training_leaves_nothing_behind(cache, digits, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glr_dist.robustness.surrogate.train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        surrogate(digits)
+    assert list(cache.iterdir()) == []
+
+
+def test_of_two_at_once_the_first_to_finish_wins(cache, digits, monkeypatch):
+    """While this one trains, another process trains and stores the same surrogate."""
+    from glr_dist.robustness import surrogate as module
+
+    original = module.train
+
+    def train(config, out):
+        original(config, out)
+        if not list(cache.glob("surrogate-*")):
+            (place,) = cache.glob(".surrogate-*")
+            shutil.copytree(out, cache / place.name[1:].rpartition("-")[0])
+
+    monkeypatch.setattr(module, "train", train)
+    first = surrogate(digits)
+    assert len(list(cache.iterdir())) == 1
+    assert surrogate(digits) == first

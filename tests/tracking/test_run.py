@@ -66,9 +66,15 @@ def test_the_registered_model_predicts_as_the_network_does(followed):
 
 def test_a_report_is_uploaded_and_nothing_twice(followed, capsys):
     out, client = followed
-    evaluate([out], load_suite("quick", []), actors=0)
+    (test,) = evaluate([out], load_suite("quick", []), actors=0)
+    few = ["split=validation", "examples=50", "attacks=[]", "corruptions.names=[]"]
+    (validation,) = evaluate([out], load_suite("quick", few), actors=0)
     tracking.send_report(out)
     run_id = State.read(out).run_id
+    metrics = client.get_run(run_id).data.metrics  # reports of several suites and splits do not mix
+    assert metrics["clean/quick-test/accuracy"] == test.clean.accuracy
+    assert metrics["clean/quick-validation/accuracy"] == validation.clean.accuracy
+    assert test.clean.accuracy != validation.clean.accuracy
     assert "warning" not in capsys.readouterr().err
 
     def everything() -> tuple:
@@ -78,7 +84,7 @@ def test_a_report_is_uploaded_and_nothing_twice(followed, capsys):
         return history, run.data.tags, run.info.end_time, len(models), client.search_model_versions("name = 'digits'")
 
     before = everything()
-    assert before[0]["clean/accuracy"] == 1
+    assert before[0]["clean/quick-test/accuracy"] == 1
     assert any(re.fullmatch(r"robust/.*/eps_0\.1/accuracy", name) for name in before[0])
     table = json.loads(Path(client.download_artifacts(run_id, "robustness/table.json")).read_text())
     assert table["columns"][0] == "condition"

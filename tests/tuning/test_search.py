@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from glr_dist.config import load_config
 from glr_dist.errors import ClusterError, ConfigError
-from glr_dist.robustness.report import read_report
+from glr_dist.robustness.report_files import read_report
 from glr_dist.training.train import train
 from glr_dist.tuning.ranking import best_trial
 from glr_dist.tuning.search import tune
@@ -79,7 +79,7 @@ def test_concurrent_trials_give_a_table_a_configuration_and_plots(cluster, tiny_
     # The best configuration repeats the best trial, which was chosen on the validation images.
     best = trial_folder(out, rows[0]["number"])
     assert train(load_config(out / "best.yaml"), tmp_path / "best")["params_sha256"] == digest(best)
-    assert read_report(best).suite["split"] == "validation"
+    assert read_report(best, "tune-validation").suite.split == "validation"
 
 
 @pytest.mark.ray
