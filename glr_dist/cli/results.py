@@ -52,9 +52,10 @@ def check_runs(folders: Sequence[Path]) -> None:
         ConfigError: names the first folder that does not.
     """
     from glr_dist.errors import ConfigError
+    from glr_dist.runs import RunFolder
 
     if not folders:
         raise ConfigError("RUN_DIR: no run is given, only overrides")
     for folder in folders:
-        if not (folder / "config.yaml").is_file():
+        if not RunFolder(folder).exists:
             raise ConfigError(f"{folder}: is not a run of glr-dist train (config.yaml is missing)")

@@ -21,8 +21,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from glr_dist.config import load_config
+    from glr_dist.runs import RunFolder
 
-    config = load_config(options.config or options.out / "config.yaml", options.overrides)
+    config = load_config(options.config or RunFolder(options.out).config_file, options.overrides)
     with results_folder(options, "{}") as out:
         from glr_dist.tracking import tracked
         from glr_dist.training.checkpoint import last_epoch
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
                 summary = trainer.run()
         except KeyboardInterrupt:
             # The run continues after the last epoch that has a checkpoint.
-            done = last_epoch(out / "checkpoints")
+            done = last_epoch(RunFolder(out).checkpoints)
             print(f"stopped after epoch {done}; continue with --resume --out {out}", file=sys.stderr)
             return 130
     width = max(map(len, summary))

@@ -20,6 +20,7 @@ from glr_dist.robustness.conditions import Condition, conditions_of, networks_of
 from glr_dist.robustness.suite import Suite, surrogate_config
 from glr_dist.robustness.surrogate import trained_surrogate
 from glr_dist.robustness.targets import shifted, spreads
+from glr_dist.runs import deciding
 from glr_dist.training import checkpoint
 from glr_dist.training.trained_run import load_run
 
@@ -62,8 +63,7 @@ class Subject:
 
     def fingerprint(self, suite: Suite) -> str:
         """Returns a digest of everything that determines the measurements."""
-        config = self.config.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
-        sha = hashlib.sha256(json.dumps([__version__, config, suite.model_dump(mode="json")]).encode())
+        sha = hashlib.sha256(json.dumps([__version__, deciding(self.config), suite.model_dump(mode="json")]).encode())
         for network in (self.net, self.surrogate, self.baseline):
             sha.update((checkpoint.digest(network.state_dict()) if network else "none").encode())
         for tensor in (self.images.images, self.images.labels):
@@ -125,7 +125,8 @@ def _baseline(folder: Path, config: Config, device: str) -> GLR:
         UserError: the folder is not a run, or its data differs.
     """
     other = load_run(folder.absolute(), device)
-    for key, value in config.data:
-        if key not in ("root", "download") and (others := getattr(other.config.data, key)) != value:
-            raise ConfigError(f"baseline: {folder} is not allowed: its data.{key} is {others!r}, not {value!r}")
+    others = deciding(other.config)
+    for key, value in deciding(config).items():
+        if key.startswith("data.") and others[key] != value:
+            raise ConfigError(f"baseline: {folder} is not allowed: its {key} is {others[key]!r}, not {value!r}")
     return other.net

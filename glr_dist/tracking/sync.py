@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glr_dist.config import Tracking
 from glr_dist.errors import ConfigError, TrackingError, without_credentials
+from glr_dist.runs import RunFolder
 from glr_dist.tracking.location import with_credentials
 from glr_dist.tracking.messages import reason_of, warn, warn_incomplete
 from glr_dist.tracking.state import FILE, State, locked
@@ -95,7 +96,7 @@ def _upload(folder: Path, uri: str | None = None, tags: Mapping[str, str] | None
         if tags and not tags.items() <= state.tags.items():
             state.change(tags={**state.tags, **tags})
         if state.end is None:  # its process was killed before it could record the end
-            state.record_end(*final_status(None if (folder / "summary.json").exists() else KeyboardInterrupt))
+            state.record_end(*final_status(None if RunFolder(folder).summary_file.exists() else KeyboardInterrupt))
         from glr_dist.tracking.uploader import Uploader  # MLflow takes seconds to import
 
         same = uri is not None and without_credentials(uri) == state.uri

@@ -14,6 +14,7 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from glr_dist.config import load_config, read
 from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
+from glr_dist.runs import RunFolder
 from glr_dist.tracking import system_metrics
 from glr_dist.tracking.metric_names import metrics_of
 from glr_dist.tracking.model import log_model
@@ -23,7 +24,6 @@ from glr_dist.tracking.server import connect, experiment_id, is_unreachable, log
 from glr_dist.tracking.state import State
 from glr_dist.training.checkpoint import last_epoch
 
-_METRICS, _CONFIG, _SUMMARY = "metrics.jsonl", "config.yaml", "summary.json"
 _KEY_TAG = "glr_dist.key"
 
 
@@ -46,7 +46,7 @@ class Uploader:
         on_answer: Callable[[], object] = lambda: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._folder, self._state, self._uri = folder, state, uri
+        self._folder, self._run, self._state, self._uri = folder, RunFolder(folder), state, uri
         self._on_answer, self._stopped = on_answer, stopped
         self._connected: MlflowClient | None = None
         self._seen: dict[str, tuple[int, float]] = {}
@@ -116,14 +116,16 @@ class Uploader:
     # ------------------------------------------------------------ from the start of the run
 
     def _description(self) -> None:
-        tags, config = self._state.tags, read(self._folder / _CONFIG)
+        tags, config = self._state.tags, read(self._run.config_file)
         self._once("tags", tags, lambda: log_tags(self._client, self._run_id, tags))
         self._once("params", config, lambda: log_params(self._client, self._run_id, config))
-        self._file(self._folder / _CONFIG)
+        self._file(self._run.config_file)
 
     def _metrics(self) -> None:
         # An interrupted run repeats the epochs after its last checkpoint: they are uploaded once they are final.
-        self._lines(_METRICS, lambda _, record: int(record["epoch"]), last_epoch(self._folder / "checkpoints"))
+        self._lines(
+            self._run.metrics_file.name, lambda _, record: int(record["epoch"]), last_epoch(self._run.checkpoints)
+        )
 
     def _system_metrics(self) -> None:
         self._lines(system_metrics.FILE, lambda number, _: number)
@@ -163,7 +165,7 @@ class Uploader:
 
     def _dataset(self) -> None:
         if self._state.dataset is None:  # described by the process that trains: another one may not have the data
-            self._state.change(dataset=dataset_of(load_config(self._folder / _CONFIG).data))
+            self._state.change(dataset=dataset_of(load_config(self._run.config_file).data))
         dataset = self._state.dataset
         assert dataset is not None
         entry = DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", "training")])
@@ -172,8 +174,8 @@ class Uploader:
     # ------------------------------------------------------------ after the end of the run
 
     def _files(self) -> None:
-        for name in (_METRICS, _SUMMARY, "learning_curve.png"):
-            self._file(self._folder / name)
+        for path in (self._run.metrics_file, self._run.summary_file, self._run.curve_file):
+            self._file(path)
 
     def _model(self) -> None:
         if (summary := self._read_summary()) is None:
@@ -184,7 +186,7 @@ class Uploader:
     def _summary(self) -> None:
         if (summary := self._read_summary()) is None:
             return
-        time = int(1000 * list(_records(self._folder / _METRICS))[-1]["time"])
+        time = int(1000 * list(_records(self._run.metrics_file))[-1]["time"])
         metrics = [
             Metric(name, value, time, summary["epochs"], model_id=self._state.model_id)
             for name, value in metrics_of(summary).items()
@@ -194,8 +196,7 @@ class Uploader:
         self._once("summary", summary, lambda: self._client.log_batch(self._run_id, metrics, tags=tags))
 
     def _read_summary(self) -> dict[str, Any] | None:
-        path = self._folder / _SUMMARY
-        return json.loads(path.read_bytes()) if path.exists() else None
+        return self._run.summary() if self._run.summary_file.exists() else None
 
     def _report(self) -> None:
         for name in report_names(self._folder):

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from glr_dist.config import Config, Count, Positive, Section, build, dump, overridden, read
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.suite import Corruptions, Suite, SuiteName
+from glr_dist.runs import deciding
 from glr_dist.text import one_line, shown
 from glr_dist.tuning.algorithms import ALGORITHMS, MAX_TRIALS, SCHEDULERS, check_algorithm, check_scheduler
 from glr_dist.tuning.objectives import EVERY_EPOCH, check_objectives
@@ -193,15 +194,11 @@ class Search:
         return {field: allowed.described() for field, allowed in self.tune.space.items()}
 
     def _fixed(self) -> dict[str, Any]:
-        """The settings that must not change when the search is resumed, by dotted name."""
-        base = self.base.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
+        """Returns the settings that must not change when the search is resumed, by dotted name."""
         tune = self.tune.model_dump(mode="json", exclude={*_MAY_DIFFER}) | {"space": self._space()}
         if ALGORITHMS[self.tune.algorithm].population:
             tune["trials"] = self.tune.number  # the selections depend on it
-        fixed = {"seed": base.pop("seed")}
-        fixed |= {f"{section}.{key}": value for section in base for key, value in base[section].items()}
-        fixed |= {f"tune.{key}": value for key, value in tune.items()}
-        return {key: value for key, value in fixed.items() if key not in ("data.root", "data.download")}
+        return deciding(self.base) | {f"tune.{key}": value for key, value in tune.items()}
 
 
 def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:
