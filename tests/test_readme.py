@@ -45,6 +45,8 @@ RUNS = {
     "glr-dist evaluate runs/digits-1 --suite quick": SMALL,
     "glr-dist train configs/digits.yaml seed=1 noise.scale=0.8 --out runs/my-run": TINY,
     "glr-dist config configs/digits.yaml": [],
+    "glr-dist train configs/digits.yaml --resume": TINY,
+    "glr-dist train --resume --out runs/my-run": [],
     "glr-dist train configs/digits.yaml --out runs/lrt": TINY,
     "glr-dist train configs/digits.yaml estimator.name=pathwise model.activation=sigmoid --out runs/bp": TINY[:1],
     "glr-dist evaluate runs/lrt runs/bp --suite quick examples=200": SMALL,
@@ -336,6 +338,19 @@ def test_links_lead_to_files(page):
 def test_files_that_a_page_names_exist(page):
     named = re.findall(r"\b(?:configs|jobs|tests|glr_dist)/[\w/]*\w(?:\.\w+)?\b/?", (ROOT / page).read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_names_of_contributing_are_in_the_code():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`([A-Za-z]\w{3,})`", text)) | set(re.findall(r"`([A-Za-z]\w+)\(", text))
+    sources = [path for folder in ("glr_dist", "tests") for path in (ROOT / folder).rglob("*.py")]
+    code = (
+        "\n".join(path.read_text() for path in sources if path != Path(__file__))
+        + (ROOT / "pyproject.toml").read_text()
+    )
+    places = {path.stem for path in sources} | {path.parent.name for path in sources}
+    assert len(named) > 30
+    assert {name for name in named if not re.search(rf"\b{name}\b", code)} - places == set()
 
 
 def test_the_readme_is_short_and_leads_to_every_page():
