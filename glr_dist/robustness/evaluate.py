@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from tqdm import tqdm
 
 from glr_dist.errors import ConfigError
-from glr_dist.execution.inline import Inline
 from glr_dist.execution.memory import keep_freed_memory
-from glr_dist.robustness.conditions import Condition
 from glr_dist.robustness.ledger import Ledger
-from glr_dist.robustness.measure import measure
-from glr_dist.robustness.measurement import Measurement
 from glr_dist.robustness.output import write_pictures, write_report
+from glr_dist.robustness.progress import Progress
 from glr_dist.robustness.report import Report
 from glr_dist.robustness.report_files import ReportFiles
 from glr_dist.robustness.scoring import report_of
 from glr_dist.robustness.subject import Subject, load_subject
 from glr_dist.robustness.suite import Suite
+from glr_dist.robustness.workers import measurements, pending
 from glr_dist.runs import RunFolder, claim
 from glr_dist.training import checkpoint
-
-_HANG = 600.0  # seconds after which an actor that works on one block is restarted
-
-
-class Work(NamedTuple):
-    """One block of one subject under one condition."""
-
-    subject: int
-    condition: Condition
-    block: int
 
 
 def evaluate(
@@ -81,8 +64,8 @@ def evaluate(
             for each, subject in zip(files, subjects, strict=True)
         ]
         reports: dict[int, Report] = {}
-        with _Progress(ledgers) as progress:
-            for work, measurement in _measurements(subjects, suite, _pending(ledgers), actors):
+        with Progress(ledgers) as progress:
+            for work, measurement in measurements(subjects, suite, pending(ledgers), actors):
                 number, condition, block = work
                 if number in reports:  # a block of a refused attack that was in flight
                     continue
@@ -112,70 +95,13 @@ def _claimed(files: ReportFiles) -> Iterator[None]:
             files.folder.rmdir()
 
 
-def _pending(ledgers: Sequence[Ledger]) -> Iterator[Work]:
-    """Yields the blocks that are still to be measured at the time of the request."""
-    for number, ledger in enumerate(ledgers):
-        for condition in ledger.conditions:
-            for block in ledger.blocks(condition):
-                if ledger.is_pending(condition, block):
-                    yield Work(number, condition, block)
-
-
-def _measurements(
-    subjects: Sequence[Subject], suite: Suite, work: Iterator[Work], actors: int | None
-) -> Iterator[tuple[Work, Measurement]]:
-    """Yields the measurement of each block in the order of completion."""
-    if actors == 0:
-        yield from _on_threads(subjects, suite, work)
-        return
-    from glr_dist.execution.pool import Call, Pool  # here: Ray takes a second to import
-
-    sent: list[Work] = []
-    pool = Pool(_Remote, actors=actors, hang_timeout=_HANG)
-    try:
-        # Shared with each call: a restarted actor may have lost the arguments of its constructor.
-        shared = pool.share("evaluation", (subjects, suite))
-
-        def calls() -> Iterator[Call]:
-            for each in work:
-                sent.append(each)
-                yield Call("measure", (shared, *each))
-
-        for number, measurement in pool.run(calls()):
-            yield sent[number], measurement
-    finally:
-        pool.close()
-
-
-class _Remote:
-    """The object inside each actor of the pool."""
-
-    def measure(self, evaluation: tuple[Sequence[Subject], Suite], *work: Any) -> Measurement:
-        subjects, suite = evaluation
-        number, condition, block = work
-        return measure(subjects[number], suite, condition, block)
-
-
-def _on_threads(subjects: Sequence[Subject], suite: Suite, work: Iterator[Work]) -> Iterator[tuple[Work, Measurement]]:
-    """Measures on threads of this process, each with its own copies of the networks."""
-    local = threading.local()
-    executor = Inline(1 if subjects[0].images.images.is_cuda else None)
-
-    def measured(each: Work) -> tuple[Work, Measurement]:
-        if not hasattr(local, "subjects"):
-            local.subjects = subjects if executor.threads == 1 else [subject.copied() for subject in subjects]
-        return each, measure(local.subjects[each.subject], suite, each.condition, each.block)
-
-    yield from executor.map(measured, work)
-
-
 def _finish(files: ReportFiles, subject: Subject, suite: Suite, ledger: Ledger) -> Report:
     """Writes the report, removes the ledger, then draws the pictures."""
-    measurements = ledger.in_order()
+    blocks = ledger.in_order()
     report = report_of(
         suite,
         ledger.conditions,
-        measurements,
+        blocks,
         run=subject.folder.name,
         config=subject.config.model_dump(mode="json"),
         epoch=subject.epoch,
@@ -183,37 +109,5 @@ def _finish(files: ReportFiles, subject: Subject, suite: Suite, ledger: Ledger) 
     )
     write_report(files, report)
     ledger.remove()
-    write_pictures(files, report, subject, ledger.conditions, measurements)
+    write_pictures(files, report, subject, ledger.conditions, blocks)
     return report
-
-
-class _Progress:
-    """A progress bar over the blocks; without a terminal, one line for each finished condition."""
-
-    def __init__(self, ledgers: Sequence[Ledger]) -> None:
-        self._ledgers = ledgers
-        self._printed: set[tuple[Ledger, str]] = set()
-        total = sum(ledger.missing for ledger in ledgers)
-        self._bar = tqdm(total=total, disable=not sys.stderr.isatty(), unit="block", dynamic_ncols=True)
-
-    def update(self, ledger: Ledger, condition: Condition) -> None:
-        """Reports that one more block of a condition is measured."""
-        if not self._bar.disable:
-            self._bar.set_postfix_str(condition.label, refresh=False)
-            # The total shrinks when an attack is refused: its other blocks are never measured.
-            self._bar.total = self._bar.n + 1 + sum(each.missing for each in self._ledgers)
-            self._bar.update()
-            return
-        pending = any(ledger.is_pending(condition, block) for block in ledger.blocks(condition))
-        if not pending and (ledger, condition.label) not in self._printed:
-            self._printed.add((ledger, condition.label))  # blocks of a refused attack may still be in flight
-            blocks = list(ledger.measurements[condition.label].values())
-            refused = next((block.reason for block in blocks if block.reason), None)
-            accuracy = sum(block.correct.count("1") for block in blocks) / condition.examples
-            print(f"{condition.label:<32}{refused or f'accuracy {accuracy:.4f}'}", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()

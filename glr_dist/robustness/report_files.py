@@ -47,8 +47,11 @@ class ReportFiles:
         """Checks that writing a report of this suite replaces nothing but an older report of the same suite.
 
         Raises:
-            ConfigError: the existing report was measured with another suite of the same name.
+            ConfigError: the existing report was measured with another suite of the same name, or is not a file.
         """
+        for path in (self.report, self.page):
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"{path}: is not a file; move it away")
         if not self.report.exists():
             return
         try:

@@ -159,7 +159,7 @@ class Suite(Section):
 
     @property
     def report_name(self) -> str:
-        """The name of this suite's reports: it also tells the split."""
+        """The name of this suite's report on its split, `SUITE-SPLIT`."""
         return f"{self.name}-{self.split}"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from glr_dist.errors import CheckpointError, ConfigError, UserError
-from glr_dist.robustness import evaluate as command
+from glr_dist.execution.inline import Inline
+from glr_dist.robustness import workers
 from glr_dist.robustness.evaluate import evaluate
 from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
 from glr_dist.robustness.suite import load_suite
@@ -45,7 +47,7 @@ def blocks(monkeypatch):
         measured = 0
         stop_at = None
 
-    original = command.measure
+    original = workers.measure
 
     def measure(*arguments):
         if Counter.measured == Counter.stop_at:
@@ -53,8 +55,14 @@ def blocks(monkeypatch):
         Counter.measured += 1
         return original(*arguments)
 
-    monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(workers, "measure", measure)
     return Counter
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Blocks are measured one after the other, so that those before a stop are in the ledger."""
+    monkeypatch.setattr(workers, "Inline", lambda threads: Inline(1))
 
 
 # ---------------------------------------------------------------- contents of the report
@@ -188,7 +196,7 @@ def test_an_evaluation_that_was_stopped_continues(run, blocks):
     assert not kept.exists()
 
 
-def test_the_block_of_an_altered_line_is_measured_again(run, blocks):
+def test_the_block_of_an_altered_line_is_measured_again(run, blocks, one_by_one):
     """A "1" in the place of a "0" would be another accuracy."""
     folder, suite = run("threshold"), small("examples=64", "attacks=[]")
     (expected,) = evaluate([folder], suite)
@@ -231,7 +239,7 @@ def test_untested_examples_are_counted_over_all_blocks(run, blocks):
     assert reports[0][0][3]
 
 
-def test_the_ledger_of_another_evaluation_is_not_used(run, blocks, capsys):
+def test_the_ledger_of_another_evaluation_is_not_used(run, blocks, one_by_one, capsys):
     folder = run("threshold")
     suite = small("examples=64", "attacks=[]")
     evaluate([folder], suite)
@@ -350,6 +358,17 @@ def test_a_damaged_report_is_replaced_with_a_warning(run, capsys):
     assert evaluate([folder], small(*NOTHING)) == [before]
     assert "is not a valid report and will be replaced" in capsys.readouterr().err
     assert read_report(folder, "quick-test") == before
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+@pytest.mark.parametrize("end", [".json", ".md"])
+def test_something_else_in_the_place_of_a_report_is_refused_before_measuring(run, blocks, make, end):
+    folder = run("bp")
+    (folder / "robustness").mkdir()
+    make(folder / "robustness" / f"quick-test{end}")
+    with pytest.raises(ConfigError, match=f"quick-test{end}: is not a file"):
+        evaluate([folder], small(*NOTHING))
+    assert blocks.measured == 0
 
 
 @pytest.mark.process
