@@ -110,9 +110,11 @@ COMMANDS = [command for page in PAGES for command in commands(page)]
 
 
 def shape(line: str) -> str:
-    """A line with its numbers, units and column widths masked."""
+    """Masks the numbers, units and column widths of a line, and what else differs from run to run."""
     line = re.sub(r"\d[\d,]*(\.\d+)?(e[+-]?\d+)?", "#", line)
     line = re.sub(r"\b[kMG]?B\b", "B", line)
+    line = re.sub(r"#: #(, #: #)*", "#", line)  # a schedule
+    line = line.replace(" * |", " |")  # the star of a Pareto front
     return re.sub(r"(?<=[-# |])[-# ]+", "", line).strip()
 
 
