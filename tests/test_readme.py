@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from test_architecture import LAYERS
 from torch import nn
 
 import glr_dist
@@ -340,6 +341,14 @@ def test_links_lead_to_files(page):
 def test_files_that_a_page_names_exist(page):
     named = re.findall(r"\b(?:configs|jobs|tests|glr_dist)/[\w/]*\w(?:\.\w+)?\b/?", (ROOT / page).read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_contributing_lists_the_layers_in_the_order_of_their_imports():
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("| layer | content |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
+    assert len(rows) == len(LAYERS)
+    for row, layer in zip(rows, LAYERS, strict=True):
+        assert {name.strip("`/") for name in row.split(", ")} <= layer
 
 
 def test_the_names_of_contributing_are_in_the_code():
