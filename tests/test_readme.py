@@ -1,4 +1,4 @@
-"""What the pages show is what happens: blocks of Python, commands with their output, settings, links and file names."""
+"""Checks the pages: Python blocks and commands run as shown; settings, links and file names are valid."""
 
 from __future__ import annotations
 
