@@ -67,7 +67,7 @@ RUNS = {
 ON_RAY = {
     "glr-dist train configs/digits.yaml execution.kind=layers execution.actors=2": TINY,
     "glr-dist tune configs/tune/digits_noise_scale.yaml": [
-        "tune.trials=4",
+        "tune.trials=3",
         "training.epochs=1",
         "tune.robustness.surrogate.training.epochs=1",
         "tune.robustness.examples=20",
@@ -76,7 +76,7 @@ ON_RAY = {
     "glr-dist tune configs/tune/digits_noise_schedule.yaml": [
         "tune.trials=4",
         "tune.interval=1",
-        "training.epochs=3",
+        "training.epochs=2",
         "tracking.kind=none",
     ],
 }
@@ -258,6 +258,7 @@ def test_a_stopped_run_prints_what_the_page_of_jobs_shows(checkout, tiny_yaml, m
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with(ON_RAY))
 def test_commands_run_on_ray_and_print_what_the_page_shows(page, checkout, local_ray, capsys):
     run_commands(page, ON_RAY, capsys)
