@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.report import Report
 from glr_dist.robustness.suite import Suite
+from glr_dist.text import one_line
 
 
 class ReportFiles:
@@ -88,8 +89,9 @@ def read_report(run: Path, name: str) -> Report:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); evaluate the run first") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "JSON"
-        reason = f"is damaged, or of another version of glr_dist ({where}: {first['msg'].lower()})"
+        where = one_line(".".join(map(str, first["loc"])) or "JSON", 80)
+        message = one_line(first["msg"].lower(), 120)
+        reason = f"is damaged, or of another version of glr_dist ({where}: {message})"
         raise ConfigError(f"{path}: {reason}; evaluate the run again") from None
     if report.name != name:
         raise ConfigError(f"{path}: holds the report '{report.name}'; rename the file, or evaluate the run again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from glr_dist.config import Config, build, dump_config
@@ -225,6 +226,52 @@ def test_settings_that_do_not_change_the_result_may_differ(evaluated, tmp_path):
     content["config"]["data"]["root"] = "/elsewhere"
     path.write_text(json.dumps(content))
     compare([folder], tmp_path / "out")
+
+
+VALUES = [None, True, -1, 0, 1e308, 10**40, "", "x", "\n", "é" * 500, [], [[]], {}, {"a\nb": 1}, [None] * 3]
+
+
+def mutated(content, stream):
+    """Returns a report with one value, key or byte changed, removed or added."""
+    text = json.dumps(content)
+    kind = stream.integers(4)
+    if kind == 0:  # a byte
+        raw = bytearray(text.encode())
+        raw[stream.integers(len(raw))] = stream.integers(256)
+        return bytes(raw)
+    if kind == 1:  # the end is missing
+        return text.encode()[: stream.integers(len(text))]
+    inner = content = json.loads(text)
+    while True:
+        keys = list(inner) if isinstance(inner, dict) else range(len(inner))
+        key = keys[stream.integers(len(keys))]
+        if not inner[key] or not isinstance(inner[key], dict | list) or stream.random() < 0.2:
+            break
+        inner = inner[key]
+    if kind == 2:
+        del inner[key]
+    else:
+        inner[key] = VALUES[stream.integers(len(VALUES))]
+        if isinstance(inner, dict) and stream.random() < 0.2:
+            inner["new\n" * 200] = inner.pop(key)
+    return json.dumps(content).encode()
+
+
+def test_a_mutated_report_is_compared_or_refused_in_one_short_line(evaluated, tmp_path, monkeypatch):
+    monkeypatch.setattr("glr_dist.robustness.compare.draw", lambda *_: False)
+    folder, stream = evaluated("one"), np.random.default_rng(0)
+    path = folder / "robustness" / "quick-test.json"
+    content = json.loads(path.read_text())
+    refused = 0
+    for _ in range(300):
+        path.write_bytes(mutated(content, stream))
+        try:
+            compare([folder], tmp_path / "out")
+        except ConfigError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert len(str(error)) < 300 + 2 * len(str(path))
+    assert refused > 150
 
 
 def test_a_plot_that_fails_is_a_warning(evaluated, tmp_path, monkeypatch, capsys):
