@@ -37,7 +37,8 @@ PAGES = sorted(
 TINY = ["training.epochs=1", "estimator.copies=8"]
 SMALL = [
     "examples=20",
-    "corruptions.severities=[1]",
+    "attacks=[{name: fgsm, eps: 0.1}]",
+    "corruptions={names: [contrast], severities: [1]}",  # a sheet of fewer pictures, which take seconds
     "surrogate.training.epochs=1",
     "adaptive={spreads: [0.1], copies: 8}",
 ]
