@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,7 +39,7 @@ def sheet_figure(
                 axes.set_title(str(predicted), fontsize=9, pad=2)
             else:
                 axes.set_title(f"× {predicted}", fontsize=9, pad=2, color="#D55E00", fontweight="bold")
-        name = condition.label.replace("/", "\n")
+        name = _row_title(condition.label)
         row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=8)
         for axes in row:
             axes.axis("off")
@@ -52,3 +53,9 @@ def _shown(conditions: Sequence[Condition]) -> list[Condition]:
     for condition in conditions:
         series.setdefault(condition.series, []).append(condition)
     return [group[group[0].shown(len(group))] for group in series.values()]
+
+
+def _row_title(label: str) -> str:
+    """Returns a condition's label with its strength in words, one part per line."""
+    label = re.sub(r"/s(\d)$", r"/severity \1", label).replace("/eps_", "/ε = ")
+    return label.replace("_", " ").replace("/", "\n")

@@ -7,6 +7,7 @@ import pytest
 from glr_dist.robustness.conditions import Attacked, Corrupted, conditions_of
 from glr_dist.robustness.measurement import Measurement
 from glr_dist.robustness.plots import eps_figure, severity_figure
+from glr_dist.robustness.sheet import _row_title
 from glr_dist.robustness.suite import SUITES
 
 from .reports import report_of_blocks
@@ -79,3 +80,16 @@ def test_the_legend_of_the_corruptions_covers_no_panel(full):
     legend = figure.legends[0].get_window_extent()
     for axes in figure.axes:
         assert not legend.overlaps(axes.get_tightbbox())
+
+
+@pytest.mark.parametrize(
+    ("label", "title"),
+    [
+        ("clean", "clean"),
+        ("pgd_l2/white_box/eps_0.5", "pgd l2\nwhite box\nε = 0.5"),
+        ("lbfgs/transfer", "lbfgs\ntransfer"),
+        ("glass_blur/s3", "glass blur\nseverity 3"),
+    ],
+)
+def test_rows_of_the_contact_sheet_name_the_strength(label, title):
+    assert _row_title(label) == title
