@@ -274,6 +274,7 @@ def test_a_trial_can_be_repeated_from_its_configuration(tiny_search, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_on_ray_the_population_is_the_same_and_nested_in_mlflow(local_ray, tiny_search, tmp_path, capsys):
     robust = [
         "tune.objectives=[robust/control/random_sign/eps_0.1/accuracy, validation/accuracy]",
