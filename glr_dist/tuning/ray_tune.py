@@ -88,9 +88,10 @@ def _trainable(runner: TrialRunner, bundles: Sequence[Mapping[str, float]]) -> A
     head = [{"CPU": 0.0}] if runner.search.tune.actors_per_trial else []
     # The runner is a parameter, which stays in memory: its tracking URI may hold a password.
     train = tune.with_parameters(_train, runner=runner)
-    trainable = wrap_function(train)
+    resources = tune.PlacementGroupFactory([*head, *map(dict, bundles)])
+    trainable = wrap_function(tune.with_resources(train, resources))
     trainable.__name__ = trainable.__qualname__ = "Trial"  # in Ray's dashboard, instead of ImplicitFunc
-    return tune.with_resources(trainable, tune.PlacementGroupFactory([*head, *map(dict, bundles)]))
+    return trainable
 
 
 def _train(config: dict[str, Any], runner: TrialRunner) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glr_dist.robustness.page import table as markdown_table
+from glr_dist.text import shortened
 from glr_dist.tuning.algorithms import ALGORITHMS
 from glr_dist.tuning.points import SCHEDULE
 from glr_dist.tuning.ranking import pareto_front, ranked
 from glr_dist.tuning.search_config import Search
 from glr_dist.tuning.trial_record import TrialRecord
+
+_MAX_REASON = 80  # characters in the table; trials.json has the whole reason
 
 
 def trial_table(search: Search, records: Sequence[TrialRecord]) -> str:
@@ -26,7 +29,7 @@ def trial_table(search: Search, records: Sequence[TrialRecord]) -> str:
             *(_value(record, name) if name in record.metrics else "–" for name in names),
             str(record.epochs),
             f"{record.seconds:.1f}",
-            f"{record.status}: {record.reason}" if record.reason else record.status,
+            f"{record.status}: {shortened(record.reason, _MAX_REASON)}" if record.reason else record.status,
         ]
         for record in ranked(records, names)
     ]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -191,7 +192,54 @@ def test_asha_stops_trials_that_fall_behind_and_trials_are_nested_in_mlflow(clus
         assert len(client.get_metric_history(run.info.run_id, "train/loss")) == record.epochs
 
 
+@pytest.mark.ray
+def test_two_searches_at_once_have_folders_of_their_own(cluster, start, tiny_search_yaml, tmp_path):
+    """Each best.yaml is the configuration of a trial that its own search trained."""
+    environment = {**os.environ, "RAY_ADDRESS": cluster}
+    laws = ("gaussian", "logistic")
+    processes = [
+        start("tune", tiny_search_yaml, "tune.trials=1", f"noise.law={law}", env=environment, cwd=tmp_path)
+        for law in laws
+    ]
+    folders = []
+    for law, process in zip(laws, processes, strict=True):
+        output, errors = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, errors
+        folder = Path(re.findall(r"results +(.+)", output)[-1])
+        assert load_config(folder / "best.yaml").noise.law == law
+        assert load_config(trial_folder(folder, 0) / "config.yaml").noise.law == law
+        folders.append(folder)
+    assert {folder.name for folder in folders} == {"tune-tiny-search-1", "tune-tiny-search-2"}
+
+
 # ---------------------------------------------------------------- without a cluster
+
+
+@pytest.mark.parametrize(
+    ("override", "bundles"),
+    [
+        ("tune.cpus_per_trial=2", [{"CPU": 2.0}]),
+        ("tune.gpus_per_trial=0.5", [{"CPU": 1.0, "GPU": 0.5}]),
+        ("tune.actors_per_trial=2", [{}, {"CPU": 1.0}, {"CPU": 1.0}]),
+    ],
+)
+def test_a_trial_has_its_resources_and_a_name_in_rays_dashboard(tiny_search, tmp_path, override, bundles):
+    from glr_dist.tuning.ray_tune import _bundles, _trainable
+
+    search = tiny_search(override)
+    trainable = _trainable(TrialRunner(search, tmp_path, search.base.tracking), _bundles(search.tune))
+    assert (trainable.__name__, trainable.__qualname__) == ("Trial", "Trial")
+    resources = trainable.default_resource_request({})
+    assert [bundle for bundle in resources.bundles if bundle] == [bundle for bundle in bundles if bundle]
+    assert resources.head_bundle_is_empty == ({} in bundles)
+
+
+def test_a_trial_with_a_gpu_computes_there(tiny_search, tmp_path):
+    for override, device in (("tune.gpus_per_trial=0.5", "cuda"), ("tune.gpus_per_trial=0", "cpu")):
+        search = tiny_search(override)
+        runner = TrialRunner(search, tmp_path, search.base.tracking)
+        ((config, _),) = runner.runs(TrialRecord(number=0, point={"noise.scale": 0.7}))
+        assert config.execution.device == device
 
 
 def test_asha_knows_the_trials_of_an_interrupted_search(tiny_search, tmp_path):
