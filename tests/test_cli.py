@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,8 +15,13 @@ from pathlib import Path
 import pytest
 
 from glr_dist import cli
+from glr_dist.cli import output
+from glr_dist.cli.arguments import folder
+from glr_dist.cli.parser import COMMANDS
 from glr_dist.config import load_config
+from glr_dist.runs import claim
 from glr_dist.training import checkpoint
+from glr_dist.tuning.search_config import load_search
 
 TIMEOUT = 300  # seconds after which a process is taken to hang
 HEAVY = ("torch", "ray", "mlflow", "pydantic", "yaml", "numpy", "sklearn", "scipy", "matplotlib")
@@ -94,14 +101,69 @@ def test_plain_lines_where_there_is_no_terminal(start, tiny_yaml, tmp_path):
     assert process.returncode == 0
     assert errors == ""
     lines = said.splitlines()
-    for number, line in enumerate(lines[:3], 1):
+    assert dict(line.split(maxsplit=1) for line in lines[:4]) == {
+        "results": str(tmp_path / "run"),
+        "device": "cpu, inline",
+        "data": "digits: 1,294 training, 144 validation, 359 test images",
+        "parameters": "610 in a network with 2 sites",
+    }
+    for number, line in enumerate(lines[4:7], 1):
         assert line.startswith(f"epoch {number}/3 ")
         assert all(word in line for word in ("train loss", "validation accuracy", "copies/s", "s left"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    printed = dict(line.split(maxsplit=1) for line in lines[3:])
+    printed = dict(line.split(maxsplit=1) for line in lines[7:])
+    assert list(printed) == [*summary, "results", "next"]
     assert printed["results"] == str(tmp_path / "run")
+    assert printed["next"] == f"glr-dist evaluate {tmp_path / 'run'}"
     assert printed["params_sha256"] == summary["params_sha256"]
-    assert float(printed["test_accuracy"]) == summary["test_accuracy"]
+    assert printed["test_accuracy"] == f"{summary['test_accuracy']:.4g}"
+
+
+def test_the_folder_is_printed_before_torch_is_imported(python, tiny_yaml, tmp_path):
+    code = """
+import sys
+from glr_dist.cli import main, train
+
+show = train.show_whole
+
+def watched(name, value):
+    print("torch" in sys.modules, end=" ")
+    show(name, value)
+
+train.show_whole = watched
+main(sys.argv[1:])
+"""
+    done = python(code, "train", tiny_yaml, "training.epochs=1", "--out", tmp_path / "run")
+    first, *_, second, _ = done.stdout.splitlines()
+    assert first.split() == ["False", "results", str(tmp_path / "run")]
+    assert second.split() == ["True", "results", str(tmp_path / "run")]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.96657381, "0.9666"),
+        (2.5e-7, "2.5e-07"),
+        (123456.789, "123,457"),
+        (3.0, "3"),
+        (3, "3"),
+        ("x", "x"),
+        ([0.12345, 0.5], "0.1235, 0.5"),
+    ],
+)
+def test_numbers_are_printed_with_four_digits(value, said):
+    assert output.figure(value) == said
+
+
+@pytest.mark.parametrize(("columns", "whole"), [(200, True), (60, False)])
+def test_a_line_is_not_longer_than_the_terminal(monkeypatch, capsys, columns, whole):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    output.show("params_sha256", "0" * 64)
+    output.show_whole("results", "/" + "x" * 100)  # a path is of no use if it is cut
+    first, second = capsys.readouterr().out.splitlines()
+    assert ("…" in first, len(first) <= columns) == (not whole, True)
+    assert second.endswith("/" + "x" * 100)
 
 
 @pytest.mark.parametrize("columns", [80, 160])
@@ -142,9 +204,205 @@ def test_results_go_to_a_new_numbered_folder_by_default(tiny_yaml, tmp_path, mon
     assert cli.main(short) == 0
     assert cli.main(short) == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == ["tiny-1", "tiny-2"]
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["next", "glr-dist", "evaluate", "runs/tiny-2"]
     assert cli.main([*short, "--resume"]) == 0  # the newest one
-    assert str(tmp_path / "runs" / "tiny-2") in capsys.readouterr().out.splitlines()[-1]
+    assert str(tmp_path / "runs" / "tiny-2") in capsys.readouterr().out
     assert len(list(Path("runs").iterdir())) == 2
+
+
+def test_a_resumed_run_needs_no_configuration(tiny_yaml, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(["train", str(tiny_yaml), "--out", str(out)]) == 0
+    sha = json.loads((out / "summary.json").read_text())["params_sha256"]
+    (out / "checkpoints" / "epoch-00003.pt").unlink()
+    capsys.readouterr()
+    for words in (["--resume", "--out", str(out)], ["--out", str(out), "execution.threads=1", "--resume"]):
+        assert cli.main(["train", *words]) == 0
+        assert json.loads((out / "summary.json").read_text())["params_sha256"] == sha
+    assert "resumed              after epoch 2" in capsys.readouterr().out
+    assert "config.yaml" in error_line(capsys, "train", "--resume", "--out", tmp_path / "nothing")
+    assert "CONFIG.yaml is missing" in error_line(capsys, "train", "--resume")
+    assert "CONFIG.yaml is missing" in error_line(capsys, "train", "--out", out)
+    assert "CONFIG.yaml is missing" in error_line(capsys, "diagnose", "seed=1")
+    assert "noise.scale: " in error_line(capsys, "train", "--resume", "--out", out, "noise.scale=0.75")
+
+
+SEARCH = "tune: {space: {noise.scale: {loguniform: [0.1, 1]}}, trials: 3}\nestimator: {copies: 8}\n"
+
+
+def test_config_prints_a_search_that_loads_to_the_same_search(tmp_path, capsys):
+    path, printed = tmp_path / "search.yaml", tmp_path / "printed.yaml"
+    path.write_text(SEARCH)
+    assert cli.main(["config", str(path), "tune.trials=5", "noise.law=laplace"]) == 0
+    printed.write_text(capsys.readouterr().out)
+    assert "algorithm: optuna" in printed.read_text()  # a default
+    first, second = load_search(path, ["tune.trials=5", "noise.law=laplace"]), load_search(printed)
+    assert (first.base, first.tune) == (second.base, second.tune)
+    assert "tune.space" in error_line(capsys, "config", path, "tune.space={seed: 1}")
+
+
+# ---------------------------------------------------------------- folders
+
+
+@pytest.mark.process
+def test_trainings_that_start_at_the_same_time_all_run(start, tiny_yaml, tmp_path):
+    processes = [start("train", tiny_yaml, "training.epochs=1", f"seed={seed}", cwd=tmp_path) for seed in range(3)]
+    ended = [process.communicate(timeout=TIMEOUT) for process in processes]
+    assert [(process.returncode, errors) for process, (_, errors) in zip(processes, ended, strict=True)] == [
+        (0, "")
+    ] * 3
+    folders = [Path(said.splitlines()[0].split()[1]) for said, _ in ended]
+    assert sorted(folder.name for folder in folders) == ["tiny-1", "tiny-2", "tiny-3"]
+    seeds = [json.loads((folder / "summary.json").read_text())["seed"] for folder in folders]
+    assert seeds == [0, 1, 2]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", ["train", "diagnose", "plan"])
+def test_a_folder_that_another_process_writes_to_is_one_line(python, tiny_yaml, tmp_path, command):
+    out = tmp_path / "run"
+    with claim(out):
+        code = "import sys; from glr_dist.cli import main; sys.exit(main(sys.argv[1:]))"
+        done = python(code, command, tiny_yaml, "--out", out)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert f"{out}: is in use by process {os.getpid()} on " in line
+
+
+def test_a_new_folder_without_results_is_removed(tiny_yaml, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for words in (["data.test=0.0002"], ["data.test=0.0002", "--out", "mine"], ["noise.scale=-1"]):
+        assert cli.main(["train", str(tiny_yaml), *words]) == 2
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["train", str(tiny_yaml), "data.test=0.0002", "--out", "empty"]) == 2
+    left = sorted(path.name for path in tmp_path.rglob("*"))
+    assert left == ["empty", "runs", "tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/x", "gs://bucket", "hdfs:///x", "S3://b/x", "file://host/x", "http://h/x", "dbfs+v2://x"]
+)
+@pytest.mark.parametrize("command", ["train", "tune", "diagnose", "plan", "compare"])
+def test_results_on_anything_but_a_local_folder_are_refused(tmp_path, monkeypatch, capsys, command, uri):
+    monkeypatch.chdir(tmp_path)
+    line = error_line(capsys, command, "x.yaml", "--out", uri)
+    assert f"--out: '{uri}' is not a local folder" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "form", ["file://{}", "file://localhost{}", "FILE://{}", "file://{}%20x", "{}", "{}:1", "{}/c:/x"]
+)
+def test_local_folders_may_be_written_as_uris(tmp_path, form):
+    place = tmp_path / "run"
+    expected = {
+        "{}": place,
+        "{}:1": Path(f"{place}:1"),
+        "{}/c:/x": place / "c:" / "x",
+        "file://{}%20x": Path(f"{place} x"),
+    }
+    assert folder(form.format(place)) == expected.get(form, place)
+
+
+# ---------------------------------------------------------------- output that fails
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", ["train", "config"])
+def test_a_reader_that_has_gone_ends_the_command_quietly(start, tiny_yaml, tmp_path, command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ["--out", tmp_path / "run"] if command == "train" else []
+    process = start(command, tiny_yaml, *words, stdout=writer)
+    os.close(writer)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, errors) == (141, "")
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_the_output_is_named(start, tiny_yaml):
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        process = start("config", tiny_yaml, stdout=full)
+        _, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, errors) == (2, "glr-dist: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("AF_UNIX path length cannot exceed 107 bytes"), "AF_UNIX path length cannot exceed 107 bytes"),
+        (OSError(28, "No space left on device", "/disk/file"), "/disk/file: No space left on device"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (BrokenPipeError(32, "Broken pipe"), "Broken pipe"),  # of a socket: the output can be written
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_an_error_of_the_system_is_named_as_it_is(monkeypatch, capsys, tiny_yaml, error, said):
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("glr_dist.config.load_config", fail)
+    assert error_line(capsys, "train", tiny_yaml) == f"glr-dist: {said}"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "tkagg"])
+def test_a_picture_that_cannot_be_drawn_costs_nothing_but_a_warning(python, tiny_yaml, tmp_path, backend):
+    code = "import sys; from glr_dist.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = python(code, "train", tiny_yaml, "training.epochs=1", "--out", tmp_path / "run", MPLBACKEND=backend)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert f"test_accuracy        {summary['test_accuracy']:.4g}" in done.stdout
+    assert (tmp_path / "run" / "learning_curve.png").exists() or done.stderr.startswith("warning: ")
+
+
+# ---------------------------------------------------------------- completion
+
+
+def test_each_shell_completes_every_command_option_and_setting(capsys):
+    for shell in ("bash", "zsh", "fish"):
+        assert cli.main(["completion", shell]) == 0
+        said = capsys.readouterr().out
+        for name in (*COMMANDS, "resume", "suite", "noise.scale=", "training.optimizer.lr=", "bash"):
+            assert re.search(rf"[\s'\-]{re.escape(name)}\b|{re.escape(name)}", said), (shell, name)
+    assert "invalid choice: 'tcsh'" in error_line(capsys, "completion", "tcsh")
+
+
+COMPLETED = [
+    (["ev"], ["evaluate"]),
+    (["train", "noise.s"], ["noise.scale=", "noise.schedule=", "noise.sites="]),
+    (["train", "--re"], ["--resume"]),
+    (["evaluate", "--su"], ["--suite"]),
+    (["completion", "z"], ["zsh"]),
+]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("words", "expected"), COMPLETED, ids=str)
+def test_bash_completes(tmp_path, words, expected, capsys):
+    if (bash := shutil.which("bash")) is None:
+        pytest.skip("needs bash")
+    cli.main(["completion", "bash"])
+    (tmp_path / "code").write_text(capsys.readouterr().out)
+    script = f"source code; COMP_WORDS=(glr-dist {' '.join(words)}); COMP_CWORD={len(words)}; _glr_dist 2>/dev/null; "
+    script += 'printf "%s\\n" "${COMPREPLY[@]}"'
+    done = subprocess.run([bash, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == expected
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("words", "expected"), COMPLETED, ids=str)
+def test_fish_completes(tmp_path, words, expected, capsys):
+    if (fish := shutil.which("fish")) is None:
+        pytest.skip("needs fish")
+    cli.main(["completion", "fish"])
+    (tmp_path / "code").write_text(capsys.readouterr().out)
+    script = f"source code; complete -C 'glr-dist {' '.join(words)}'"
+    done = subprocess.run([fish, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == expected
 
 
 # ---------------------------------------------------------------- errors
@@ -346,6 +604,7 @@ FULL_DISK = """
 import resource, signal, sys
 from glr_dist.cli import main
 from glr_dist.training import checkpoint
+from glr_dist.tuning.search_config import load_search
 
 save = checkpoint.save
 
@@ -383,5 +642,5 @@ def test_an_error_ends_a_process_with_code_2_and_no_traceback(start, tiny_yaml, 
     process = start("train", tiny_yaml, *overrides, "--out", tmp_path / "run")
     said, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 2, errors
-    assert said == ""
+    assert "epoch" not in said
     assert len(errors.splitlines()) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from glr_dist.cli.parser import parse
+from glr_dist.cli.stdout import OutputError, guarded_stdout
 
 __all__ = ["main"]
 
@@ -29,15 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from glr_dist.text import one_line
 
     try:
-        with _sigterm_as_interrupt():
+        with _sigterm_as_interrupt(), guarded_stdout():
             code: int = options.run(options)
-            sys.stdout.flush()
             return code
     except (UserError, FloatingPointError) as error:
         return _failed(str(error))
+    except OutputError as error:
+        return 141 if isinstance(error.reason, BrokenPipeError) else _failed(str(error))
     except OSError as error:
-        if (reason := _output_failure()) is not None:
-            return _no_output(reason)
         place = f"{error.filename}: " if error.filename is not None else ""
         return _failed(f"{place}{error.strerror or one_line(error)}")
     except KeyboardInterrupt:
@@ -60,21 +59,6 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _output_failure() -> OSError | None:
-    """Returns the error with which the standard output fails; a failed write stays in its buffer and fails again."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        return error
-    return None
-
-
-def _no_output(reason: OSError) -> int:
-    """Drops the rest of the output, so that Python does not try to write it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141 if isinstance(reason, BrokenPipeError) else _failed(f"standard output: {reason.strerror}")
 
 
 def _failed(message: str) -> int:

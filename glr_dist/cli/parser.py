@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from glr_dist import __version__
-from glr_dist.cli import compare, config, diagnose, evaluate, plan, sync, train, tune
+from glr_dist.cli import compare, completion, config, diagnose, evaluate, plan, sync, train, tune
 from glr_dist.cli.arguments import take_config
 
 COMMANDS = {
@@ -19,6 +19,7 @@ COMMANDS = {
     "tune": tune,
     "plan": plan,
     "config": config,
+    "completion": completion,
 }
 
 

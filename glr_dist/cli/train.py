@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from glr_dist.cli.arguments import add_config, add_out
+from glr_dist.cli.output import next_command, show, show_whole
 from glr_dist.cli.results import results_folder
+
+if TYPE_CHECKING:
+    from glr_dist.config import Config
+    from glr_dist.training.trainer import Trainer
 
 HELP = "train a network and test it once at the end"
 
@@ -25,12 +31,15 @@ def run(options: argparse.Namespace) -> int:
 
     config = load_config(options.config or RunFolder(options.out).config_file, options.overrides)
     with results_folder(options, "{}") as out:
+        show_whole("results", out)
+        _show_tracking(config)
         from glr_dist.tracking import tracked
         from glr_dist.training.checkpoint import last_epoch
         from glr_dist.training.train import trainer_of
 
         try:
             trainer = trainer_of(config, out, resume=options.resume)
+            _show_run(trainer)
             with tracked(config, out):
                 summary = trainer.run()
         except KeyboardInterrupt:
@@ -38,8 +47,28 @@ def run(options: argparse.Namespace) -> int:
             done = last_epoch(RunFolder(out).checkpoints)
             print(f"stopped after epoch {done}; continue with --resume --out {out}", file=sys.stderr)
             return 130
-    width = max(map(len, summary))
     for key, value in summary.items():
-        print(f"{key:<{width}}  {value}")
-    print(f"{'results':<{width}}  {out}")
+        show(key, value)
+    show_whole("results", out)
+    show_whole("next", next_command("evaluate", out))
     return 0
+
+
+def _show_tracking(config: Config) -> None:
+    if config.tracking.kind != "none":
+        from glr_dist.errors import without_credentials
+        from glr_dist.tracking.location import tracking_uri
+
+        show("tracking", f"{without_credentials(tracking_uri(config.tracking))}, {config.tracking.experiment}")
+
+
+def _show_run(trainer: Trainer) -> None:
+    data, execution = trainer.config.data, trainer.config.execution
+    parts = ((trainer.train, "training"), (trainer.validation, "validation"), (trainer.test, "test"))
+    sites = len(trainer.net.network.sites)
+    count = sum(parameter.numel() for parameter in trainer.net.model.parameters())
+    show("device", f"{trainer.device}, {execution.kind}")
+    show("data", f"{data.name}: {', '.join(f'{len(split):,} {part}' for split, part in parts)} images")
+    show("parameters", f"{count:,} in a network with {sites} sites")
+    if trainer.epoch:
+        show("resumed", f"after epoch {trainer.epoch}")

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from glr_dist.cli.arguments import add_config, add_out
+from glr_dist.cli.output import next_command
 from glr_dist.cli.results import results_folder
 
 HELP = "search for good settings on the validation images, and write the best ones to a file"
@@ -24,6 +25,7 @@ def run(options: argparse.Namespace) -> int:
 
     search = load_search(options.config or options.out / "tune.yaml", options.overrides)
     with results_folder(options, "tune-{}", "search") as out:
+        print(f"results  {out}", flush=True)
         from glr_dist.tuning.search import progress, tune
 
         try:
@@ -33,4 +35,5 @@ def run(options: argparse.Namespace) -> int:
             print(f"stopped with {done} done; continue with --resume --out {out}", file=sys.stderr)
             return 130
     print(f"results  {out}")
+    print(f"next     {next_command('train', out / 'best.yaml')}")
     return 0
