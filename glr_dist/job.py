@@ -1,4 +1,4 @@
-"""Commands as entry points of Ray jobs. Imports no Ray."""
+"""Commands as entry points of Ray jobs. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glr_dist.cli import main
+from glr_dist.cli.arguments import folder
 
-# Ray sets it for the driver of a submitted job and for nothing else: RAY_ADDRESS may be set in any shell.
+# Ray sets this variable only for the driver of a submitted job, whereas any shell may have RAY_ADDRESS.
 _IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -18,11 +19,11 @@ def run_as_job(command: str, arguments: Sequence[str] | None = None) -> int:
     """Runs a command of `glr-dist` that writes results.
 
     Args:
-        command: its name.
-        arguments: its arguments; those of this process by default.
+        command: the name of the command.
+        arguments: the arguments of the command (default: those of this process).
 
     Returns:
-        Its exit code; 2 for results that would be lost with the job.
+        The exit code of the command, or 2 if the results would be lost with the job.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if _IN_RAY_JOB in os.environ and not {"-h", "--help"} & set(arguments) and not _out(arguments).is_absolute():
@@ -36,8 +37,10 @@ def run_as_job(command: str, arguments: Sequence[str] | None = None) -> int:
 
 
 def _out(arguments: Sequence[str]) -> Path:
-    """The --out of the arguments, relative where there is none; all other mistakes are left to the library."""
+    """Returns the folder of --out, a relative one if it is missing; the command itself reports any other error."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--out", type=Path, nargs="?", const=Path(), default=Path())
-    out: Path = parser.parse_known_args(arguments)[0].out
-    return out
+    parser.add_argument("--out", nargs="?", const="", default="")
+    try:
+        return folder(parser.parse_known_args(arguments)[0].out)
+    except argparse.ArgumentTypeError:
+        return Path("/")

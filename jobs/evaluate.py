@@ -1,11 +1,11 @@
-"""Evaluates the robustness of runs: what `glr-dist evaluate` does, as the entry point of a Ray job.
+"""Evaluates the robustness of runs: `glr-dist evaluate` as the entry point of a Ray job.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
         python jobs/evaluate.py /shared/runs/digits-0 /shared/runs/digits-1 --suite paper [key=value ...]
 
 Takes the arguments of `glr-dist evaluate` and spreads the work over the cluster (attacks and corruptions x runs x
-blocks of images). Reports go into the folders of the runs, so in a Ray job these must be absolute. Its exit code is
-the job's: 0 done, 2 a mistake that one line explains, 130 stopped; a job that was stopped continues when it is
+blocks of images). Reports are written to the folders of the runs, which must be absolute in a Ray job. The exit code
+is 0 after success, 2 after an error that one line explains, 130 if it is stopped; a stopped job continues when it is
 submitted again.
 """
 

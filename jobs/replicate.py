@@ -1,8 +1,8 @@
-"""Trains several configurations with several seeds and tabulates the results; a finished run is not run again.
+"""Trains several configurations with several seeds and tabulates the results. Finished runs are not repeated.
 
     python jobs/replicate.py configs/mnist/*.yaml --seeds 0 1 2 --out runs/mnist [key=value ...]
 
-Writes OUT/NAME-seedN/ for each run and OUT/table.json, and prints the table.
+Writes each run to OUT/NAME-seedN/ and the table to OUT/table.json, and prints the table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from glr_dist.training.train import trainer_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job; returns the exit code, 2 for a user's mistake."""
+    """Runs the job; returns the exit code, 2 after an error that one line explains."""
     parser = argparse.ArgumentParser(description="Train configurations with several seeds and tabulate the results.")
     parser.add_argument("configs", metavar="CONFIG.yaml", nargs="+", help="configurations, and key=value overrides")
     parser.add_argument("--seeds", metavar="N", type=int, nargs="+", default=[0, 1, 2])
@@ -40,11 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for seed in options.seeds
         ]
         table = []
-        for name, seed, settings in runs:
+        for name, seed, config in runs:
             print(f"== {name}, seed {seed}", flush=True)
             folder = out / f"{name}-seed{seed}"
-            trainer = trainer_of(settings, folder, resume=True)
-            with tracked(settings, folder):
+            trainer = trainer_of(config, folder, resume=True)
+            with tracked(config, folder):
                 table.append({"name": name, **trainer.run()})
             write_atomically(out / "table.json", (json.dumps(table, indent=2) + "\n").encode())
     except (UserError, FloatingPointError) as error:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     for name in dict.fromkeys(row["name"] for row in table):
         tests = [row["test_accuracy"] for row in table if row["name"] == name]
-        print(f"{name}: test accuracy mean {statistics.fmean(tests):.4f}, least {min(tests):.4f}, {len(tests)} seeds")
+        print(f"{name}: test accuracy mean {statistics.fmean(tests):.4f}, minimum {min(tests):.4f}, {len(tests)} seeds")
     return 0
 
 

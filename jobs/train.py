@@ -1,10 +1,10 @@
-"""Trains one configuration: what `glr-dist train` does, as the entry point of a Ray job.
+"""Trains one configuration: `glr-dist train` as the entry point of a Ray job.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
         python jobs/train.py configs/digits.yaml training.epochs=2 --out /shared/runs/digits [key=value ...] [--resume]
 
-Takes the arguments of `glr-dist train`, and its exit code is the job's: 0 done, 2 a mistake that one line explains,
-130 stopped. In a Ray job, --out must be absolute.
+Takes the arguments of `glr-dist train` and exits with its code: 0 after success, 2 after an error that one line
+explains, 130 if it is stopped. In a Ray job, --out must be absolute.
 """
 
 from __future__ import annotations

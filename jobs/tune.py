@@ -1,10 +1,10 @@
-"""Searches for good settings: what `glr-dist tune` does, as the entry point of a Ray job.
+"""Searches for good settings: `glr-dist tune` as the entry point of a Ray job.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
         python jobs/tune.py configs/tune/mnist_noise.yaml --out /shared/runs/search [key=value ...] [--resume]
 
-Takes the arguments of `glr-dist tune`, and its exit code is the job's: 0 done, 2 a mistake that one line explains,
-130 stopped. In a Ray job, --out must be absolute, on a folder that all nodes share.
+Takes the arguments of `glr-dist tune` and exits with its code: 0 after success, 2 after an error that one line
+explains, 130 if it is stopped. In a Ray job, --out must be an absolute folder that all nodes share.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def test_replicate_tabulates_every_seed_and_runs_nothing_twice(tmp_path):
 
 
 @pytest.mark.process
-def test_replicate_says_a_mistake_in_one_line(tmp_path):
+def test_replicate_reports_an_error_in_one_line(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     run = _replicate(tmp_path / "tiny.yaml", "noise.scale=-1", "--out", tmp_path / "out")
     assert run.returncode == 2
@@ -80,7 +80,7 @@ def test_train_does_what_the_command_line_does(tmp_path):
     ],
     ids=str,
 )
-def test_train_says_a_mistake_in_one_line(tmp_path, arguments, said):
+def test_train_reports_an_error_in_one_line(tmp_path, arguments, said):
     (tmp_path / "tiny.yaml").write_text(TINY)
     run = _train(*arguments, folder=tmp_path)
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
@@ -102,7 +102,7 @@ def test_a_ray_job_refuses_results_that_would_be_lost(tmp_path, out, job):
 
 @pytest.mark.process
 @pytest.mark.parametrize("job", ["train", "tune"])
-@pytest.mark.parametrize("form", ["--out {}", "--out={}", "--ou {}"])
+@pytest.mark.parametrize("form", ["--out {}", "--out={}", "--ou {}", "--out file://{}"])
 def test_a_ray_job_takes_an_absolute_folder(tmp_path, form, job):
     run = _train("missing.yaml", *form.format(tmp_path / "out").split(), in_ray_job=True, folder=tmp_path, job=job)
     assert run.returncode == 2
@@ -117,3 +117,10 @@ def test_train_helps_at_once(in_ray_job):
     assert run.returncode == 0
     assert "--resume" in run.stdout
     assert time.perf_counter() - started < 2
+
+
+@pytest.mark.process
+def test_a_ray_job_refuses_a_folder_that_is_not_local_in_one_line(tmp_path):
+    run = _train("tiny.yaml", "--out", "s3://bucket/x", in_ray_job=True, folder=tmp_path)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    assert "'s3://bucket/x' is not a local folder" in run.stderr
