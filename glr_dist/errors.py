@@ -1,23 +1,16 @@
 """Errors that a user can fix. The message is one line that names the cause and what is allowed."""
 
-import re
-
+from glr_dist.redaction import redact
 from glr_dist.text import shortened
 
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/@:'\"]*(:[^\s'\"]*)?@")
 _LONGEST = 500  # characters of a message
-
-
-def without_credentials(text: str) -> str:
-    """Returns the text with `user:password@` removed from each URI: `https://me:secret@host` is `https://host`."""
-    return _CREDENTIALS.sub("", text)
 
 
 class UserError(ValueError):
     """Base class: the command line prints the message and exits with 2. The message is one line without credentials."""
 
     def __init__(self, message: str) -> None:
-        line = " ".join(part.strip() for part in without_credentials(message).splitlines())
+        line = " ".join(part.strip() for part in redact(message).splitlines())
         super().__init__(shortened(line, _LONGEST))
 
 

@@ -6,22 +6,25 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from glr_dist.redaction import redact
+
 _SHOWN = 5  # known names that a message lists
 
 
 def one_line(error: object, limit: int = 300) -> str:
     """Returns the text of an error as one line of at most `limit` characters, without terminal colours.
 
-    An error without text gives the name of its class. A long text keeps its end, where the cause stands.
+    Secrets that this process knows are replaced. An error without text gives the name of its class. A long
+    text keeps its end, where the cause stands.
     """
-    text = " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(error)).split())
+    text = " ".join(re.sub(r"\x1b\[[\d;]*m", "", redact(str(error))).split())
     text = text or type(error).__name__
     return text if len(text) <= limit else f"…{text[1 - limit :]}"
 
 
 def shown(value: object, limit: int = 80) -> str:
     """Returns the value as Python writes it, its middle left out beyond `limit` characters."""
-    return shortened(repr(value), limit)
+    return shortened(redact(repr(value)), limit)  # a secret that is cut would not be recognized
 
 
 def shortened(text: str, limit: int) -> str:

@@ -30,6 +30,9 @@ def run(options: argparse.Namespace) -> int:
     from glr_dist.runs import RunFolder
 
     config = load_config(options.config or RunFolder(options.out).config_file, options.overrides)
+    from glr_dist.tracking import check_location
+
+    check_location(config.tracking)
     with results_folder(options, "{}") as out:
         show_whole("results", out)
         _show_tracking(config)
@@ -40,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             trainer = trainer_of(config, out, resume=options.resume)
             _show_run(trainer)
-            with tracked(config, out):
+            with tracked(config, out) as tracking:
                 summary = trainer.run()
         except KeyboardInterrupt:
             # The run continues after the last epoch that has a checkpoint.
@@ -50,15 +53,17 @@ def run(options: argparse.Namespace) -> int:
     for key, value in summary.items():
         show(key, value)
     show_whole("results", out)
+    if tracking is not None and tracking.address is not None:
+        show_whole("page", tracking.address)
     show_whole("next", next_command("evaluate", out))
     return 0
 
 
 def _show_tracking(config: Config) -> None:
-    if config.tracking.kind != "none":
-        from glr_dist.errors import without_credentials
-        from glr_dist.tracking.location import tracking_uri
+    from glr_dist.tracking.location import is_tracked, tracking_uri
+    from glr_dist.uris import without_credentials
 
+    if is_tracked(config.tracking):
         show("tracking", f"{without_credentials(tracking_uri(config.tracking))}, {config.tracking.experiment}")
 
 

@@ -22,9 +22,9 @@ from glr_dist.config.sections import (
     Positive,
     Schedule,
     Section,
-    Tracking,
     Training,
 )
+from glr_dist.config.tracking import Tracking
 from glr_dist.config.validation import check_estimator, per_site, resolve_sampler
 from glr_dist.errors import ConfigError
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from glr_dist.errors import ConfigError
+from glr_dist.redaction import remember
 from glr_dist.text import one_line, shown
 
 _MAX_BYTES = 2**18
@@ -161,6 +162,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
+    remember(override)  # an error may quote it
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"{shown(override)}: an override must have the form section.key=value")

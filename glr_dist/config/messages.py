@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from glr_dist.errors import ConfigError
+from glr_dist.redaction import remember
 from glr_dist.text import hint, shown
 
 S = TypeVar("S", bound=BaseModel)
@@ -25,6 +26,7 @@ def build(section: type[S], values: Mapping[str, Any], where: str = "") -> S:
     Raises:
         ConfigError: one line about the first error.
     """
+    remember(values)  # an error may quote a value that contains a password
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:

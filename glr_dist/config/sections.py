@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticKnownError
 
-from glr_dist.errors import ConfigError, without_credentials
+from glr_dist.errors import ConfigError
 from glr_dist.registry import ACTIVATIONS, DATASETS, LAWS, LOSSES, MODELS
 
 
@@ -189,30 +189,6 @@ class Execution(Section):
                     "process; leave it out, or set execution.kind to 'layers', 'replicas' or 'auto'"
                 )
         return self
-
-
-class Tracking(Section):
-    """Tracking of a run. Its folder is always complete; tracking sends a copy.
-
-    Credentials in the URI (`https://user:password@host`) are used but never written: JSON and YAML dumps contain the
-    URI without them.
-    """
-
-    kind: Literal["none", "mlflow"] = "none"
-    uri: Annotated[str, PlainSerializer(without_credentials, when_used="json")] | None = Field(
-        None,
-        min_length=1,
-        repr=False,
-        description="tracking server (default: $MLFLOW_TRACKING_URI, else the file mlflow.db in the current folder)",
-    )
-    experiment: str = Field("glr_dist", min_length=1)
-    tags: dict[str, str] = {}
-    register_as: str | None = Field(None, min_length=1, description="register the trained network under this name")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_kind(cls, values: Any) -> Any:
-        return {"kind": values} if isinstance(values, str) else values
 
 
 class Diagnose(Section):

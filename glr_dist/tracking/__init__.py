@@ -8,9 +8,9 @@ delays no training. `tracking.json` in the run's folder records what has been up
 from __future__ import annotations
 
 from glr_dist.tracking.follower import tracked
-from glr_dist.tracking.location import resolved
+from glr_dist.tracking.location import check_location, resolved
 from glr_dist.tracking.parent import parent_run
 from glr_dist.tracking.status import Paused
 from glr_dist.tracking.sync import send_report, sync, sync_children
 
-__all__ = ["Paused", "parent_run", "resolved", "send_report", "sync", "sync_children", "tracked"]
+__all__ = ["Paused", "check_location", "parent_run", "resolved", "send_report", "sync", "sync_children", "tracked"]

@@ -10,8 +10,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from glr_dist.config import Config
-from glr_dist.tracking.location import tracking_uri
+from glr_dist.tracking.location import SQLITE, check_location, is_tracked, tracking_uri
 from glr_dist.tracking.messages import warn_incomplete
+from glr_dist.tracking.patience import Patience
 from glr_dist.tracking.provenance import provenance
 from glr_dist.tracking.state import FILE, State, locked
 from glr_dist.tracking.status import Paused, final_status
@@ -20,14 +21,14 @@ from glr_dist.tracking.system_metrics import SystemMetrics
 _POLL_INTERVAL = 0.5  # seconds between looks at the folder
 _RETRY_INTERVAL = 5.0  # seconds until the next attempt after an error
 _SAMPLE_INTERVAL = 10.0  # seconds between samples of the system metrics
-_PATIENCE = 10.0  # seconds that an ended run waits for the next answer of a server
-_PATIENCE_AFTER_ERROR = 3.0  # the same, if the last attempt failed
-_PATIENCE_IF_PAUSED = 1.0  # the same, for a run that continues later
+_PATIENCE = 5.0  # seconds that an ended run waits for all answers of a server
+_PATIENCE_DATABASE = 30.0  # the same for a local database, which waits for nobody
+_PATIENCE_IF_PAUSED = 1.0  # the same for a run that continues later
 _ATTEMPTS = 3  # attempts after the end of a run if the server cannot be reached
 
 
 @contextmanager
-def tracked(config: Config, folder: Path) -> Iterator[None]:
+def tracked(config: Config, folder: Path) -> Iterator[Follower | None]:
     """Uploads a run to MLflow while the body trains it, if the configuration asks for tracking.
 
     Errors of the server never end, block or slow down the training. A line on stderr reports what could not be
@@ -38,14 +39,21 @@ def tracked(config: Config, folder: Path) -> Iterator[None]:
     Args:
         config: the configuration.
         folder: the run's folder, already opened by the trainer.
+
+    Yields:
+        The thread, whose `address` is that of the run's page; None if the run is not tracked.
+
+    Raises:
+        ConfigError: as `check_location`.
     """
-    if config.tracking.kind == "none":
-        yield
+    check_location(config.tracking)
+    if not is_tracked(config.tracking):
+        yield None
         return
     with ExitStack() as resources:
         follower = _start(config, folder, resources)
         try:
-            yield
+            yield follower
         finally:
             if follower is not None:
                 follower.finish(sys.exc_info()[0])
@@ -80,12 +88,24 @@ class Follower(threading.Thread):
         # Imported here, in the main thread: two threads that import at the same time can see half a module.
         from glr_dist.tracking.uploader import Uploader
 
-        self._folder, self._state = folder, state
-        self._uploader = Uploader(folder, state, uri, self._record_answer, lambda: self._abandoned)
+        self._folder, self._state, self._uri = folder, state, uri
+        self._patience = Patience()
+        self._uploader = Uploader(
+            folder,
+            state,
+            uri,
+            on_answer=self._record_answer,
+            stopped=lambda: self._abandoned,
+            local_work=self._patience.local_work,
+        )
         self._ended = threading.Event()
         self._abandoned = False  # nobody waits for the rest
         self._error: Exception | None = None
-        self._last_answer = time.monotonic()
+
+    @property
+    def address(self) -> str | None:
+        """Address of the run's page on a server; None for a database, and while the server has not answered."""
+        return self._uploader.address
 
     def run(self) -> None:
         """Uploads until everything has arrived."""
@@ -116,7 +136,7 @@ class Follower(threading.Thread):
                     return
 
     def _record_answer(self) -> None:
-        self._error, self._last_answer = None, time.monotonic()
+        self._error = None
 
     def finish(self, error: type[BaseException] | None) -> None:
         """Waits a while for the rest to be uploaded after the end of the run; prints how to upload it otherwise.
@@ -124,16 +144,13 @@ class Follower(threading.Thread):
         Args:
             error: the exception that ended the run, if any.
         """
-        ended, paused = time.monotonic(), error is not None and issubclass(error, Paused)
+        paused = error is not None and issubclass(error, Paused)
+        database = self._uri.startswith(SQLITE)
+        self._patience.start(_PATIENCE_IF_PAUSED if paused else _PATIENCE_DATABASE if database else _PATIENCE)
         try:
             self._state.record_end(*final_status(error))
             self._ended.set()
-            while self.is_alive() and not (paused and self._error is not None):
-                patience = (
-                    _PATIENCE_IF_PAUSED if paused else _PATIENCE if self._error is None else _PATIENCE_AFTER_ERROR
-                )
-                if time.monotonic() > max(ended, self._last_answer) + patience:
-                    break
+            while self.is_alive() and not self._patience.is_over and not (paused and self._error is not None):
                 self.join(0.05)
         except Exception as reason:
             self._error = reason

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from glr_dist.errors import without_credentials
+from glr_dist.errors import TrackingError
+from glr_dist.redaction import redact
 from glr_dist.text import one_line
 
 
 def warn(message: str) -> None:
     """Prints a warning."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {redact(message)}", file=sys.stderr)
 
 
 def warn_incomplete(folder: Path, error: BaseException | None) -> None:
@@ -26,6 +27,8 @@ def warn_incomplete(folder: Path, error: BaseException | None) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns the first part of MLflow's message as one line without credentials."""
+    """Returns the first part of MLflow's message, or the error of ours behind it, as one line without credentials."""
+    if isinstance(error.__context__, TrackingError):
+        error = error.__context__
     first, *_ = str(error).split(" with exception ")  # the rest is a traceback through its libraries
-    return without_credentials(one_line(first or type(error).__name__, limit=10**6))[:300]
+    return redact(one_line(first or type(error).__name__, limit=10**6))[:300]

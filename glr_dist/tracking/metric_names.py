@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from glr_dist.robustness.report import Report
 
 _NAMES = {
     "train_loss": "train/loss",
@@ -13,6 +15,7 @@ _NAMES = {
     "test_loss": "test/loss",
     "test_accuracy": "test/accuracy",
 }
+_LONGEST = 250  # characters that MLflow accepts
 _NOT_METRICS = ("epoch", "time")  # the step and the timestamp of the metrics
 
 
@@ -21,16 +24,52 @@ def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
 
     Sites keep their names (`gradient_norm/1`, `noise_scale/1`), actors are numbered (`actor_busy_share/0`).
     """
-    metrics: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for key, value in record.items():
         for name, number in (
             [(f"{key}/{i}", v) for i, v in enumerate(value)] if isinstance(value, list) else [(key, value)]
         ):
             if isinstance(number, int | float) and not isinstance(number, bool) and key not in _NOT_METRICS:
-                metrics[valid_name(_NAMES.get(name, name))] = float(number)
+                numbers[_NAMES.get(name, name)] = float(number)
+    names = valid_names(numbers)
+    return {names[name]: number for name, number in numbers.items()}
+
+
+def report_metrics(report: Report) -> dict[str, float]:
+    """Returns the results of a robustness report by their names in MLflow.
+
+    An example is `robust/paper-test/fgsm_transfer_eps_0.1`. MLflow's pages group metrics by everything before the last
+    slash: here by kind, suite and split.
+    """
+    metrics = {}
+    for name, value in report.metrics().items():
+        kind, *parts = name.split("/")
+        if parts != ["accuracy"] and parts[-1] == "accuracy":
+            parts.pop()
+        if kind == "robust" and parts[0] != "worst_case":  # the attack comes first, its threat model second
+            parts[:2] = reversed(parts[:2])
+        metrics[f"{kind}/{report.name}/{'_'.join(parts)}"] = value
     return metrics
 
 
-def valid_name(name: str) -> str:
-    """Returns the name of a metric or parameter with an underscore for each character that MLflow refuses."""
-    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII).strip("/")
+def valid_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns for each name of a metric or parameter a different one that MLflow accepts.
+
+    Characters that MLflow refuses become underscores. Where that makes two names equal, the later ones are numbered.
+    """
+    valid: dict[str, str] = {}
+    for name in names:
+        number = 1
+        candidate = _valid(name)
+        while candidate in valid.values():
+            number += 1
+            candidate = f"{_valid(name)[: _LONGEST - 5]} {number}"
+        valid[name] = candidate
+    return valid
+
+
+def _valid(name: str) -> str:
+    name = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII).strip("/")
+    # MLflow takes names for paths, and refuses those that have another spelling.
+    parts = [part if part not in (".", "..") else part.replace(".", "_") for part in name.split("/") if part]
+    return "/".join(parts)[:_LONGEST].rstrip("/") or "_"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,14 +23,16 @@ _NAME = "model"
 _EXAMPLES = 2  # with one example, torch.export would treat the batch size as a constant
 
 
-def log_model(client: MlflowClient, folder: Path, state: State, on_progress: Callable[[], object]) -> None:
+def log_model(
+    client: MlflowClient, folder: Path, state: State, local_work: Callable[[], AbstractContextManager[object]]
+) -> None:
     """Uploads the network of a run's newest checkpoint, and registers it if the configuration asks for it.
 
     Args:
         client: the client of the server.
         folder: the run's folder.
         state: the state of its tracking; the run exists on the server.
-        on_progress: called after each step.
+        local_work: context of the export, which does not wait for the server.
     """
     assert state.run_id is not None
     if state.model_id is None:
@@ -37,10 +40,9 @@ def log_model(client: MlflowClient, folder: Path, state: State, on_progress: Cal
     assert state.model_id is not None
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / _NAME
-        epoch = save_model(folder, path, state)
-        on_progress()
+        with local_work():
+            epoch = save_model(folder, path, state)
         client.log_model_artifacts(state.model_id, str(path))
-    on_progress()
     client.finalize_logged_model(state.model_id, "READY")
     outputs = client.get_run(state.run_id).outputs
     if not any(output.model_id == state.model_id for output in (outputs.model_outputs if outputs else ())):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glr_dist.config import Tracking
-from glr_dist.tracking.location import tracking_uri
+from glr_dist.tracking.location import is_tracked, tracking_uri
 from glr_dist.tracking.messages import reason_of, warn
 from glr_dist.tracking.provenance import provenance
 from glr_dist.tracking.status import final_status
@@ -40,11 +40,12 @@ class Parent:
 
     def finish(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
         """Uploads the results of the search; prints a warning instead of raising."""
-        from glr_dist.tracking.metric_names import valid_name
+        from glr_dist.tracking.metric_names import valid_names
 
         try:
+            names = valid_names(metrics)
             for name, value in metrics.items():
-                self._client.log_metric(self.run_id, valid_name(name), value)
+                self._client.log_metric(self.run_id, names[name], value)
             for file in files:
                 self._client.log_artifact(self.run_id, str(file))
         except Exception as error:
@@ -74,7 +75,7 @@ def parent_run(
         params: the parameters, as nested mappings.
         run_id: id of the run to continue, if any.
     """
-    if tracking.kind == "none":
+    if not is_tracked(tracking):
         yield NoParent()
         return
     parent = _open(tracking, folder, params, run_id)

@@ -6,16 +6,20 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from glr_dist.config import flat
-from glr_dist.errors import without_credentials
-from glr_dist.tracking.location import SQLITE
-from glr_dist.tracking.metric_names import valid_name
+from glr_dist.errors import TrackingError
+from glr_dist.redaction import remember
+from glr_dist.tracking.location import SQLITE, sqlite_path, sqlite_uri
+from glr_dist.tracking.metric_names import valid_names
+from glr_dist.uris import without_credentials
 
 # MLflow reads these when it is imported, or at each call. By default, one call to a server that is down takes four
 # minutes.
@@ -31,36 +35,104 @@ for _name, _value in {
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.utils import request_utils  # noqa: E402
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH  # noqa: E402
 
 for _name in ("mlflow", "alembic", "urllib3.connectionpool"):  # a run reports errors itself, in one line
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # its page opens on training runs
+_LONGEST_ANSWER = 64 * 2**20  # bytes; longer answers are not read
+_LOCK_TIMEOUT = 60.0  # seconds to wait for other processes that open the same database
+
+T = TypeVar("T")
 
 
-def connect(uri: str) -> MlflowClient:
-    """Returns a client. The first caller creates the tables of a SQLite file that is missing or of an older MLflow.
+def _read_limited(response: Any, *_: Any, **options: Any) -> None:
+    """Reads an answer up to the limit; a hook of requests, which is called before the body is read.
 
     Raises:
+        TrackingError: the answer is longer.
+    """
+    if options.get("stream"):  # a download, read in pieces by MLflow
+        return
+    body = bytearray()
+    for piece in response.iter_content(2**16):
+        body += piece
+        if len(body) > _LONGEST_ANSWER:
+            response.close()
+            raise TrackingError(f"the server sends an answer of more than {_LONGEST_ANSWER // 2**20} MiB")
+    response._content = bytes(body)
+
+
+def _limit_answers() -> None:
+    """Gives the sessions that MLflow opens the limit for answers. MLflow has no setting for it."""
+    session_of: Callable[..., Any] = request_utils._get_request_session
+
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        session = session_of(*args, **kwargs)
+        if _read_limited not in session.hooks["response"]:
+            session.hooks["response"].append(_read_limited)
+        return session
+
+    request_utils._get_request_session = limited
+
+
+_limit_answers()
+
+
+def connect(uri: str, *, create: bool = True) -> MlflowClient:
+    """Returns a client. The first caller creates the tables of a SQLite file that is missing or of an older MLflow.
+
+    Args:
+        uri: URI of the server or database, with credentials.
+        create: whether to create a missing SQLite file.
+
+    Raises:
+        TrackingError: the SQLite file is missing and must not be created, or another process locks it for too long.
         MlflowException, OSError: the file cannot be opened.
     """
+    remember(uri)
     if not uri.startswith(SQLITE):
         return MlflowClient(uri)
-    path = Path(uri.removeprefix(SQLITE))
+    path = sqlite_path(uri)
+    if not create and not path.exists():
+        raise TrackingError(f"the database {path} does not exist; put it back, or name another place by --uri")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _locked(path.with_name(f".{path.name}.lock")):
         if not path.exists():
             # Created elsewhere and then moved: MLflow cannot open a file whose creation was interrupted. And it does
             # not create tables under a path twice in a process.
             with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
                 created = Path(folder) / path.name
-                MlflowClient(f"{SQLITE}{created}").search_experiments(max_results=1)
+                MlflowClient(_client_uri(sqlite_uri(created))).search_experiments(max_results=1)
                 created.rename(path)
-        client = MlflowClient(uri)
+        client = MlflowClient(_client_uri(uri))
         client.search_experiments(max_results=1)
         return client
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock file, which the system releases when the process ends.
+
+    Raises:
+        TrackingError: another process holds it for too long.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TrackingError(f"another process has locked {path} for {_LOCK_TIMEOUT:.0f} s") from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
@@ -74,9 +146,8 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         artifacts = None
-        if client.tracking_uri.startswith(SQLITE):
-            path = Path(client.tracking_uri.removeprefix(SQLITE))
-            artifacts = (path.parent / "mlartifacts" / quote(name, safe="")).as_uri()
+        if client.tracking_uri.startswith("sqlite"):
+            artifacts = (sqlite_path(client.tracking_uri).parent / "mlartifacts" / quote(name, safe="")).as_uri()
         try:
             return str(client.create_experiment(name, artifacts, _EXPERIMENT_TAGS))
         except MlflowException as error:
@@ -93,18 +164,68 @@ def is_unreachable(error: Exception) -> bool:
     return not isinstance(error, MlflowException) or error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
 
+def in_batches(items: Sequence[T], size: int, upload: Callable[[list[T]], object]) -> None:
+    """Uploads items in batches; if a batch is refused, each of its items alone.
+
+    Raises:
+        Exception: the first error. Everything that the server accepts is uploaded nevertheless, unless the server
+            cannot be reached.
+    """
+    first: Exception | None = None
+    for start in range(0, len(items), size):
+        batch = list(items[start : start + size])
+        try:
+            upload(batch)
+        except MlflowException as error:
+            if is_unreachable(error):
+                raise
+            if len(batch) == 1:
+                first = first or error
+                continue
+            try:
+                in_batches(batch, 1, upload)
+            except MlflowException as reason:
+                if is_unreachable(reason):
+                    raise
+                first = first or reason
+    if first is not None:
+        raise first
+
+
 def log_params(client: MlflowClient, run_id: str, config: Mapping[str, Any]) -> None:
-    """Uploads a nested configuration as flat parameters; long texts are cut to the length that MLflow accepts."""
-    params = [Param(valid_name(k), _text(v)[:MAX_PARAM_VAL_LENGTH]) for k, v in flat(config).items()]
-    for start in range(0, len(params), MAX_PARAMS_TAGS_PER_BATCH):
-        client.log_batch(run_id, params=params[start : start + MAX_PARAMS_TAGS_PER_BATCH])
+    """Uploads a nested configuration as flat parameters; long texts are cut to the length that MLflow accepts.
+
+    Raises:
+        Exception: as `in_batches`.
+    """
+    values = flat({key: value for key, value in config.items() if key != "diagnose"})  # not settings of a training run
+    names = valid_names(values)
+    params = [Param(names[key], _text(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in values.items()]
+    in_batches(params, MAX_PARAMS_TAGS_PER_BATCH, lambda batch: client.log_batch(run_id, params=batch))
 
 
 def log_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-    """Uploads tags of a run."""
-    for start in range(0, len(tags), MAX_PARAMS_TAGS_PER_BATCH):
-        batch = list(tags.items())[start : start + MAX_PARAMS_TAGS_PER_BATCH]
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in batch])
+    """Uploads tags of a run.
+
+    Raises:
+        Exception: as `in_batches`.
+    """
+    entities = [RunTag(key, without_credentials(value)) for key, value in tags.items()]
+    in_batches(entities, MAX_PARAMS_TAGS_PER_BATCH, lambda batch: client.log_batch(run_id, tags=batch))
+
+
+def address_of(uri: str, experiment: str, run_id: str) -> str:
+    """Returns the address of a run's page on a server; the page opens among the training runs."""
+    server = without_credentials(uri).rstrip("/")
+    return f"{server}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
+
+
+def _client_uri(uri: str) -> str:
+    """Returns the URI for MLflow, which would make a folder of the escaped name of the folder of a database.
+
+    It does so only for a URI without the name of the driver.
+    """
+    return uri.replace(SQLITE, "sqlite+pysqlite:///", 1) if "%" in uri else uri
 
 
 def _text(value: Any) -> str:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from pydantic import TypeAdapter, ValidationError
+
 from glr_dist.config import Tracking
-from glr_dist.errors import ConfigError, without_credentials
+from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
+from glr_dist.runs import ClaimedError, claim
 from glr_dist.text import one_line
+from glr_dist.tracking.location import same_location
+from glr_dist.uris import without_credentials
 
 FILE = "tracking.json"
-_LOCK = ".tracking.lock"
+_locked: set[Path] = set()  # folders that this process has locked
+_NOTHING_UPLOADED: dict[str, Any] = {"run_id": None, "model_id": None, "lines": {}, "sent": {}}
 
 
 @dataclass
@@ -68,11 +73,19 @@ class State:
             ConfigError: the run is not tracked, or the file is damaged.
         """
         try:
-            return cls(folder=folder, **json.loads((folder / FILE).read_bytes()))
+            fields = json.loads((folder / FILE).read_bytes())
+            state = TypeAdapter(cls).validate_python({**fields, "folder": folder})
+            if state.end is not None and not {"status", "stopped_early", "time"} <= state.end.keys():
+                raise ValueError("the end of the run is incomplete")
         except FileNotFoundError:
             raise ConfigError(f"{folder}: was not tracked; train it with tracking.kind=mlflow") from None
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{folder / FILE}: cannot be read ({one_line(error)})") from None
+        except OSError as error:
+            raise ConfigError(f"{folder / FILE}: cannot be read ({error.strerror})") from None
+        except (ValueError, TypeError) as error:
+            reason = one_line(error.errors()[0]["msg"] if isinstance(error, ValidationError) else error)
+            raise ConfigError(f"{folder / FILE}: is damaged ({reason}); train the run again to track it") from None
+        state.uri = without_credentials(state.uri)  # written by version 0.4, which knew fewer forms of them
+        return state
 
     @classmethod
     def begin(cls, folder: Path, tracking: Tracking, uri: str) -> State:
@@ -80,7 +93,7 @@ class State:
         state = cls(folder, without_credentials(uri), tracking.experiment)
         if (folder / FILE).exists():
             known = cls.read(folder)
-            if (known.uri, known.experiment) == (state.uri, state.experiment):
+            if same_location(known.uri, state.uri) and known.experiment == state.experiment:
                 state = known
         state.change(tags={**state.tags, **tracking.tags}, register_as=tracking.register_as, end=None)
         return state
@@ -92,6 +105,25 @@ class State:
                 setattr(self, name, value)
             fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "folder"}
             write_atomically(self.folder / FILE, (json.dumps(fields, indent=2) + "\n").encode())
+
+    def move(self, uri: str) -> None:
+        """Starts to track the run on another server, which has received nothing of it.
+
+        The run keeps its key, so that a server that had it before continues the same run.
+        """
+        tags = {name: value for name, value in self.tags.items() if name != "mlflow.parentRunId"}
+        self.change(uri=without_credentials(uri), tags=tags, **_NOTHING_UPLOADED)
+
+    def forget_run(self) -> None:
+        """Records that the server no longer has the run."""
+        self.change(key=uuid4().hex, **_NOTHING_UPLOADED)
+
+    def forget(self, names: Collection[str]) -> None:
+        """Records that the server no longer has the contents of these names, or the lines of these files."""
+        if names:
+            sent = {name: digest for name, digest in self.sent.items() if name not in names}
+            lines = {name: last for name, last in self.lines.items() if name not in names}
+            self.change(sent=sent, lines=lines, model_id=None if "model" in names else self.model_id)
 
     def is_missing(self, name: str, content: bytes) -> bool:
         """Returns whether this content has yet to be uploaded under this name."""
@@ -109,10 +141,18 @@ class State:
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
     """Tries to lock a run's tracking state; yields whether it succeeded. The lock ends with the process."""
-    with (folder / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    name = folder.resolve()
+    if name in _locked:  # a claim excludes other processes only
+        yield False
+        return
+    try:
+        held = claim(folder, "tracking")
+    except ClaimedError:
+        yield False
+        return
+    _locked.add(name)
+    try:
+        with held:
+            yield True
+    finally:
+        _locked.discard(name)

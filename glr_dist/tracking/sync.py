@@ -7,9 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from glr_dist.config import Tracking
-from glr_dist.errors import ConfigError, TrackingError, without_credentials
+from glr_dist.errors import ConfigError, TrackingError, UserError
 from glr_dist.runs import RunFolder
-from glr_dist.tracking.location import with_credentials
+from glr_dist.tracking.location import (
+    absolute_uri,
+    check_credentials,
+    environment_uri,
+    is_tracked,
+    same_location,
+    with_credentials,
+)
 from glr_dist.tracking.messages import reason_of, warn, warn_incomplete
 from glr_dist.tracking.state import FILE, State, locked
 from glr_dist.tracking.status import final_status
@@ -17,24 +24,26 @@ from glr_dist.tracking.status import final_status
 _PATIENCE = 5.0  # seconds for the processes that still track a run
 
 
-def sync(folder: Path) -> State:
+def sync(folder: Path, uri: str | None = None) -> State:
     """Uploads what MLflow is missing of a finished run; uploads nothing twice.
 
-    Credentials come from $MLFLOW_TRACKING_URI, or from $MLFLOW_TRACKING_USERNAME and $MLFLOW_TRACKING_PASSWORD.
+    Asks the server what it has: a run that was deleted there is created again.
 
     Args:
         folder: the run's folder.
+        uri: the server to upload to; by default $MLFLOW_TRACKING_URI, else the server of the run.
 
     Returns:
         The state of the run's tracking.
 
     Raises:
-        ConfigError: the folder does not hold a tracked run, or the run has not ended.
+        ConfigError: the folder does not hold a tracked run, the run has not ended, or the environment's credentials
+            are not meant for the run's server.
         TrackingError: the server cannot be reached or refuses something.
     """
     try:
-        return _upload(folder)
-    except ConfigError:
+        return _upload(folder, uri or environment_uri(), audit=True)
+    except UserError:
         raise
     except Exception as error:
         raise TrackingError(f"{folder}: MLflow has not accepted everything ({reason_of(error)})") from None
@@ -60,7 +69,7 @@ def sync_children(tracking: Tracking, folders: Sequence[Path], parent: str | Non
         folders: the trials' folders; those that are not tracked are skipped.
         parent: id of the run that the trials are nested under, if any.
     """
-    if tracking.kind == "none":
+    if not is_tracked(tracking):
         return
     from glr_dist.tracking.server import is_unreachable  # MLflow takes seconds to import
 
@@ -88,17 +97,36 @@ def sync_children(tracking: Tracking, folders: Sequence[Path], parent: str | Non
         )
 
 
-def _upload(folder: Path, uri: str | None = None, tags: Mapping[str, str] | None = None) -> State:
+def _upload(
+    folder: Path, uri: str | None = None, tags: Mapping[str, str] | None = None, *, audit: bool = False
+) -> State:
+    """Uploads what is missing.
+
+    Args:
+        folder: the run's folder.
+        uri: the server to upload to; by default the server of the run.
+        tags: further tags of the run.
+        audit: whether to ask the server what it has, instead of trusting the folder.
+    """
     with locked(folder) as acquired:
         if not acquired:
             raise ConfigError(f"{folder}: the run has not ended and is tracked by its process; sync it after its end")
         state = State.read(folder)
+        if uri is None:
+            check_credentials(state.uri)
+            uri = state.uri
+        uri = with_credentials(absolute_uri(uri))
+        if not same_location(uri, state.uri):
+            state.move(uri)
         if tags and not tags.items() <= state.tags.items():
             state.change(tags={**state.tags, **tags})
         if state.end is None:  # its process was killed before it could record the end
             state.record_end(*final_status(None if RunFolder(folder).summary_file.exists() else KeyboardInterrupt))
         from glr_dist.tracking.uploader import Uploader  # MLflow takes seconds to import
 
-        same = uri is not None and without_credentials(uri) == state.uri
-        Uploader(folder, state, uri if uri and same else with_credentials(state.uri)).upload()
+        # A database that had the run and is gone was moved: an empty one in its place would hide that.
+        uploader = Uploader(folder, state, uri, create=state.run_id is None)
+        if audit:
+            uploader.audit()
+        uploader.upload()
         return state

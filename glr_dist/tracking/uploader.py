@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,20 @@ from glr_dist.config import load_config, read
 from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
 from glr_dist.runs import RunFolder
 from glr_dist.tracking import system_metrics
-from glr_dist.tracking.metric_names import metrics_of
+from glr_dist.tracking.audit import forget_missing
+from glr_dist.tracking.metric_names import metrics_of, report_metrics
 from glr_dist.tracking.model import log_model
 from glr_dist.tracking.provenance import dataset_of
 from glr_dist.tracking.report_table import TAG, table_of
-from glr_dist.tracking.server import connect, experiment_id, is_unreachable, log_params, log_tags
+from glr_dist.tracking.server import (
+    address_of,
+    connect,
+    experiment_id,
+    in_batches,
+    is_unreachable,
+    log_params,
+    log_tags,
+)
 from glr_dist.tracking.state import State
 from glr_dist.training.checkpoint import last_epoch
 
@@ -34,8 +45,10 @@ class Uploader:
         folder: the run's folder.
         state: the state of its tracking.
         uri: URI of the server, with credentials.
+        create: whether to create a missing SQLite database.
         on_answer: called after each successful upload.
         stopped: returns whether to upload nothing more.
+        local_work: context of work that does not wait for the server.
     """
 
     def __init__(
@@ -43,12 +56,17 @@ class Uploader:
         folder: Path,
         state: State,
         uri: str,
+        *,
+        create: bool = True,
         on_answer: Callable[[], object] = lambda: None,
         stopped: Callable[[], bool] = lambda: False,
+        local_work: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self._folder, self._run, self._state, self._uri = folder, RunFolder(folder), state, uri
-        self._on_answer, self._stopped = on_answer, stopped
+        self._folder, self._run, self._state = folder, RunFolder(folder), state
+        self._uri, self._create = uri, create
+        self._on_answer, self._stopped, self._local_work = on_answer, stopped, local_work
         self._connected: MlflowClient | None = None
+        self.address: str | None = None
         self._seen: dict[str, tuple[int, float]] = {}
 
     def upload(self) -> None:
@@ -59,9 +77,14 @@ class Uploader:
                 be reached.
         """
         self._open_run()
-        parts: list[Callable[[], None]] = [self._description, self._metrics, self._system_metrics, self._dataset]
+        parts: list[Callable[[], None]] = [self._tags, self._params, self._config_file]
+        parts += [self._metrics, self._system_metrics, self._dataset]
         if self._state.end is not None:
-            parts += [self._files, self._model, self._summary, self._report]
+            parts += [
+                self._part_of_file(path)
+                for path in (self._run.metrics_file, self._run.summary_file, self._run.curve_file)
+            ]
+            parts += [self._model, self._summary, *self._report_parts()]
         errors = []
         for part in [*parts, self._status]:
             if self._stopped():
@@ -87,10 +110,22 @@ class Uploader:
         assert self._state.run_id is not None
         return self._state.run_id
 
+    def _connect(self) -> MlflowClient:
+        if self._connected is None:
+            self._connected = connect(self._uri, create=self._create)
+        return self._connected
+
+    def audit(self) -> None:
+        """Asks the server what it has of the run, so that `upload` sends what is missing there.
+
+        Raises:
+            Exception: the server cannot be reached.
+        """
+        forget_missing(self._connect(), self._state)
+
     def _open_run(self) -> None:
         """Connects, and creates the run unless an earlier call did so, perhaps without receiving the answer."""
-        if self._connected is None:
-            self._connected = connect(self._uri)
+        self._connect()
         state = self._state
         if state.run_id is None:
             experiment = experiment_id(self._client, state.experiment)
@@ -100,6 +135,9 @@ class Uploader:
             run = runs[0] if runs else self._client.create_run(experiment, state.started, tags, name)
             state.change(run_id=run.info.run_id)
             self._on_answer()
+        if self.address is None and self._uri.startswith(("http:", "https:")):
+            experiment = self._client.get_run(self._run_id).info.experiment_id
+            self.address = address_of(self._uri, experiment, self._run_id)
 
     def _status(self) -> None:
         end = self._state.end
@@ -115,10 +153,15 @@ class Uploader:
 
     # ------------------------------------------------------------ from the start of the run
 
-    def _description(self) -> None:
-        tags, config = self._state.tags, read(self._run.config_file)
+    def _tags(self) -> None:
+        tags = self._state.tags
         self._once("tags", tags, lambda: log_tags(self._client, self._run_id, tags))
+
+    def _params(self) -> None:
+        config = read(self._run.config_file)
         self._once("params", config, lambda: log_params(self._client, self._run_id, config))
+
+    def _config_file(self) -> None:
         self._file(self._run.config_file)
 
     def _metrics(self) -> None:
@@ -158,14 +201,14 @@ class Uploader:
 
     def _batch(self, file: str, metrics: list[Metric], step: int) -> None:
         # A batch whose answer was lost is uploaded again: a server stores equal points once.
-        for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
-            self._client.log_batch(self._run_id, metrics[start : start + MAX_METRICS_PER_BATCH])
+        in_batches(metrics, MAX_METRICS_PER_BATCH, lambda some: self._client.log_batch(self._run_id, some))
         self._state.change(lines={**self._state.lines, file: step})
         self._on_answer()
 
     def _dataset(self) -> None:
         if self._state.dataset is None:  # described by the process that trains: another one may not have the data
-            self._state.change(dataset=dataset_of(load_config(self._run.config_file).data))
+            with self._local_work():
+                self._state.change(dataset=dataset_of(load_config(self._run.config_file).data))
         dataset = self._state.dataset
         assert dataset is not None
         entry = DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", "training")])
@@ -173,15 +216,14 @@ class Uploader:
 
     # ------------------------------------------------------------ after the end of the run
 
-    def _files(self) -> None:
-        for path in (self._run.metrics_file, self._run.summary_file, self._run.curve_file):
-            self._file(path)
+    def _part_of_file(self, path: Path, folder: str | None = None) -> Callable[[], None]:
+        return lambda: self._file(path, folder)
 
     def _model(self) -> None:
         if (summary := self._read_summary()) is None:
             return
         identity = [summary["params_sha256"], self._state.register_as]
-        self._once("model", identity, lambda: log_model(self._client, self._folder, self._state, self._on_answer))
+        self._once("model", identity, lambda: log_model(self._client, self._folder, self._state, self._local_work))
 
     def _summary(self) -> None:
         if (summary := self._read_summary()) is None:
@@ -198,32 +240,31 @@ class Uploader:
     def _read_summary(self) -> dict[str, Any] | None:
         return self._run.summary() if self._run.summary_file.exists() else None
 
-    def _report(self) -> None:
-        for name in report_names(self._folder):
-            self._one_report(ReportFiles(self._folder, name))
+    def _report_parts(self) -> list[Callable[[], None]]:
+        """Returns the parts of all reports: each of their files, then the report's table and metrics."""
+        parts: list[Callable[[], None]] = []
+        for files in (ReportFiles(self._folder, name) for name in report_names(self._folder)):
+            parts += [self._part_of_file(path, "robustness") for path in files.all()]
+            parts.append(partial(self._report, files))
+        return parts
 
-    def _one_report(self, files: ReportFiles) -> None:
+    def _report(self, files: ReportFiles) -> None:
         report = read_report(self._folder, files.name)
         time = int(1000 * files.report.stat().st_mtime)
 
         def upload() -> None:
-            for file in files.all():
-                self._file(file, "robustness")
             self._client.log_dict(self._run_id, table_of(report), "robustness/table.json")
             # `log_table` would set this tag too, but append the rows to those of an earlier report.
             self._client.set_tag(self._run_id, *TAG)
-            metrics = []
-            for name, value in report.metrics().items():
-                section, _, rest = name.partition("/")  # reports of several suites must not mix
-                metrics.append(Metric(f"{section}/{files.name}/{rest}", value, time, report.epoch))
-            self._client.log_batch(self._run_id, metrics)
+            metrics = [Metric(name, value, time, report.epoch) for name, value in report_metrics(report).items()]
+            in_batches(metrics, MAX_METRICS_PER_BATCH, lambda some: self._client.log_batch(self._run_id, some))
 
         self._once(f"report {files.name}", report.model_dump(mode="json"), upload)
 
     # ------------------------------------------------------------ each content once
 
     def _file(self, path: Path, folder: str | None = None) -> None:
-        if path.exists():
+        if path.is_file():
             content = path.read_bytes()
             self._once(path.name, content, lambda: self._client.log_artifact(self._run_id, path, folder))
 
@@ -238,10 +279,11 @@ class Uploader:
 def _records(path: Path) -> list[dict[str, Any]]:
     """Returns the complete lines of a file; an empty record for each line that a crash has damaged."""
     records = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else ():
         if line.endswith("\n"):  # else it is still being written
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
-                records.append({})
+                record = {}
+            records.append(record if isinstance(record, dict) else {})
     return records

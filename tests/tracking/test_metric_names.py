@@ -1,12 +1,15 @@
-"""Names of metrics, and URIs without their credentials."""
+"""Names of metrics and parameters, and uploads of which an item is refused."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
 
-from glr_dist.config import Config, build, dump_config, load_config
-from glr_dist.errors import ConfigError, UserError, without_credentials
-from glr_dist.tracking.metric_names import metrics_of, valid_name
+import pytest
+from mlflow.exceptions import RestException
+from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name, _validate_param_name
+
+from glr_dist.tracking.metric_names import metrics_of, valid_names
+from glr_dist.tracking.server import in_batches
 
 
 def test_every_number_of_a_record_has_a_name():
@@ -28,39 +31,57 @@ def test_every_number_of_a_record_has_a_name():
         "actor_busy_share/0": 0.5,
         "actor_busy_share/1": 0.75,
     }
-    assert valid_name("noise.scale.conv*") == "noise.scale.conv_"
+    assert valid_names(["noise.scale.conv*"]) == {"noise.scale.conv*": "noise.scale.conv_"}
 
 
-@pytest.mark.parametrize(
-    ("uri", "clean"),
-    [
-        ("https://me:secret@host:5000/x", "https://host:5000/x"),
-        ("https://token@host", "https://host"),
-        ("postgresql://me:sec/r@et@host/db", "postgresql://host/db"),
-        ("sqlite:////a/b@c/mlflow.db", "sqlite:////a/b@c/mlflow.db"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("no 'http://me:secret@host', and http://a:b@other/c", "no 'http://host', and http://other/c"),
-    ],
-)
-def test_credentials_are_left_out(uri, clean):
-    assert without_credentials(uri) == clean
-    assert str(UserError(uri)) == clean
+def test_names_that_mlflow_refuses_are_replaced_by_different_ones():
+    names = [
+        "noise.scale.?",
+        "noise.scale.*",
+        "noise.scale._",
+        "a//b/",
+        "/",
+        "../x",
+        "a/./b",
+        "ok: a-b.c",
+        "é",
+        "x" * 300,
+        "x" * 301,
+    ]
+    valid = valid_names(names)
+    assert len(set(valid.values())) == len(names)
+    assert valid["noise.scale.?"] == "noise.scale._"
+    assert valid["noise.scale.*"] == "noise.scale._ 2"
+    assert valid["ok: a-b.c"] == "ok: a-b.c"
+    for name in valid.values():
+        _validate_metric_name(name)
+        _validate_param_name(name)
+        assert len(name) <= MAX_ENTITY_KEY_LENGTH
 
 
-def test_a_config_keeps_credentials_in_memory_only(tmp_path):
-    uri = "https://me:secret@host:5000"
-    config = build(Config, {"tracking": {"kind": "mlflow", "uri": uri}})
-    assert config.tracking.uri == uri
-    for shown in (dump_config(config), repr(config), config.model_dump_json()):
-        assert "secret" not in shown
-    (tmp_path / "kept.yaml").write_text(dump_config(config))
-    assert load_config(tmp_path / "kept.yaml").tracking.uri == "https://host:5000"
+def refusing(bad: set[str], code: str) -> tuple[Callable[[list[str]], None], list[str]]:
+    """Returns an upload that refuses batches with a bad item, and the list of what it accepts."""
+    accepted: list[str] = []
+
+    def upload(batch: list[str]) -> None:
+        if bad & set(batch):
+            raise RestException({"error_code": code, "message": f"no {min(bad & set(batch))}"})
+        accepted.extend(batch)
+
+    return upload, accepted
 
 
-@pytest.mark.parametrize(
-    "values", ["https://me:secret@h", {"uri": ["https://me:secret@h"]}, {"url": "https://me:secret@h"}]
-)
-def test_an_error_about_a_uri_shows_no_credentials(values):
-    with pytest.raises(ConfigError) as caught:
-        build(Config, {"tracking": values})
-    assert "secret" not in str(caught.value)
+@pytest.mark.parametrize("bad", [{"a"}, {"c"}, {"e"}, {"b", "d"}, set("abcde")])
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_a_refused_item_does_not_affect_the_others(bad, size):
+    upload, accepted = refusing(bad, "INVALID_PARAMETER_VALUE")
+    with pytest.raises(RestException, match=f"no {min(bad)}"):
+        in_batches("abcde", size, upload)
+    assert accepted == sorted(set("abcde") - bad)
+
+
+def test_a_server_that_cannot_be_reached_is_not_asked_for_each_item():
+    upload, accepted = refusing({"a"}, "TEMPORARILY_UNAVAILABLE")
+    with pytest.raises(RestException):
+        in_batches("abcde", 2, upload)
+    assert accepted == []

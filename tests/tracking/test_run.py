@@ -85,7 +85,10 @@ def test_a_report_is_uploaded_and_nothing_twice(followed, capsys):
 
     before = everything()
     assert before[0]["clean/quick-test/accuracy"] == 1
-    assert any(re.fullmatch(r"robust/.*/eps_0\.1/accuracy", name) for name in before[0])
+    assert before[0]["robust/quick-test/fgsm_transfer_eps_0.1"] == 1
+    assert before[0]["corruption/quick-test/glass_blur_s3"] == 1
+    assert any(re.fullmatch(r"robust/quick-test/worst_case_linf_eps_0\.1", name) for name in before[0])
+    assert {len(name.split("/")) for name in before[0] if "quick-" in name} == {3}  # one section per suite
     table = json.loads(Path(client.download_artifacts(run_id, "robustness/table.json")).read_text())
     assert table["columns"][0] == "condition"
     assert table["data"][0][0] == "clean"
