@@ -34,7 +34,7 @@ PAGES = sorted(
 )
 
 # The commands that run here, one page after the other from top to bottom, with overrides that make them short.
-TINY = ["training.epochs=1", "estimator.copies=8"]
+TINY = ["training.epochs=1", "estimator.copies=8", "execution.device=cpu"]
 SMALL = [
     "examples=20",
     "attacks=[{name: fgsm, eps: 0.1}]",
@@ -208,6 +208,7 @@ def test_no_page_has_a_python_block_that_no_test_runs():
 
 def test_every_command_is_run_and_none_is_listed_in_vain():
     ours = {command.text for command in COMMANDS if command.text.startswith("glr-dist ")}
+    assert parse(["completion", "bash"]).command == "completion"  # of the shell's own `eval`
     assert ours == RUNS.keys() | ON_RAY.keys() | WITH_MLFLOW.keys()
 
 
@@ -311,7 +312,19 @@ def test_the_programs_of_others_are_known():
             given = {word for word in words if word.startswith("--")}
             assert given <= known, (command.text, given - known)
         else:
-            others = {"pip", "pytest", "python", "pre-commit", "export", "chmod", "sudo", "tail", "glr-dist", "."}
+            others = {
+                "pip",
+                "pytest",
+                "python",
+                "pre-commit",
+                "export",
+                "chmod",
+                "sudo",
+                "tail",
+                "glr-dist",
+                ".",
+                "eval",
+            }
             assert program in others, command.text
 
 
