@@ -84,6 +84,7 @@ ON_RAY = {
 WITH_MLFLOW = {
     "glr-dist train configs/digits.yaml tracking.kind=mlflow": TINY,
     "glr-dist sync runs/digits-1": [],
+    "glr-dist sync runs/digits-1 --uri sqlite:///copy.db": [],
 }
 
 
@@ -272,6 +273,7 @@ def test_commands_run_with_mlflow(page, checkout, monkeypatch, capsys):
     monkeypatch.setattr(follower, "_PATIENCE", 60.0)  # on a machine that may be busy
     run_commands(page, WITH_MLFLOW, capsys)
     assert Path("mlflow.db").stat().st_size
+    assert Path("copy.db").stat().st_size
 
 
 @pytest.mark.parametrize(
