@@ -1,4 +1,4 @@
-"""The Ray cluster: joining or starting one, and finding a place on it."""
+"""Joins or starts a Ray cluster, and reserves resources on it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def connect(cpus: float = 0) -> bool:
 
 @contextmanager
 def connected(cpus: float) -> Iterator[bool]:
-    """A connection to Ray, ended after if it was not there before; yields whether the cluster is this process's own."""
+    """Connects to Ray, and disconnects afterwards if it was not connected before; yields the result of `connect`."""
     before = ray.is_initialized()
     try:
         yield connect(cpus)
@@ -80,7 +80,7 @@ def connected(cpus: float) -> Iterator[bool]:
 
 
 def available(cpus: float, gpus: float) -> int:
-    """How many actors would have a place: on the cluster that RAY_ADDRESS names, or else on this machine."""
+    """Returns the number of actors that fit now: on the cluster at RAY_ADDRESS if it is set, else on this machine."""
     if "RAY_ADDRESS" in os.environ or ray.is_initialized():
         connect()
         return room(bundle_of(cpus, gpus))
@@ -92,36 +92,37 @@ def _cores() -> int:
 
 
 def bundle_of(cpus: float, gpus: float) -> dict[str, float]:
-    """The resources of one actor, by Ray's names."""
+    """Returns the resources of one actor by Ray's names."""
     return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
 
 
-def fitting(bundle: Mapping[str, float], there: Mapping[str, float] | None = None) -> int:
-    """How many such bundles the resources `there`, by default the whole cluster's, are."""
-    found: Mapping[str, float] = ray.cluster_resources() if there is None else there
+def fitting(bundle: Mapping[str, float], available: Mapping[str, float] | None = None) -> int:
+    """Returns the number of bundles that fit into `available` (default: the whole cluster)."""
+    found: Mapping[str, float] = ray.cluster_resources() if available is None else available
     return math.floor(min(found.get(name, 0) / amount + 1e-9 for name, amount in bundle.items()))
 
 
 def room(bundle: Mapping[str, float]) -> int:
-    """How many such bundles have a place on the cluster now; each of them must lie on one node."""
+    """Returns the number of bundles for which the cluster has free resources; a bundle must fit on one node."""
     whole = sum(fitting(bundle, node["Resources"]) for node in ray.nodes() if node["Alive"])
     return min(whole, fitting(bundle, ray.available_resources()))
 
 
 def reserve(number: int, bundle: Mapping[str, float], timeout: float, *, own: bool) -> PlacementGroup:
-    """A placement group for so many bundles.
+    """Reserves a placement group of `number` bundles.
 
     Args:
-        number: how many.
-        bundle: the resources of each.
-        timeout: seconds to wait for it, as Ray itself would wait for ever.
-        own: the cluster is a Ray that this process started, which does not grow: what is not there never will be.
+        number: number of bundles.
+        bundle: resources of each bundle.
+        timeout: seconds to wait until the cluster has placed it; Ray itself has no limit.
+        own: True if this process started the cluster. Such a cluster never grows, so a request beyond its size fails
+            at once.
 
     Raises:
-        ClusterError: there is no place; it says what was asked and what the cluster has.
+        ClusterError: the cluster has no place; the message names the request and the cluster's resources.
     """
-    never = own and fitting(bundle) < number
-    if not never:
+    too_large = own and fitting(bundle) < number
+    if not too_large:
         group: PlacementGroup = placement_group([dict(bundle)] * number)
         placed = False
         try:
@@ -134,17 +135,17 @@ def reserve(number: int, bundle: Mapping[str, float], timeout: float, *, own: bo
     raise ClusterError(
         f"{asked(number, bundle)}: no place for them, the cluster has {resources()}; "
         "lower execution.actors, execution.cpus_per_actor or execution.gpus_per_actor"
-        + ("" if never else f", or raise execution.placement_timeout ({timeout:g} s)")
+        + ("" if too_large else f", or raise execution.placement_timeout ({timeout:g} s)")
     )
 
 
 def asked(number: int, bundle: Mapping[str, float]) -> str:
-    """What was asked for, in words."""
+    """Describes a request in words."""
     each = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
     return f"execution.actors: {number} of {each} each"
 
 
 def resources() -> str:
-    """What the cluster has, in words."""
+    """Describes the cluster's resources in words."""
     total, free = ray.cluster_resources(), ray.available_resources()
     return " and ".join(f"{total.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in ("CPU", "GPU"))

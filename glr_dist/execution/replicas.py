@@ -1,4 +1,4 @@
-"""`replicas`: a group of Ray Train workers, started again when one of them fails, and what they have to tell."""
+"""`replicas`: runs a group of Ray Train workers, restarts it when one of them fails, and collects their errors."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from glr_dist.text import one_line
 
 A = TypeVar("A")
 
-_LOOK = 0.2  # seconds between two looks at a run's progress
-_PATIENCE = 15.0  # seconds for Ray Train to end its workers
-_POLL = 0.5  # seconds between two looks of Ray Train at its workers
-_MISTAKE, _FAILURES = "mistake-{}.json", "failures.jsonl"
+_WATCH_INTERVAL = 0.2  # seconds between two calls of `watch`
+_END_TIMEOUT = 15.0  # seconds in which Ray Train must end its workers
+_HEALTH_CHECK_INTERVAL = 0.5  # seconds between two health checks of the workers by Ray Train
+_ERROR, _FAILURES = "error-{}.json", "failures.jsonl"
 
 
 def check_workers(execution: Execution, batch: int, example_block: int) -> int:
-    """The most workers that a batch has example blocks for.
+    """Returns the number of example blocks of a batch, the maximum number of workers.
 
     Args:
-        execution: the configuration.
-        batch: examples of a batch.
-        example_block: examples of a block.
+        execution: the section `execution` of the config.
+        batch: number of examples in a batch.
+        example_block: number of examples in a block.
 
     Raises:
-        ConfigError: there are fewer blocks than workers, or the device is not what the workers are given.
+        ConfigError: a batch has fewer blocks than workers, or `device` contradicts `gpus_per_actor`.
     """
     blocks = -(-batch // example_block)
     if (workers := execution.actors or 1) > blocks:
-        advice = f"set estimator.example_block to at most {batch // workers}" if workers <= batch else "set it lower"
+        advice = f"set estimator.example_block to at most {batch // workers}" if workers <= batch else "lower it"
         raise ConfigError(
             f"execution.actors: {workers} replicas need as many example blocks, but a batch of {batch} examples has "
             f"{blocks} of estimator.example_block={example_block}; {advice}, or actors to at most "
@@ -56,41 +56,45 @@ def check_workers(execution: Execution, batch: int, example_block: int) -> int:
     given = "cuda" if execution.gpus_per_actor else "cpu"
     if execution.device not in ("auto", given):
         raise ConfigError(
-            f"execution.device: {execution.device!r} is not what replicas with gpus_per_actor="
-            f"{execution.gpus_per_actor:g} compute on; set it to 'auto', or change gpus_per_actor"
+            f"execution.device: {execution.device!r} contradicts gpus_per_actor="
+            f"{execution.gpus_per_actor:g} of replicas; set it to 'auto', or change gpus_per_actor"
         )
     return blocks
 
 
 def run_replicas(
-    function: Callable[[torch.device], None], execution: Execution, most: int, folder: Path, watch: Callable[[], None]
+    function: Callable[[torch.device], None],
+    execution: Execution,
+    max_workers: int,
+    folder: Path,
+    watch: Callable[[], None],
 ) -> None:
-    """Runs a function in every worker of a Ray Train group, which is started again when one of them fails.
+    """Runs a function in every worker of a Ray Train group; restarts the group when a worker fails.
 
-    The function must continue by itself from what it has kept. A local Ray is started, and ended after, where none
-    runs; with RAY_ADDRESS set that cluster is used. On several machines `folder` must be shared by all of them.
+    A restarted function must continue from its own checkpoints. The workers run on the cluster at RAY_ADDRESS if it is
+    set, else on a local Ray that ends with the run. On several machines, `folder` must be shared by all of them.
 
     Args:
-        function: `function(device)`, the same in all workers; `torch.distributed` joins them.
-        execution: the configuration: actors, cpus_per_actor, gpus_per_actor, placement_timeout, ….
-        most: the most workers there is work for.
-        folder: for the time of the run, what the workers have to tell; it is deleted at the end.
+        function: `function(device)`, the same in all workers, which `torch.distributed` connects.
+        execution: the section `execution` of the config.
+        max_workers: maximum number of workers that have work.
+        folder: holds the errors of the workers during the run; deleted at the end.
         watch: called several times a second in this process, and once at the end.
 
     Raises:
-        UserError, FloatingPointError: a worker met it; it is not tried again.
+        UserError, FloatingPointError: a worker raised it; the group is not restarted.
         ClusterError: the cluster has no place for the workers, or they failed more than `max_failures` times.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # of a run whose driver was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run whose driver was killed
     folder.mkdir(parents=True)
     try:
         with connected(execution.cpus_per_actor * (execution.actors or 1)) as local:
             bundle = bundle_of(execution.cpus_per_actor, execution.gpus_per_actor)
-            workers = execution.actors or max(1, min(most, fitting(bundle) if local else room(bundle)))
-            # Ray Train would wait for ever for its own.
+            workers = execution.actors or max(1, min(max_workers, fitting(bundle) if local else room(bundle)))
+            # Ray Train waits for its own placement group without a limit.
             remove_placement_group(reserve(workers, bundle, execution.placement_timeout, own=local))
             reason = _fitted(partial(_fit, function, execution, workers, folder), execution, folder, watch, local=local)
-        _raise_mistake(folder)
+        _raise_error(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if reason:
@@ -103,13 +107,13 @@ def run_replicas(
 def _fitted(
     fit: Callable[[], str | None], execution: Execution, folder: Path, watch: Callable[[], None], *, local: bool
 ) -> str | None:
-    """Runs Ray Train to its end; returns why it failed.
+    """Runs Ray Train to its end; returns the reason of a failure.
 
-    It runs in a process of its own: its handler of Ctrl-C would end this one with code 0.
+    It runs in a process of its own, as its handler of Ctrl-C would end this process with code 0.
     """
     environment = {
         "RAY_TRAIN_V2_ENABLED": "1",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(_POLL),
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(_HEALTH_CHECK_INTERVAL),
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(execution.hang_timeout),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(execution.placement_timeout),
     }
@@ -122,41 +126,41 @@ def _fitted(
     }
     task: Any = ray.remote(**options)(_call)
     running = task.remote(fit)
-    patience = math.inf
+    deadline = math.inf
     try:
-        while time.monotonic() < patience and not ray.wait([running], timeout=_LOOK)[0]:
+        while time.monotonic() < deadline and not ray.wait([running], timeout=_WATCH_INTERVAL)[0]:
             watch()
-            if patience == math.inf and _mistakes(folder):  # the workers are about to end
-                patience = time.monotonic() + _PATIENCE
+            if deadline == math.inf and _errors(folder):  # the workers are about to end
+                deadline = time.monotonic() + _END_TIMEOUT
         watch()
-        if not _mistakes(folder):
+        if not _errors(folder):
             reason: str | None = ray.get(running)
             return reason
         return None
     except ray.exceptions.RayError as error:
-        return f"the end of Ray Train itself ({one_line(error)})"
+        return f"the failure of Ray Train itself ({one_line(error)})"
     finally:
-        # Ray Train hears Ctrl-C and ends its workers. A Ray of this process's own ends with all that is in it.
+        # A cancelled Ray Train ends its workers. A local Ray ends with all its processes.
         if not local and not ray.wait([running], timeout=0)[0]:
             ray.cancel(running)
-            if not ray.wait([running], timeout=_PATIENCE)[0]:
+            if not ray.wait([running], timeout=_END_TIMEOUT)[0]:
                 ray.cancel(running, force=True)
 
 
 def _call(fit: Callable[[], A]) -> A:
-    """What Ray runs must be a plain function."""
+    """Calls `fit`; Ray runs plain functions only."""
     return fit()
 
 
 def _fit(function: Callable[[torch.device], None], execution: Execution, workers: int, folder: Path) -> str | None:
-    """Ray Train's trainer, in a process of its own; returns why it failed."""
+    """Runs Ray Train's trainer in this process; returns the reason of a failure."""
     import ray.train
     import ray.train.torch
 
-    train: Any = ray.train  # its type hints are those of Train V1
+    train: Any = ray.train  # its type hints describe Train V1
 
     class Failures(train.UserCallback):  # type: ignore[misc]
-        """Ray Train's controller calls it; it runs on the driver's machine."""
+        """Records failures; Ray Train's controller calls it on the driver's machine."""
 
         def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
             with (folder / _FAILURES).open("a") as file:
@@ -168,7 +172,7 @@ def _fit(function: Callable[[torch.device], None], execution: Execution, workers
         scaling_config=train.ScalingConfig(
             num_workers=workers, use_gpu=execution.gpus_per_actor > 0, resources_per_worker=bundle
         ),
-        # NCCL takes no two processes on one GPU.
+        # NCCL refuses two processes on one GPU.
         torch_config=train.torch.TorchConfig(backend="nccl" if execution.gpus_per_actor >= 1 else "gloo"),
         run_config=train.RunConfig(
             name="ray_train",
@@ -187,7 +191,7 @@ def _fit(function: Callable[[torch.device], None], execution: Execution, workers
 
 
 def _work(function: Callable[[torch.device], None], folder: Path) -> None:
-    """In a worker: what a person must mend goes to the driver, anything else to Ray Train, which starts again."""
+    """Runs in a worker: sends errors that a user must fix to the driver; Ray Train handles all others by a restart."""
     from ray.train.torch import get_device
 
     try:
@@ -196,23 +200,23 @@ def _work(function: Callable[[torch.device], None], folder: Path) -> None:
         return
     except (UserError, FloatingPointError) as error:
         content = json.dumps({"kind": type(error).__name__, "message": str(error)})
-        write_atomically(folder / _MISTAKE.format(distributed.get_rank()), content.encode())
+        write_atomically(folder / _ERROR.format(distributed.get_rank()), content.encode())
 
 
-def _mistakes(folder: Path) -> list[Path]:
-    return sorted(folder.glob(_MISTAKE.format("*")))
+def _errors(folder: Path) -> list[Path]:
+    return sorted(folder.glob(_ERROR.format("*")))
 
 
-def _raise_mistake(folder: Path) -> None:
-    """Raises what a worker met, in this process."""
-    for path in _mistakes(folder):
-        mistake = json.loads(path.read_text())
-        kind = FloatingPointError if mistake["kind"] == "FloatingPointError" else getattr(errors, mistake["kind"])
-        raise kind(mistake["message"])
+def _raise_error(folder: Path) -> None:
+    """Raises the error of a worker in this process."""
+    for path in _errors(folder):
+        record = json.loads(path.read_text())
+        kind = FloatingPointError if record["kind"] == "FloatingPointError" else getattr(errors, record["kind"])
+        raise kind(record["message"])
 
 
 def failures(folder: Path) -> list[str]:
-    """Why the workers failed, each time that they did."""
+    """Returns the reason of each failure of the group so far."""
     try:
         return [json.loads(line) for line in (folder / _FAILURES).read_text().splitlines()]
     except FileNotFoundError:
@@ -220,10 +224,10 @@ def failures(folder: Path) -> list[str]:
 
 
 def _reason(failed: Mapping[int, Exception]) -> str:
-    """The cause among the errors of several workers, or of Ray Train (-1): one that ends fails the others' sums."""
+    """Returns the first cause among the errors of workers, or of Ray Train (-1): one lost worker fails all sums."""
     causes = {rank: getattr(error, "_base_exc", error) for rank, error in failed.items()}  # without its traceback
     rank = min(causes, key=lambda rank: (isinstance(causes[rank], LostReplicaError), rank))
     cause = causes[rank]
     died = isinstance(cause, RayActorError) or type(cause).__name__ == "WorkerHealthCheckFailedError"  # Ray Train's own
-    said = "its process died or hangs" if died else f"{type(cause).__name__}: {one_line(cause)}"
-    return f"worker {rank}: {said}" if rank >= 0 else f"Ray Train ({said})"
+    reason = "its process died or hangs" if died else f"{type(cause).__name__}: {one_line(cause)}"
+    return f"worker {rank}: {reason}" if rank >= 0 else f"Ray Train ({reason})"

@@ -280,7 +280,7 @@ def test_a_call_that_takes_longer_than_the_timeout_gets_more_time_when_it_is_mad
 
 
 def test_a_call_that_kills_every_actor_is_given_up(make, monkeypatch):
-    monkeypatch.setattr(pool_module, "_LOSSES", 3)
+    monkeypatch.setattr(pool_module, "_MAX_LOSSES", 3)
     pool = make(2)
     with pytest.raises(ClusterError, match="one call lost 3 actors") as caught:
         list(pool.run([Call("die", ())]))
@@ -298,7 +298,7 @@ def test_actors_that_cannot_start_are_given_up_with_their_reason(make):
 def test_without_any_actor_for_long_the_pool_says_so(make, monkeypatch):
     pool = make(1)
     list(pool.run(squares(range(1))))
-    monkeypatch.setattr(pool_module, "_PATIENCE", 0.0)
+    monkeypatch.setattr(pool_module, "_MAX_SILENCE", 0.0)
     with pytest.raises(ClusterError, match="no actor has answered for 0 s; the cluster has 4 CPU"):
         for _, pid in zip(range(20), [pool.pids[0]] * 20, strict=True):
             if pid in pool.pids:
