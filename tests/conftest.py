@@ -200,8 +200,8 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A Ray of this process's own with four logical CPUs, whatever the machine has; its workers find these tests."""
-    ray = pytest.importorskip("ray")
-    from glr_dist.execution.cluster import connect
+    pytest.importorskip("ray")
+    from glr_dist.execution.cluster import connect, disconnect
 
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
@@ -210,4 +210,4 @@ def local_ray() -> Iterator[None]:
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not connect(4)
     yield
-    ray.shutdown()
+    disconnect()

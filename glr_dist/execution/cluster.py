@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import signal
+import socket
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import ray
 import torch
@@ -18,54 +23,167 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from glr_dist.errors import ClusterError
+from glr_dist.execution.address import ray_address
 from glr_dist.text import one_line
+
+_JOIN_TIMEOUT = 30.0  # seconds in which a cluster must answer
+_START_TIMEOUT = 120.0  # seconds in which a local Ray must have started; on a busy machine it takes half a minute
+_PROBE_TIMEOUT = 1.5  # seconds in which the cluster must accept a TCP connection
+_ANSWER_TIMEOUT = 10.0  # seconds in which its gRPC server must answer
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # ends with an empty frame SETTINGS
+_SIGNAL_INTERVAL = 0.2  # seconds between two looks at pending signals
+_START_GRACE = 10.0  # seconds in which an interrupted `ray.init` may complete
+_SOCKET = "/ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store.00"  # the longest path in TMPDIR
+_MAX_SOCKET_PATH = 107 if sys.platform.startswith("linux") else 103  # bytes
 
 
 def connect(cpus: float = 0) -> bool:
-    """Joins the cluster that RAY_ADDRESS names, or else starts a Ray of this process's own.
+    """Joins the cluster at RAY_ADDRESS, or starts a local Ray if RAY_ADDRESS is not set.
 
     Args:
-        cpus: a Ray that is started has at least so many logical CPUs, whatever the number of cores.
+        cpus: minimum number of logical CPUs of a local Ray, whatever the number of cores.
 
     Returns:
-        Whether a Ray was started, for `ray.shutdown` to end.
+        True if it started a local Ray, which `disconnect` ends.
 
     Raises:
-        ClusterError: the cluster at RAY_ADDRESS cannot be joined.
+        ClusterError: the cluster at RAY_ADDRESS cannot be joined, or a local Ray cannot start.
     """
     if ray.is_initialized():
         return False
-    address = os.environ.get("RAY_ADDRESS", "local")
-    options: dict[str, object] = {}
-    if own := address == "local":
-        options = {"num_cpus": max(_cores(), math.ceil(cpus)), "include_dashboard": False}
-    connected: Future[None] = Future()
+    address = ray_address() or "local"
+    if address != "local":
+        _probe(address)
+        _init(address, f"RAY_ADDRESS: the cluster at {address} cannot be joined")
+        return False
+    number = max(_cores(), math.ceil(cpus))
+    folder = _short_folder()
+    options: dict[str, object] = {"num_cpus": number, "include_dashboard": False}
+    try:
+        _init("local", "a local Ray cannot start", **options, **({"_temp_dir": folder} if folder else {}))
+    except BaseException:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    _local_folders.append(folder or ray._private.worker._global_node.get_session_dir_path())
+    shared = f" on {_cores()} cores, which they share" if number > _cores() else ""
+    print(f"started a local Ray with {number} CPUs{shared}", file=sys.stderr)
+    return True
+
+
+def disconnect() -> None:
+    """Disconnects from Ray; ends a local Ray of this process and deletes its session folder."""
+    global _initializer
+    ray.shutdown()
+    if _initializer is not None:
+        _initializer.set()
+        _initializer = None
+    while _local_folders:
+        shutil.rmtree(_local_folders.pop(), ignore_errors=True)
+
+
+_local_folders: list[str] = []  # session folders of the local Ray that this process started
+_initializer: threading.Event | None = None  # ends the thread that called `ray.init`
+
+
+def _init(address: str, failure: str, **options: object) -> None:
+    """Calls `ray.init` with a time limit, and so that Ctrl-C and SIGTERM interrupt the wait.
+
+    Another thread calls it: Ctrl-C in the middle of `ray.init` would leave half-started processes behind, and parts of
+    it wait without hearing signals.
+
+    Raises:
+        ClusterError: it fails, or exceeds the limit. The message begins with `failure`.
+    """
+    global _initializer
+    done, end = Future[None](), threading.Event()
 
     def init() -> None:
         try:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **options)  # type: ignore[arg-type]
-            connected.set_result(None)
+            done.set_result(None)
         except BaseException as error:
-            connected.set_exception(error)
-        threading.Event().wait()  # the system may end what a thread has started when the thread ends
+            done.set_exception(error)
+            return
+        end.wait()  # the system may end what a thread has started when the thread ends
 
-    # In the main thread, Ctrl-C in the middle of it would leave half-started processes behind.
-    terminate = signal.getsignal(signal.SIGTERM)  # Ray sets one of its own
-    threading.Thread(target=init, name="ray", daemon=True).start()
-    try:
-        connected.result()
-    except (ConnectionError, RuntimeError, RayError) as error:  # nobody there, other versions, no right to
-        if own:
-            raise
-        raise ClusterError(f"RAY_ADDRESS: the cluster at {address} cannot be joined ({one_line(error)})") from None
-    finally:
-        wait([connected])
-        if threading.current_thread() is threading.main_thread():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    terminate = signal.getsignal(signal.SIGTERM)  # Ray installs a handler of its own
+
+    def restore() -> None:
+        if in_main_thread and signal.getsignal(signal.SIGTERM) is not terminate:
             signal.signal(signal.SIGTERM, terminate)
-    if own:
-        shared = f" on {_cores()} cores, which they share" if math.ceil(cpus) > _cores() else ""
-        print(f"started a local Ray with {options['num_cpus']} CPUs{shared}", file=sys.stderr)
-    return own
+
+    thread = threading.Thread(target=init, name="ray", daemon=True)
+    thread.start()
+    timeout = _START_TIMEOUT if address == "local" else _JOIN_TIMEOUT
+    limit = time.monotonic() + timeout
+    try:
+        while not wait([done], timeout=_SIGNAL_INTERVAL).done:
+            restore()
+            if time.monotonic() > limit:
+                raise ClusterError(f"{failure}: no answer within {timeout:g} s")
+        done.result()
+    except (ConnectionError, OSError, RuntimeError, ValueError, AssertionError, RayError) as error:
+        if isinstance(error, ClusterError):
+            raise
+        raise ClusterError(f"{failure} ({one_line(error)})") from None
+    except BaseException:
+        wait([done], timeout=_START_GRACE)  # Ray ends at exit if it is complete
+        raise
+    finally:
+        restore()
+    _initializer = end
+
+
+def _probe(address: str) -> None:
+    """Checks that a gRPC server answers at the address; Ray itself retries for minutes and does not hear Ctrl-C.
+
+    Raises:
+        ClusterError: the address is malformed or unknown, or no gRPC server answers there.
+    """
+    if address == "auto":
+        return
+    scheme, separator, rest = address.rpartition("://")
+    try:
+        if separator and scheme != "ray":
+            raise ValueError
+        place = urlsplit(f"//{rest}")
+        host, port = place.hostname, place.port
+        if not host or not port:
+            raise ValueError
+    except ValueError:
+        raise ClusterError(
+            f"RAY_ADDRESS: {address!r} is not an address; allowed are HOST:PORT, ray://HOST:PORT, auto and local"
+        ) from None
+    if separator:
+        raise ClusterError(
+            f"RAY_ADDRESS: {address!r} is the address of a Ray Client server, which is not supported; use HOST:PORT of "
+            "the cluster on one of its machines, or submit a job"
+        )
+    try:
+        with socket.create_connection((host, port), timeout=_PROBE_TIMEOUT) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("", "0", "false"):
+                connection.settimeout(_ANSWER_TIMEOUT)
+                connection.sendall(_HTTP2_HELLO)
+                if connection.recv(4)[3:] != _HTTP2_HELLO[-6:-5]:
+                    raise ConnectionError("the server there is not Ray's GCS")
+    except OSError as error:
+        reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or one_line(error)
+        raise ClusterError(f"RAY_ADDRESS: the cluster at {address} cannot be joined ({reason})") from None
+
+
+def _short_folder() -> str | None:
+    """Returns a new short folder for the sockets of a local Ray if those in TMPDIR would exceed the system's limit."""
+    root = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(f"{root}{_SOCKET}")) <= _MAX_SOCKET_PATH:
+        return None
+    try:
+        return tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    except OSError as error:
+        raise ClusterError(
+            f"TMPDIR: {root} is too long for Ray's sockets, and /tmp is not writable ({error})"
+        ) from None
 
 
 @contextmanager
@@ -76,12 +194,12 @@ def connected(cpus: float) -> Iterator[bool]:
         yield connect(cpus)
     finally:
         if not before:
-            ray.shutdown()
+            disconnect()
 
 
 def available(cpus: float, gpus: float) -> int:
     """Returns the number of actors that fit now: on the cluster at RAY_ADDRESS if it is set, else on this machine."""
-    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
+    if ray_address() or ray.is_initialized():
         connect()
         return room(bundle_of(cpus, gpus))
     return fitting(bundle_of(cpus, gpus), {"CPU": _cores(), "GPU": torch.cuda.device_count()})

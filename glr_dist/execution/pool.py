@@ -20,7 +20,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from glr_dist.errors import ClusterError
-from glr_dist.execution.cluster import asked, bundle_of, connect, fitting, reserve, resources, room
+from glr_dist.execution.cluster import asked, bundle_of, connect, disconnect, fitting, reserve, resources, room
 from glr_dist.text import one_line
 
 _MAX_IN_FLIGHT = 2  # calls per actor: it computes one while the next one waits there
@@ -232,7 +232,7 @@ class Pool:
             remove_placement_group(self._own_group)
             self._own_group = None
         if self._own_ray:
-            ray.shutdown()
+            disconnect()
             self._own_ray = False
 
     # ------------------------------------------------------------ calls

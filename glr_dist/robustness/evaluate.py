@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from glr_dist.errors import ConfigError
+from glr_dist.execution.address import ray_address
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.robustness.ledger import Ledger
 from glr_dist.robustness.output import write_pictures, write_report
@@ -46,7 +46,7 @@ def evaluate(
         OSError: a folder cannot be written.
     """
     keep_freed_memory()
-    if actors is None and "RAY_ADDRESS" not in os.environ:
+    if actors is None and ray_address() is None:
         actors = 0
     if actors != 0:
         if device not in (None, "auto", "cpu"):

@@ -1,0 +1,129 @@
+"""Joining a cluster and starting a local Ray: addresses, time limits, signals, and files left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from glr_dist.errors import ClusterError
+from glr_dist.execution import cluster
+from glr_dist.execution.address import ray_address
+from glr_dist.execution.cluster import connect
+
+
+@pytest.fixture
+def silent(monkeypatch) -> Iterator[socket.socket]:
+    """A server that accepts connections and never answers, at RAY_ADDRESS."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        yield server
+
+
+def unused() -> str:
+    """Returns an address at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(("value", "address"), [(None, None), ("", None), ("  ", None), (" h:1 ", "h:1")])
+def test_a_blank_address_counts_as_unset(monkeypatch, value, address):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("RAY_ADDRESS", value)
+    assert ray_address() == address
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("nonsense", "is not an address"),
+        ("127.0.0.1", "is not an address"),
+        ("127.0.0.1:port", "is not an address"),
+        ("127.0.0.1:99999", "is not an address"),
+        ("http://127.0.0.1:8265", "is not an address"),
+        ("ray://127.0.0.1:10001", "Ray Client"),
+        ("[::1]:1", "cannot be joined"),
+        ("no.such.host.invalid:6379", "cannot be joined"),
+        (unused(), "refused"),
+    ],
+)
+def test_a_wrong_address_is_refused_at_once_in_one_line(monkeypatch, address, words):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=r"^RAY_ADDRESS: ") as caught:
+        connect()
+    assert time.monotonic() - started < 10
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_ends_the_wait_for_a_silent_cluster(start, tiny_yaml, tmp_path, silent, number):
+    process = start("train", tiny_yaml, "execution.kind=layers", "--out", tmp_path / "run")
+    silent.settimeout(120)
+    with silent.accept()[0]:
+        assert process.poll() is None
+        sent = time.monotonic()
+        process.send_signal(number)
+        assert process.stderr is not None
+        while "stopped after epoch" not in (line := process.stderr.readline()):
+            assert line, "it ended without its last line"
+        assert time.monotonic() - sent < 5  # the end of the interpreter takes seconds more on a busy machine
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch, silent):
+    monkeypatch.setattr(cluster, "_ANSWER_TIMEOUT", 0.2)
+    with pytest.raises(ClusterError, match=r"cannot be joined \(no answer\)"):
+        connect()
+
+
+@pytest.mark.ray
+def test_the_server_of_a_cluster_answers_the_probe(local_ray):
+    address = ray.get_runtime_context().gcs_address
+    cluster._probe(address)
+    with pytest.raises(ClusterError):
+        cluster._probe(unused())
+
+
+LOCAL = """
+import json, os, threading
+from glr_dist.execution.cluster import connected
+import ray
+
+def state():
+    return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+folders, states = [], []
+for _ in range(2):
+    with connected(1) as own:
+        assert own
+        folders.append(ray._private.worker._global_node.get_session_dir_path())
+        assert ray.get(ray.put(3)) == 3
+    states.append(state())
+print(json.dumps([folders, [os.path.exists(folder) for folder in folders], states]))
+"""
+
+
+@pytest.mark.ray
+def test_a_local_ray_works_under_a_long_tmpdir_and_leaves_nothing(python, tmp_path):
+    long = tmp_path / ("x" * 75)
+    long.mkdir()
+    done = python(LOCAL, TMPDIR=str(long))
+    assert done.returncode == 0, done.stderr
+    folders, exist, states = json.loads(done.stdout.splitlines()[-1])
+    assert len(set(folders)) == 2
+    assert exist == [False, False]
+    assert not any(Path(folder).parent.exists() for folder in folders)
+    assert states[1][0] <= states[0][0]
+    assert states[1][1] <= states[0][1]
