@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import ray
@@ -65,7 +66,8 @@ def connect(cpus: float = 0) -> bool:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    _local_folders.append(folder or ray._private.worker._global_node.get_session_dir_path())
+    node: Any = ray._private.worker._global_node  # set by `ray.init`
+    _local_folders.append(folder or node.get_session_dir_path())
     shared = f" on {_cores()} cores, which they share" if number > _cores() else ""
     print(f"started a local Ray with {number} CPUs{shared}", file=sys.stderr)
     return True
