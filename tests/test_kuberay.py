@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glr_dist import cli, config
+from glr_dist import config
+from glr_dist.cli.parser import parse
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = yaml.safe_load((ROOT / "jobs" / "kuberay" / "rayjob.yaml").read_text())
@@ -96,9 +97,9 @@ def test_the_entry_point_runs_what_this_repository_holds():
     command, script, *arguments = shlex.split(MANIFEST["spec"]["entrypoint"])
     assert command == "python"
     assert (ROOT / script.removeprefix(IMAGE_ROOT)).is_file()
-    options, overrides = cli._parser().parse_known_args(["train", *arguments])  # as `main` does
+    options = parse(["train", *arguments])
     assert options.resume
-    settings = config.load_config(ROOT / str(options.config).removeprefix(IMAGE_ROOT), [*options.given, *overrides])
+    settings = config.load_config(ROOT / str(options.config).removeprefix(IMAGE_ROOT), options.overrides)
     assert settings.execution.kind == "layers"
     mounts = {mount["mountPath"] for pod in _pods(ray=True) for c in pod["containers"] for mount in c["volumeMounts"]}
     environment = yaml.safe_load(MANIFEST["spec"]["runtimeEnvYAML"])["env_vars"]

@@ -141,10 +141,10 @@ def shifted(
         site_names=[_nested_name(site.name) for site in net.network.sites],
         executor=Inline(1),
     )
-    for site, scale in scales.items():
+    attacked.prepare(examples)
+    for site, scale in scales.items():  # possibly one per unit, though none is learned
         log_scale = torch.as_tensor(scale, dtype=examples.dtype, device=examples.device).log()
         attacked.log_scales[scale_key(_nested_name(site))] = nn.Parameter(log_scale, requires_grad=False)
-    attacked.prepare(examples)
     return attacked
 
 
