@@ -51,7 +51,7 @@ def test_a_blank_address_counts_as_unset(monkeypatch, value, address):
         ("ray://127.0.0.1:10001", "Ray Client"),
         ("[::1]:1", "cannot be joined"),
         ("no.such.host.invalid:6379", "cannot be joined"),
-        (unused(), "refused"),
+        pytest.param(unused(), "refused", id="an unused port"),  # parallel workers collect the same names
     ],
 )
 def test_a_wrong_address_is_refused_at_once_in_one_line(monkeypatch, address, words):
