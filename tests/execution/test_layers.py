@@ -62,6 +62,7 @@ def test_a_shared_pass_is_spread_when_the_actors_are_more_and_it_takes_long(laye
     step = net.bind(x, y)  # three blocks of examples
     for seconds, number, spread in ((1.0, 3, True), (1.0, 1, False), (0.001, 3, False)):
         executor = layers[number]
+        executor._pass_seconds.clear()  # of earlier tests
         executor._pass_seconds.extend([9.0, seconds])
         assert not executor._spread(step)  # too little seen
         executor._pass_seconds.append(9.0)
