@@ -97,7 +97,7 @@ def _cut(text: str, characters: str) -> tuple[str, str]:
 
 def _host_and_port(authority: str) -> tuple[str, str]:
     """Separates a port from a host, which may be an IPv6 address in brackets."""
-    bracket = authority.find("]") + 1
+    bracket = authority.find("]") + 1 if authority.startswith("[") else 0
     host, colon, port = authority[bracket:].partition(":")
     return authority[:bracket] + host, port if colon else ""
 

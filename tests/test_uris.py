@@ -23,6 +23,7 @@ CLEANED = {
     "https://SECRET@host": "https://host",
     "http://me@company.com:SECRET@host": "http://host",
     "http://me%40company.com:SE%43RET@host/": "http://host/",
+    "http://@:SEC]#RET@host/x": "http://host/x",
     "http://me:it's \"SE CRET@host:1/x": "http://host:1/x",
     "http://me:p[SECRET]x@[::1]:5000/a": "http://[::1]:5000/a",
     "http://me:SECRET%40host": "http://me",  # escaped too much
