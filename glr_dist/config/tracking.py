@@ -20,7 +20,7 @@ def _without_secrets(value: str) -> str:
 
 
 class Tracking(Section):
-    """Where a run is tracked. The run's folder is always complete; tracking uploads a copy.
+    """Tracking of a run. The run's folder is always complete; tracking uploads a copy.
 
     Credentials in the URI (`https://user:password@host`) are used but never written: JSON and YAML dumps contain the
     URI without them. Tags lose the credentials of URIs in them at once.
