@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 import ray
@@ -66,26 +65,21 @@ def connect(cpus: float = 0) -> bool:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    node: Any = ray._private.worker._global_node  # set by `ray.init`
-    _local_folders.append(folder or node.get_session_dir_path())
+    if folder:
+        _short_folders.append(folder)
     shared = f" on {_cores()} cores, which they share" if number > _cores() else ""
     print(f"started a local Ray with {number} CPUs{shared}", file=sys.stderr)
     return True
 
 
 def disconnect() -> None:
-    """Disconnects from Ray; ends a local Ray of this process and deletes its session folder."""
-    global _initializer
+    """Disconnects from Ray; ends a local Ray of this process, and deletes the folder that was made for its sockets."""
     ray.shutdown()
-    if _initializer is not None:
-        _initializer.set()
-        _initializer = None
-    while _local_folders:
-        shutil.rmtree(_local_folders.pop(), ignore_errors=True)
+    while _short_folders:
+        shutil.rmtree(_short_folders.pop(), ignore_errors=True)
 
 
-_local_folders: list[str] = []  # session folders of the local Ray that this process started
-_initializer: threading.Event | None = None  # ends the thread that called `ray.init`
+_short_folders: list[str] = []  # made by this process because TMPDIR is too long
 
 
 def _init(address: str, failure: str, **options: object) -> None:
@@ -97,8 +91,7 @@ def _init(address: str, failure: str, **options: object) -> None:
     Raises:
         ClusterError: it fails, or exceeds the limit. The message begins with `failure`.
     """
-    global _initializer
-    done, end = Future[None](), threading.Event()
+    done = Future[None]()
 
     def init() -> None:
         try:
@@ -107,13 +100,14 @@ def _init(address: str, failure: str, **options: object) -> None:
         except BaseException as error:
             done.set_exception(error)
             return
-        end.wait()  # the system may end what a thread has started when the thread ends
+        threading.Event().wait()  # the system may end what a thread has started when the thread ends
 
     in_main_thread = threading.current_thread() is threading.main_thread()
-    terminate = signal.getsignal(signal.SIGTERM)  # Ray installs a handler of its own
+    terminate = signal.getsignal(signal.SIGTERM)
 
     def restore() -> None:
-        if in_main_thread and signal.getsignal(signal.SIGTERM) is not terminate:
+        # Ray's core installs a handler that aborts, below Python's own record of handlers.
+        if in_main_thread:
             signal.signal(signal.SIGTERM, terminate)
 
     thread = threading.Thread(target=init, name="ray", daemon=True)
@@ -135,7 +129,6 @@ def _init(address: str, failure: str, **options: object) -> None:
         raise
     finally:
         restore()
-    _initializer = end
 
 
 def _probe(address: str) -> None:
