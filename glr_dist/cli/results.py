@@ -31,6 +31,7 @@ def results_folder(options: argparse.Namespace, stem: str, purpose: str = "run")
     out, stem = options.out, stem.format(options.config.stem if getattr(options, "config", None) else "")
     if out is None and getattr(options, "resume", False):
         out = newest(PARENT, stem)
+    fresh = not PARENT.exists()
     try:
         made = out is None or not out.exists()
         held = claim_new(PARENT, stem, purpose) if out is None else claim(out, purpose)
@@ -39,8 +40,12 @@ def results_folder(options: argparse.Namespace, stem: str, purpose: str = "run")
         raise ConfigError(f"{place} cannot be written ({error.strerror})") from None
     with held:
         if made:
-            with discarded_if_empty(held.path):
-                yield held.path
+            try:
+                with discarded_if_empty(held.path):
+                    yield held.path
+            finally:
+                if fresh and PARENT.is_dir() and not any(PARENT.iterdir()):
+                    PARENT.rmdir()
         else:
             yield held.path
 

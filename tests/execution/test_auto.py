@@ -71,7 +71,9 @@ def test_without_a_cluster_the_places_are_this_machines(monkeypatch, cpus, gpus,
 
 
 def test_a_small_network_trains_inline_and_says_so(start, tiny_yaml, tmp_path):
-    run = start("train", tiny_yaml, "execution=auto", "--out", tmp_path / "run")
+    # Small enough on any machine, with the threads that it would have outside of a test run on all cores.
+    small = ("execution={kind: auto, threads: 2}", "estimator.copies=2")
+    run = start("train", tiny_yaml, *small, "--out", tmp_path / "run")
     _, error = run.communicate(timeout=120)
     assert run.returncode == 0, error
     (line,) = error.splitlines()
