@@ -276,7 +276,7 @@ def test_a_new_folder_without_results_is_removed(tiny_yaml, tmp_path, monkeypatc
     (tmp_path / "empty").mkdir()
     assert cli.main(["train", str(tiny_yaml), "data.test=0.0002", "--out", "empty"]) == 2
     left = sorted(path.name for path in tmp_path.rglob("*"))
-    assert left == ["empty", "runs", "tiny.yaml"]
+    assert left == ["empty", "tiny.yaml"]
 
 
 @pytest.mark.parametrize(
