@@ -15,9 +15,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        if partial.is_symlink():  # whose target is not ours to write
-            partial.unlink()
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)  # left by a killed process, or a link whose target is not ours to write
+        with partial.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

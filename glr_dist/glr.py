@@ -18,9 +18,10 @@ from glr_dist.estimators import ESTIMATORS, Gradients, Step
 from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.losses import Loss, cross_entropy
+from glr_dist.network import Network
 from glr_dist.noise import LAWS, Noise, noise_of
 from glr_dist.rules import direct_rule
-from glr_dist.sites import DEFAULT_TYPES, Network, by_site
+from glr_dist.sites import DEFAULT_TYPES, by_site
 from glr_dist.streams import Key, generator
 from glr_dist.text import hint
 
@@ -192,18 +193,20 @@ class GLR(nn.Module):
             scale: σ for all sites, or a mapping from site-name patterns to σ.
 
         Raises:
-            UserError: there is no noise, or it learns its scales.
+            UserError: the network has no noise, or its noise learns its scales.
             ConfigError: a scale is not positive.
             SiteError: a pattern matches no site, or a site no pattern; by `prepare` if the sites are unknown.
         """
         if self.noise is None:
-            raise UserError("set_scale: there is no noise")
+            raise UserError("set_scale: the network has no noise")
         if self.noise.learn != "none":
             raise UserError("set_scale: the scales are learned")
         noise = replace(self.noise, scale=scale)
         if names := [site.name for site in self.network.sites]:
             for name, value in by_site(scale, names, "noise scale").items():
                 self.log_scales[scale_key(name)].data.fill_(math.log(value))
+        else:
+            self.log_scales.clear()  # of a loaded state: `prepare` sets the new ones
         self.noise = noise
 
     def gradients(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Gradients:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from glr_dist.cli import main
 from glr_dist.cli.arguments import folder
-
-# Ray sets this variable only for the driver of a submitted job, whereas any shell may have RAY_ADDRESS.
-_IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+from glr_dist.execution.address import in_ray_job
 
 
 def run_as_job(command: str, arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +23,7 @@ def run_as_job(command: str, arguments: Sequence[str] | None = None) -> int:
         The exit code of the command, or 2 if the results would be lost with the job.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if _IN_RAY_JOB in os.environ and not {"-h", "--help"} & set(arguments) and not _out(arguments).is_absolute():
+    if in_ray_job() and not {"-h", "--help"} & set(arguments) and not _out(arguments).is_absolute():
         print(
             f"{command}: --out: a Ray job runs in a temporary copy of its working directory; "
             "give an absolute folder that outlives it, as in --out /shared/runs/my-run",

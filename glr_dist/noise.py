@@ -151,6 +151,10 @@ class _Adapted(Noise):
 
     inner: Any = None
 
+    @property
+    def law(self) -> str:  # type: ignore[override]  # a name per object, not per class
+        return str(getattr(self.inner, "law", type(self.inner).__name__))
+
     def sample(self, shape: Sequence[int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
         eps: Tensor = self.inner.sample(shape, stream, dtype)
         return eps
@@ -190,9 +194,7 @@ def noise_of(value: Noise | float | Mapping[str, float] | object | None) -> Nois
             "methods sample(shape, stream, dtype) and score(eps)"
         )
     options = {name: getattr(value, name) for name in ("scale", "learn", "floor") if hasattr(value, name)}
-    name = str(getattr(value, "law", type(value).__name__))
-    kind = type(type(value).__name__, (_Adapted,), {"law": name, "__module__": __name__})
-    return checked(kind(**options, inner=value))
+    return checked(_Adapted(**options, inner=value))
 
 
 def checked(noise: Noise) -> Noise:

@@ -1,29 +1,20 @@
-"""Run folders: the names of a run's files, and the claim that one process holds on a folder."""
+"""Run folders: the names of a run's files, and the settings that decide its result."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import socket
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime, timezone
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from glr_dist import config as configuration
 from glr_dist.config import Config
-from glr_dist.errors import ConfigError, UserError
+from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
 
 # Settings that change where and how a run is computed, but not one bit of its result.
 _NO_EFFECT = ("execution", "tracking", "diagnose", "data.root", "data.download", "training.keep_checkpoints")
-
-
-class ClaimedError(UserError):
-    """Another process is using the folder."""
 
 
 def deciding(config: Config) -> dict[str, Any]:
@@ -173,146 +164,3 @@ def check_empty(folder: Path, advice: str) -> None:
         raise ConfigError(f"--out: {folder} is not a folder")
     if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ConfigError(f"--out: {folder} is not empty; {advice}")
-
-
-# ---------------------------------------------------------------- claims
-
-
-class Claim:
-    """Exclusive right of this process to write to a folder; a context manager that releases it.
-
-    The right is a lock on a hidden file, which the system releases when the process ends, however it ends: the folder
-    of a dead process can be claimed at once. The file names the owner: host, process and start time. A process may
-    claim a folder more than once, and holds it until it has released each claim.
-
-    Attributes:
-        path: the absolute folder.
-    """
-
-    def __init__(self, path: Path, lock: Path) -> None:
-        self.path = path
-        self._release = weakref.finalize(self, _release, lock)
-
-    def release(self) -> None:
-        """Gives up the right; a second call does nothing."""
-        self._release()
-
-    def __enter__(self) -> Claim:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-_held: dict[Path, tuple[int, int]] = {}  # lock file -> its descriptor, and the number of claims on it
-
-
-def claim(folder: str | Path, purpose: str = "run") -> Claim:
-    """Claims a folder for this process; makes it where it is missing.
-
-    Args:
-        folder: the folder.
-        purpose: what for; claims for different purposes do not exclude each other.
-
-    Raises:
-        ClaimedError: another process holds the claim; the message names it.
-        OSError: the folder cannot be written.
-    """
-    path = Path(folder).absolute()
-    path.mkdir(parents=True, exist_ok=True)
-    lock = path.resolve() / f".{purpose}.claim"
-    if lock in _held:
-        descriptor, count = _held[lock]
-        _held[lock] = descriptor, count + 1
-        return Claim(path, lock)
-    descriptor = _locked(path, lock)
-    began = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": began}).encode())
-    _held[lock] = descriptor, 1
-    return Claim(path, lock)
-
-
-def _locked(path: Path, lock: Path) -> int:
-    """Opens and locks the claim file; returns its descriptor."""
-    while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _same(descriptor, lock):
-                return descriptor
-        except BlockingIOError:
-            owner = _described(os.read(descriptor, 1000).decode(errors="replace"))
-            os.close(descriptor)
-            raise ClaimedError(f"{path}: is in use by {owner}; wait for it, or choose another folder") from None
-        os.close(descriptor)  # its owner released the claim, and removed the file, while this process opened it
-
-
-def _same(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
-def claim_new(parent: str | Path, stem: str, purpose: str = "run") -> Claim:
-    """Makes and claims the next free folder `parent/STEM-NUMBER`; two processes never get the same one.
-
-    Raises:
-        OSError: the folder cannot be made.
-    """
-    number = max(_numbers(Path(parent), stem), default=0)
-    while True:
-        number += 1
-        path = Path(parent).absolute() / f"{stem}-{number}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return claim(path, purpose)
-
-
-def newest(parent: str | Path, stem: str) -> Path | None:
-    """Returns the folder `parent/STEM-NUMBER` with the highest number, or None."""
-    number = max(_numbers(Path(parent), stem), default=0)
-    return Path(parent).absolute() / f"{stem}-{number}" if number else None
-
-
-@contextmanager
-def discarded_if_empty(folder: Path) -> Iterator[None]:
-    """Removes a folder on leaving if nothing but hidden files was written to it."""
-    try:
-        yield
-    finally:
-        if folder.is_dir() and all(path.name.startswith(".") and path.is_file() for path in folder.iterdir()):
-            for path in folder.iterdir():
-                path.unlink()
-            folder.rmdir()
-
-
-def _numbers(parent: Path, stem: str) -> list[int]:
-    if not parent.is_dir():
-        return []
-    ends = [path.name[len(stem) + 1 :] for path in parent.iterdir() if path.name.startswith(f"{stem}-")]
-    return [int(end) for end in ends if end.isascii() and end.isdecimal()]
-
-
-def _release(lock: Path) -> None:
-    if lock not in _held:
-        return
-    descriptor, count = _held.pop(lock)
-    if count > 1:
-        _held[lock] = descriptor, count - 1
-        return
-    if _same(descriptor, lock):
-        lock.unlink()
-    os.close(descriptor)
-
-
-def _described(owner: str) -> str:
-    try:
-        known = json.loads(owner)
-        return f"process {known['pid']} on {known['host']} since {known['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"

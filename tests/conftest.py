@@ -165,7 +165,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
 
 # ---------------------------------------------------------------- processes
 
-# What the installed script `glr-dist` does; `test_cli` holds that the two are the same.
+# What the installed script `glr-dist` does; `cli/test_start.py` holds that the two are the same.
 COMMAND = (sys.executable, "-c", "import sys; from glr_dist.cli import main; sys.exit(main())")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import subprocess
 import sys
 from dataclasses import dataclass
 
+import cloudpickle
 import pytest
 import torch
 from torch import Tensor, nn
@@ -277,6 +280,27 @@ def test_a_state_round_trips_also_before_prepare(tmp_path, batch, learn, prepare
         assert torch.equal(found.grads[name], value)
     for name, value in expected.scales.items():
         assert torch.equal(found.scales[name], value)
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_scale_that_is_set_after_loading_counts(batch, prepared):
+    trained, fresh = net_of(0.5), net_of(0.3)
+    trained.prepare(batch[0])
+    if prepared:
+        fresh.prepare(batch[0])
+    fresh.load_state_dict(trained.state_dict())
+    fresh.set_scale({"0": 0.1, "2": 0.2})
+    fresh.prepare(batch[0])
+    assert [scale.item() for scale in fresh.scales().values()] == pytest.approx([0.1, 0.2])
+
+
+def test_a_net_with_an_own_law_is_copied_and_pickled(batch):
+    net = net_of(Duck(0.5))
+    expected = gradients(net, batch)
+    for other in (copy.deepcopy(net), cloudpickle.loads(cloudpickle.dumps(net))):
+        found = gradients(other, batch)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert pickle.loads(pickle.dumps(net.noise)).law == "Duck"
 
 
 def test_states_of_nets_that_were_never_prepared_round_trip(batch):

@@ -9,9 +9,11 @@ import torch.nn.utils.prune
 from torch import Tensor, nn
 
 from glr_dist import GLR, losses
+from glr_dist.chain import chain
 from glr_dist.execution.inline import Inline
+from glr_dist.network import Network
 from glr_dist.noise import Gaussian
-from glr_dist.sites import Network, Site, SiteError, by_site, chain
+from glr_dist.sites import Site, SiteError, by_site
 
 
 class Residual(nn.Module):

@@ -25,8 +25,8 @@ def results_folder(options: argparse.Namespace, stem: str, purpose: str = "run")
         ClaimedError: another process writes to the folder.
         ConfigError: the folder cannot be made.
     """
+    from glr_dist.claims import claim, claim_new, newest
     from glr_dist.errors import ConfigError
-    from glr_dist.runs import claim, claim_new, discarded_if_empty, newest
 
     out, stem = options.out, stem.format(options.config.stem if getattr(options, "config", None) else "")
     if out is None and getattr(options, "resume", False):
@@ -41,13 +41,25 @@ def results_folder(options: argparse.Namespace, stem: str, purpose: str = "run")
     with held:
         if made:
             try:
-                with discarded_if_empty(held.path):
+                with _discarded_if_empty(held.path):
                     yield held.path
             finally:
                 if fresh and PARENT.is_dir() and not any(PARENT.iterdir()):
                     PARENT.rmdir()
         else:
             yield held.path
+
+
+@contextmanager
+def _discarded_if_empty(folder: Path) -> Iterator[None]:
+    """Removes a folder on leaving if nothing but hidden files was written to it."""
+    try:
+        yield
+    finally:
+        if folder.is_dir() and all(path.name.startswith(".") and path.is_file() for path in folder.iterdir()):
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
 
 
 def check_runs(folders: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""The standard output, whose failures are told apart from those of files and sockets."""
+"""Failures of the standard output, as opposed to those of files and sockets."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from glr_dist.tuning.search_config import load_search
+    from glr_dist.tuning.search_config import SEARCH_FILE, load_search
 
-    search = load_search(options.config or options.out / "tune.yaml", options.overrides)
+    search = load_search(options.config or options.out / SEARCH_FILE, options.overrides)
     with results_folder(options, "tune-{}", "search") as out:
         print(f"results  {out}", flush=True)
         from glr_dist.tuning.search import progress, tune

@@ -18,9 +18,10 @@ from glr_dist.config import Estimator as Options
 from glr_dist.errors import NoGradientError
 from glr_dist.estimators.samplers import SAMPLERS, DirectionBlock
 from glr_dist.losses import Loss, per_example
+from glr_dist.network import Network
 from glr_dist.noise import Noise
 from glr_dist.rules import any_segment
-from glr_dist.sites import Network, Site, Tape
+from glr_dist.sites import Site, Tape
 from glr_dist.streams import Key, Role, generator
 
 K = TypeVar("K")

@@ -43,7 +43,7 @@ class Replicas(Inline):
         """Returns the estimate from the whole batch.
 
         Raises:
-            UserError: there is no process group.
+            UserError: `torch.distributed` has no process group.
             OtherReplicaError: another process failed, which raises its own error there.
             LostReplicaError: another process has ended.
         """

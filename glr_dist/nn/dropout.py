@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 from torch import Tensor, nn
 
-# Uniforms of the current pass: (module, x) -> values in (0, 1) of the shape of x. Set by `sites.Network.run`.
+# Uniforms of the current pass: (module, x) -> values in (0, 1) of the shape of x. Set by `network.Network.run`.
 Uniforms = Callable[[nn.Module, Tensor], Tensor]
 KEYED: ContextVar[Uniforms | None] = ContextVar("glr_dist_keyed_uniforms", default=None)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from glr_dist.claims import claim
 from glr_dist.errors import ConfigError
 from glr_dist.execution.address import ray_address
 from glr_dist.execution.memory import keep_freed_memory
@@ -18,7 +19,7 @@ from glr_dist.robustness.scoring import report_of
 from glr_dist.robustness.subject import Subject, load_subject
 from glr_dist.robustness.suite import Suite
 from glr_dist.robustness.workers import measurements, pending
-from glr_dist.runs import RunFolder, claim
+from glr_dist.runs import RunFolder
 from glr_dist.training import checkpoint
 
 

@@ -69,7 +69,7 @@ class _Changed(NamedTuple):
 @singledispatch
 def _changed(condition: Condition, subject: Subject, suite: Suite, key: Key, x: Tensor, y: Tensor) -> _Changed:
     """Applies a condition to a block of images; one implementation per kind of condition."""
-    raise NotImplementedError(type(condition))
+    raise TypeError(f"{type(condition).__name__}: no function for this kind of condition is registered")
 
 
 @_changed.register

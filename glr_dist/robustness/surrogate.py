@@ -13,10 +13,11 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 from glr_dist import __version__
+from glr_dist.claims import ClaimedError, claim
 from glr_dist.config import Config
 from glr_dist.data import Dataset
 from glr_dist.errors import CheckpointError, ConfigError
-from glr_dist.runs import ClaimedError, RunFolder, claim, deciding
+from glr_dist.runs import RunFolder, deciding
 from glr_dist.text import one_line
 from glr_dist.training import checkpoint
 from glr_dist.training.train import train

@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from glr_dist.network import Network
 from glr_dist.rules.any_segment import any_segment
 from glr_dist.rules.conv import conv2d
 from glr_dist.rules.linear import linear
-from glr_dist.sites import Network, Site
+from glr_dist.sites import Site
 
 __all__ = ["RULES", "any_segment", "direct_rule"]
 

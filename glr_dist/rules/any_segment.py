@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from glr_dist.network import Network
 from glr_dist.nn.dropout import Uniforms
-from glr_dist.sites import Network, Site, Tape
+from glr_dist.sites import Site, Tape
 
 
 def any_segment(

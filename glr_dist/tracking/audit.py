@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from glr_dist.config import flat, read
 from glr_dist.robustness.report_files import report_names
+from glr_dist.runs import RunFolder
 from glr_dist.tracking.metric_names import metrics_of
 from glr_dist.tracking.state import State
 
@@ -47,7 +48,7 @@ def forget_missing(client: MlflowClient, state: State) -> None:
         missing.add("status")
     if state.model_id is not None and not _has_model(client, state):
         missing.add("model")
-    if (state.folder / "summary.json").exists() and "test/accuracy" not in run.data.metrics:
+    if RunFolder(state.folder).summary_file.exists() and "test/accuracy" not in run.data.metrics:
         missing.add("summary")
     missing |= _missing_reports(run, state)
     state.forget(missing)
@@ -65,7 +66,7 @@ def _run(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return {key: value for key, value in read(folder / "config.yaml").items() if key != "diagnose"}
+    return {key: value for key, value in read(RunFolder(folder).config_file).items() if key != "diagnose"}
 
 
 def _missing_files(client: MlflowClient, state: State) -> set[str]:

@@ -1,4 +1,4 @@
-"""The URI of the server or database that tracks runs, and who may receive credentials. Imports no MLflow."""
+"""The URI of the server or database that tracks runs, and the servers that may receive credentials."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from urllib.parse import unquote
 
 from glr_dist.config import Tracking
 from glr_dist.errors import ConfigError
+from glr_dist.execution.address import in_ray_job
 from glr_dist.uris import server_of, without_credentials
 
 SQLITE = "sqlite:///"
 _DEFAULT = f"{SQLITE}mlflow.db"
-# MLflow sends these to any server that it is told to connect to.
+# MLflow sends these to every server that it connects to.
 _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH")
 _CREDENTIALS_FILE = Path("~/.mlflow/credentials")
-_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job and for nothing else
 
 
 def is_tracked(tracking: Tracking) -> bool:
@@ -60,7 +60,7 @@ def check_location(tracking: Tracking, known: str | None = None) -> None:
     uri = tracking.uri or environment_uri() or known or _DEFAULT
     if not uri.startswith("sqlite"):
         return
-    if _RAY_JOB in os.environ and not sqlite_path(uri).is_absolute():
+    if in_ray_job() and not sqlite_path(uri).is_absolute():
         raise ConfigError(
             "tracking.uri: a Ray job runs in a temporary copy of its working directory; give a server, or a database "
             "that outlives the job, as in tracking.uri=sqlite:////shared/mlflow.db"

@@ -16,10 +16,10 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
+from glr_dist.claims import ClaimedError, claim
 from glr_dist.config import Tracking
 from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
-from glr_dist.runs import ClaimedError, claim
 from glr_dist.text import one_line
 from glr_dist.tracking.location import same_location
 from glr_dist.uris import without_credentials

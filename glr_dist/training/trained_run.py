@@ -65,7 +65,7 @@ def load_run(folder: str | Path, device: str | None = None, *, dataset: Dataset 
 
     Raises:
         ConfigError: the folder does not hold a run, the device is missing, or the data is.
-        CheckpointError: there is no checkpoint, or the newest one is damaged (an older one would be another network).
+        CheckpointError: the run has no checkpoint, or its newest one is damaged (an older one is another network).
     """
     files = RunFolder(folder)
     config = files.config()

@@ -14,12 +14,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from glr_dist import data
 from glr_dist.build import device_of, executor_of, network_of, optimizer_of, schedule_of
+from glr_dist.claims import claim
 from glr_dist.config import Config
 from glr_dist.errors import ConfigError
 from glr_dist.execution.inline import one_thread
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.losses import LOSSES
-from glr_dist.runs import RunFolder, claim
+from glr_dist.runs import RunFolder
 from glr_dist.streams import Key, Role, generator
 from glr_dist.text import one_line
 from glr_dist.training import checkpoint

@@ -8,16 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from glr_dist import data
+from glr_dist.claims import Claim, claim
 from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
 from glr_dist.robustness.conditions import conditions_of, networks_of
 from glr_dist.robustness.suite import surrogate_config
 from glr_dist.robustness.surrogate import trained_surrogate
-from glr_dist.runs import Claim, check_empty, claim
+from glr_dist.runs import check_empty
 from glr_dist.tracking import parent_run, resolved, sync_children
 from glr_dist.tuning.ranking import best_trial
 from glr_dist.tuning.results import write_results, write_trials
-from glr_dist.tuning.search_config import Search
+from glr_dist.tuning.search_config import SEARCH_FILE, Search
 from glr_dist.tuning.stored_trials import stored_trials
 from glr_dist.tuning.table import trial_table
 from glr_dist.tuning.trial_queue import queue_of
@@ -26,7 +27,6 @@ from glr_dist.tuning.trial_runner import TrialRunner
 from glr_dist.tuning.trial_runs import runs_of
 from glr_dist.tuning.validation import check_networks
 
-_SEARCH = "tune.yaml"
 _PARENT_RUN = ".mlflow_run"  # id of the run under which the trials are nested
 
 
@@ -118,7 +118,7 @@ def progress(search: Search, out: Path) -> str:
 
 def _check_folder(search: Search, out: Path, resume: bool) -> None:
     """Checks that the folder is new or empty, or holds this search."""
-    stored = out / _SEARCH
+    stored = out / SEARCH_FILE
     if resume and stored.exists():
         search.check_same(stored)
     else:
@@ -127,7 +127,7 @@ def _check_folder(search: Search, out: Path, resume: bool) -> None:
 
 
 def _save_search(search: Search, out: Path) -> None:
-    stored = out / _SEARCH
+    stored = out / SEARCH_FILE
     try:
         if not stored.exists():
             write_atomically(stored, search.dump().encode())

@@ -25,6 +25,7 @@ _MAX_CPUS = 1_000
 _MAX_SEEDS = 1_000
 _NO_DERIVATIVE = ("threshold", "sign", "staircase")  # activations through which no white-box attack has a gradient
 # Settings that may change when a search is resumed, because they change no trial (`trials` does in a population).
+SEARCH_FILE = "tune.yaml"  # the search, in its folder
 _MAY_DIFFER = ("trials", "concurrent", "cpus_per_trial", "actors_per_trial")
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from glr_dist.claims import Claim, ClaimedError, claim
 from glr_dist.config import Config, Execution, Tracking
 from glr_dist.data import root_of
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.robustness.evaluate import evaluate
-from glr_dist.runs import Claim, ClaimedError, claim
 from glr_dist.text import one_line, shortened
 from glr_dist.tracking import Paused, tracked
 from glr_dist.training.trainer import Trainer

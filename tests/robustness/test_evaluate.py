@@ -7,13 +7,13 @@ import os
 
 import pytest
 
+from glr_dist.claims import ClaimedError
 from glr_dist.errors import CheckpointError, ConfigError, UserError
 from glr_dist.execution.inline import Inline
 from glr_dist.robustness import workers
 from glr_dist.robustness.evaluate import evaluate
 from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
 from glr_dist.robustness.suite import load_suite
-from glr_dist.runs import ClaimedError
 from glr_dist.training import checkpoint
 
 SMALL = (

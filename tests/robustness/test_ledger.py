@@ -123,7 +123,7 @@ def test_a_ledger_with_another_fingerprint_is_not_used(path, capsys):
     assert contents(opened(path, "1f")) == {}
     assert "starting anew" in capsys.readouterr().err
     assert contents(opened(path, "1f")) == {}
-    assert not capsys.readouterr().err  # an empty ledger is no loss
+    assert not capsys.readouterr().err  # nothing was lost with an empty ledger
 
 
 def test_a_pipe_in_the_place_of_a_ledger_is_replaced(tmp_path):

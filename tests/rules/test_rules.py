@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from glr_dist.network import Network
 from glr_dist.rules import RULES, any_segment, direct_rule
-from glr_dist.sites import Network, Site, SiteError
+from glr_dist.sites import Site, SiteError
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 fixed = settings(

@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from glr_dist import cli
+from glr_dist.claims import ClaimedError
 from glr_dist.errors import CheckpointError, ConfigError
-from glr_dist.runs import ClaimedError, RunFolder
+from glr_dist.runs import RunFolder
 from glr_dist.tuning import trial_runner
 from glr_dist.tuning.asha import scheduler_of
 from glr_dist.tuning.search import tune
