@@ -280,8 +280,9 @@ def test_training_on_replicas_advances_by_epochs_and_continues(local_ray, tiny, 
     trainer.advance(1)
     assert (trainer.epoch, [record["epoch"] for record in trainer.history]) == (1, [1])
     summary = trainer.run()
-    whole = train(config, tmp_path / "whole")
-    assert summary["params_sha256"] == whole["params_sha256"]
+    ReplicasTrainer(config, tmp_path / "whole")
+    in_processes(2, tmp_path / "store", _train, [(config, tmp_path / "whole", 2, CPU)])  # without Ray, in one go
+    assert summary["params_sha256"] == train(config, tmp_path / "whole", resume=True)["params_sha256"]
 
 
 @pytest.mark.ray

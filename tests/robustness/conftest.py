@@ -66,7 +66,8 @@ def run(_trained: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path
 def claimed_elsewhere() -> Iterator[Callable[[Path, str], None]]:
     """`claimed_elsewhere(folder, purpose)`: lets another process claim a folder until the end of the test."""
     code = (
-        "import sys; from glr_dist.runs import claim; held = claim(*sys.argv[1:]); print(flush=True); sys.stdin.read()"
+        "import sys; from glr_dist.claims import claim; "
+        "held = claim(*sys.argv[1:]); print(flush=True); sys.stdin.read()"
     )
     processes = []
 

@@ -209,7 +209,7 @@ def test_a_search_edited_together_with_the_command_meets_trials_of_another_netwo
 def holder(folder, purpose):
     """Starts a process that claims a folder until it is killed."""
     code = (
-        "import sys, time; from glr_dist.runs import claim; "
+        "import sys, time; from glr_dist.claims import claim; "
         "held = claim(sys.argv[1], sys.argv[2]); print('held', flush=True); time.sleep(1000)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, folder, purpose], stdout=subprocess.PIPE, text=True)
