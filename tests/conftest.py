@@ -28,6 +28,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers run side by side, with one th
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("PYTHONHASHSEED", None)  # processes that tests start hash by seeds of their own
 
+from matplotlib.figure import Figure  # noqa: E402
+
 from glr_dist import config  # noqa: E402
 from glr_dist.config import Config  # noqa: E402
 
@@ -119,6 +121,27 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLR_CACHE", str(folder))
         yield folder
+
+
+_RENDER = Figure.savefig
+
+
+def _save_blank(figure: Any, path: Path, **_: object) -> None:
+    Path(path).write_bytes(b"blank")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blank_pictures() -> Iterator[None]:
+    """Pictures are composed and not rendered, which would take most of the time of many tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", _save_blank)
+        yield
+
+
+@pytest.fixture
+def pictures(_blank_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look at pictures: these are rendered."""
+    monkeypatch.setattr(Figure, "savefig", _RENDER)
 
 
 # ---------------------------------------------------------------- data and configurations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glr_dist import cli, config
+from glr_dist import cli, config, diagnostics
 from glr_dist.diagnostics import Diagnosis, diagnose
 from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.glr import GLR
@@ -43,7 +43,6 @@ def measured(tiny, tmp_path_factory) -> tuple[Path, Diagnosis]:
 def test_the_folder_holds_the_report_the_picture_and_the_config(measured, tiny):
     out, report = measured
     assert sorted(path.name for path in out.iterdir()) == ["diagnose.json", "diagnose.png", "diagnose.yaml"]
-    assert (out / "diagnose.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((out / "diagnose.json").read_text())
     assert written["estimator"] == "conditional"
     assert written["reference"] == "pathwise"
@@ -56,6 +55,12 @@ def test_the_folder_holds_the_report_the_picture_and_the_config(measured, tiny):
         }  # fmt: skip
     overrides = ["diagnose.copies=[2, 8, 64]", "diagnose.passes=[1, 4]"]
     assert config.load_config(out / "diagnose.yaml") == tiny(*SMALL, *overrides)
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_picture_is_a_png(measured, tmp_path):
+    diagnostics._draw(measured[1], tmp_path / "diagnose.png")
+    assert (tmp_path / "diagnose.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_site_is_measured_at_every_k_and_m(measured):

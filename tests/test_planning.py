@@ -20,6 +20,7 @@ def planned(tiny_yaml, out, *arguments: object) -> dict:
     return json.loads((out / "plan.json").read_text())
 
 
+@pytest.mark.usefixtures("pictures")
 def test_plan_prints_items_predictions_and_a_simulation_and_writes_them(tiny_yaml, tmp_path, capsys):
     content = planned(tiny_yaml, tmp_path / "out")
     said = capsys.readouterr().out

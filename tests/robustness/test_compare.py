@@ -68,6 +68,7 @@ def cells(text):
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
 
 
+@pytest.mark.usefixtures("pictures")
 def test_runs_are_compared_with_the_papers_results(evaluated, tmp_path):
     folders = [evaluated("lrtz"), evaluated("other", right=4, refused=False, hidden=(20,))]
     text = compare(folders, tmp_path / "out")

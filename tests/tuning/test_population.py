@@ -273,6 +273,7 @@ def test_a_trial_can_be_repeated_from_its_configuration(tiny_search, tmp_path):
     assert not (trial_folder(tmp_path / "out", stopped.number) / "summary.json").exists()
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.ray
 @pytest.mark.slow
 def test_on_ray_the_population_is_the_same_and_nested_in_mlflow(local_ray, tiny_search, tmp_path, capsys):

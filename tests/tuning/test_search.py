@@ -56,6 +56,7 @@ def digest(out):
     return json.loads((out / "summary.json").read_text())["params_sha256"]
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.ray
 def test_concurrent_trials_give_a_table_a_configuration_and_plots(cluster, tiny_search, tmp_path, capsys):
     search, out = tiny_search("tune.concurrent=2", *ROBUST), tmp_path / "out"
