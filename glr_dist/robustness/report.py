@@ -117,7 +117,7 @@ class Report(Section):
                 metrics[f"robust/{a.threat}/{a.attack}{norm}{budget}/accuracy"] = a.rate.accuracy
         for r in self.robust_accuracies:
             if r.rate is not None:  # the last entry of an ε covers the most attacks
-                metrics[f"robust/worst_case/{r.norm}/eps_{r.eps:g}/accuracy"] = r.rate.accuracy
+                metrics[f"robust/all_attacks/{r.norm}/eps_{r.eps:g}/accuracy"] = r.rate.accuracy
         for c in self.corruptions:
             metrics[f"corruption/{c.name}/s{c.severity}/accuracy"] = c.rate.accuracy
         if self.corruption_errors is not None and self.corruption_errors.mean is not None:

@@ -46,10 +46,33 @@ def report_metrics(report: Report) -> dict[str, float]:
         kind, *parts = name.split("/")
         if parts != ["accuracy"] and parts[-1] == "accuracy":
             parts.pop()
-        if kind == "robust" and parts[0] != "worst_case":  # the attack comes first, its threat model second
+        if kind == "robust" and parts[0] != "all_attacks":  # the attack comes first, its threat model second
             parts[:2] = reversed(parts[:2])
         metrics[f"{kind}/{report.name}/{'_'.join(parts)}"] = value
     return metrics
+
+
+def report_curves(report: Report) -> dict[str, list[tuple[int, float]]]:
+    """Returns the curves of a robustness report by their names in MLflow: steps and accuracies.
+
+    MLflow draws a metric against its step, a whole number: the severity, or 1000 ε. Step 0 is the clean accuracy.
+    Examples are `robust_by_1000_eps/paper-test/fgsm_transfer` and `corruption_by_severity/paper-test/glass_blur`.
+    """
+    curves: dict[str, dict[int, float]] = {}
+
+    def add(kind: str, name: str, step: int, accuracy: float) -> None:
+        curves.setdefault(f"{kind}/{report.name}/{name}", {0: report.clean.accuracy})[step] = accuracy
+
+    for a in report.attacks:
+        if a.eps is not None and a.rate is not None:
+            name = f"{a.attack}{'_l2' if a.norm == 'l2' else ''}_{a.threat}"
+            add("robust_by_1000_eps", name, round(1000 * a.eps), a.rate.accuracy)
+    for r in report.robust_accuracies:
+        if r.rate is not None:  # the last entry of an ε covers the most attacks
+            add("robust_by_1000_eps", f"all_attacks_{r.norm}", round(1000 * r.eps), r.rate.accuracy)
+    for c in report.corruptions:
+        add("corruption_by_severity", c.name, c.severity, c.rate.accuracy)
+    return {name: sorted(points.items()) for name, points in curves.items()}
 
 
 def valid_names(names: Iterable[str]) -> dict[str, str]:

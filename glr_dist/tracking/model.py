@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,7 +20,8 @@ from glr_dist.training.trained_run import load_run
 if TYPE_CHECKING:
     from mlflow.models import Model
 
-_NAME = "model"
+_FOLDER = "model"
+_REFUSED = re.compile(r"[/:.%\"']")  # in names of models
 _EXAMPLES = 2  # with one example, torch.export would treat the batch size as a constant
 
 
@@ -39,7 +41,7 @@ def log_model(
         state.change(model_id=_create(client, state.run_id))
     assert state.model_id is not None
     with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / _NAME
+        path = Path(temporary) / _FOLDER
         with local_work():
             epoch = save_model(folder, path, state)
         client.log_model_artifacts(state.model_id, str(path))
@@ -73,10 +75,11 @@ def save_model(folder: Path, path: Path, state: State) -> int:
 
 
 def _create(client: MlflowClient, run_id: str) -> str:
-    """Returns the id of the run's model, which an earlier call may have created without receiving the answer."""
-    experiment = client.get_run(run_id).info.experiment_id
-    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", max_results=1)
-    model = found[0] if found else client.create_logged_model(experiment, _NAME, run_id)
+    """Returns the id of the model, named after its run; an earlier call may have created it unnoticed."""
+    run = client.get_run(run_id).info
+    found = client.search_logged_models([run.experiment_id], f"source_run_id = '{run_id}'", max_results=1)
+    name = _REFUSED.sub("_", run.run_name or "") or _FOLDER
+    model = found[0] if found else client.create_logged_model(run.experiment_id, name, run_id)
     return str(model.model_id)
 
 

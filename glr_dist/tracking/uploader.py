@@ -19,7 +19,7 @@ from glr_dist.robustness.report_files import ReportFiles, read_report, report_na
 from glr_dist.runs import RunFolder
 from glr_dist.tracking import system_metrics
 from glr_dist.tracking.audit import forget_missing
-from glr_dist.tracking.metric_names import metrics_of, report_metrics
+from glr_dist.tracking.metric_names import metrics_of, report_curves, report_metrics
 from glr_dist.tracking.model import log_model
 from glr_dist.tracking.provenance import dataset_of
 from glr_dist.tracking.report_table import TAG, table_of
@@ -257,6 +257,8 @@ class Uploader:
             # `log_table` would set this tag too, but append the rows to those of an earlier report.
             self._client.set_tag(self._run_id, *TAG)
             metrics = [Metric(name, value, time, report.epoch) for name, value in report_metrics(report).items()]
+            for name, points in report_curves(report).items():
+                metrics += [Metric(name, value, time, step) for step, value in points]
             in_batches(metrics, MAX_METRICS_PER_BATCH, lambda some: self._client.log_batch(self._run_id, some))
 
         self._once(f"report {files.name}", report.model_dump(mode="json"), upload)

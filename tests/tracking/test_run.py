@@ -39,6 +39,7 @@ def test_a_run_is_uploaded_completely(followed):
     assert_complete(client, out, epochs=3)
     run = client.get_run(State.read(out).run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "mine")
+    assert client.get_logged_model(State.read(out).model_id).name == "mine"
     assert run.data.params["noise.scale"] == "0.5"
     assert run.data.params["training.optimizer.name"] == "Adam"
     assert run.data.tags.keys() >= {"mlflow.note.content", "version.torch", "version.mlflow", "version.python"}
@@ -64,6 +65,9 @@ def test_the_registered_model_predicts_as_the_network_does(followed):
     assert loaded.input_example.shape == (2, 1, 8, 8)
 
 
+CURVE = "robust_by_1000_eps/quick-test/fgsm_transfer"
+
+
 def test_a_report_is_uploaded_and_nothing_twice(followed, capsys):
     out, client = followed
     (test,) = evaluate([out], load_suite("quick", []), actors=0)
@@ -87,7 +91,11 @@ def test_a_report_is_uploaded_and_nothing_twice(followed, capsys):
     assert before[0]["clean/quick-test/accuracy"] == 1
     assert before[0]["robust/quick-test/fgsm_transfer_eps_0.1"] == 1
     assert before[0]["corruption/quick-test/glass_blur_s3"] == 1
-    assert any(re.fullmatch(r"robust/quick-test/worst_case_linf_eps_0\.1", name) for name in before[0])
+    assert any(re.fullmatch(r"robust/quick-test/all_attacks_linf_eps_0\.1", name) for name in before[0])
+    curve = [(point.step, point.value) for point in client.get_metric_history(run_id, CURVE)]
+    results = {a.eps: a.rate.accuracy for a in test.attacks if (a.attack, a.threat) == ("fgsm", "transfer")}
+    assert curve == [(0, test.clean.accuracy), (100, results[0.1]), (200, results[0.2])]
+    assert before[0]["corruption_by_severity/quick-test/glass_blur"] > 1
     assert {len(name.split("/")) for name in before[0] if "quick-" in name} == {3}  # one section per suite
     table = json.loads(Path(client.download_artifacts(run_id, "robustness/table.json")).read_text())
     assert table["columns"][0] == "condition"

@@ -132,8 +132,8 @@ def test_the_metrics_of_a_suite_are_known_before_it_runs():
         "robust/adaptive/pgd/eps_0.2/accuracy",
         "robust/white_box/lbfgs/accuracy",
         "robust/transfer/lbfgs/accuracy",
-        "robust/worst_case/linf/eps_0.1/accuracy",
-        "robust/worst_case/linf/eps_0.2/accuracy",
+        "robust/all_attacks/linf/eps_0.1/accuracy",
+        "robust/all_attacks/linf/eps_0.2/accuracy",
         "corruption/contrast/s3/accuracy",
         "corruption/mce",
     ]
