@@ -1,4 +1,4 @@
-"""`glr-dist plan`: what it prints and writes, and that a mistake is one line."""
+"""`glr-dist plan`: its output and files, and mistakes, which are one line."""
 
 from __future__ import annotations
 

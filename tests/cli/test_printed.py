@@ -1,4 +1,4 @@
-"""What commands print: lines, a progress bar, figures."""
+"""Output of the commands: lines, a progress bar, numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line costs before it does anything."""
+"""The start of the command line: its time and its imports."""
 
 from __future__ import annotations
 

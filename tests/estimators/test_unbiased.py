@@ -75,7 +75,7 @@ class Case(NamedTuple):
 
     @property
     def repeats(self) -> int:
-        """How often the examples are repeated in a batch: less where a frame that they share is what varies most."""
+        """Number of repetitions of the examples in a batch: fewer where most of the variance is that of a shared frame."""
         return 128 if self.sampler == "orthogonal" else 2048
 
     @property
@@ -94,7 +94,7 @@ class Case(NamedTuple):
         return config.build(config.Estimator, {**chosen, "copies": self.copies})
 
     def allowed(self, loss: str) -> bool:
-        """Whether the config accepts the combination."""
+        """Returns whether the config accepts the combination."""
         try:
             noise = config.build(config.Noise, {"law": self.law, "learn": self.learn})
             config.check_estimator(self.estimator(), noise, loss)

@@ -1,4 +1,4 @@
-"""What travels arrives as it was."""
+"""Packed values arrive unchanged."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def sent(value: object) -> object:
-    """What arrives in another process."""
+    """Returns a value as it arrives in another process."""
     return pickle.loads(pickle.dumps(value))
 
 

@@ -100,5 +100,5 @@ def trained(name: str, executor: Executor, steps: int = 3) -> dict[str, Tensor]:
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    """Whether all numbers are equal bit by bit."""
+    """Returns whether all numbers are equal bit by bit."""
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)

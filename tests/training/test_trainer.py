@@ -34,7 +34,7 @@ def metrics(out: Path) -> list[dict]:
 
 
 def lasting(records: list[dict]) -> list[dict]:
-    """What does not depend on the clock."""
+    """Returns the metrics that do not depend on the clock."""
     clock = ("seconds", "time", "copies_per_second")
     return [{key: value for key, value in record.items() if key not in clock} for record in records]
 
