@@ -75,7 +75,7 @@ class Case(NamedTuple):
 
     @property
     def repeats(self) -> int:
-        """Number of repetitions of the examples in a batch: fewer where most of the variance is that of a shared frame."""
+        """Repetitions of the examples in a batch: fewer where a shared frame brings most of the variance."""
         return 128 if self.sampler == "orthogonal" else 2048
 
     @property
