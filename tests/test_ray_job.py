@@ -154,9 +154,10 @@ def test_the_head_asks_for_the_token_that_a_local_run_left_and_the_remedy_gives_
 
 
 KINDS = {"inline": (), "layers": ("execution.kind=layers", "execution.actors=2")}
+EACH_KIND = pytest.mark.parametrize("kind", [pytest.param("inline", marks=pytest.mark.slow), "layers"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@EACH_KIND
 def test_a_job_trains_and_its_results_outlive_it(head, kind):
     name, out = f"trains-{kind}", head.folder / f"digits-{kind}"
     done = head.submit(name, "python", "jobs/train.py", *TINY, *KINDS[kind], "training.epochs=2", "--out", out)
@@ -196,7 +197,7 @@ def test_the_runtime_environment_reaches_the_job(head):
     assert {f"{key}={value}" for key, value in given.items()} <= set(head.log("environment").splitlines())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@EACH_KIND
 def test_a_stopped_job_says_where_and_keeps_its_last_epoch(head, kind):
     name, out = f"stops-{kind}", head.folder / f"stopped-{kind}"
     long = ("python", "jobs/train.py", *TINY, *KINDS[kind], "training.epochs=100000", "--out", out)

@@ -51,6 +51,27 @@ def test_a_run_is_uploaded_completely(followed):
     assert names == {"config.yaml", "learning_curve.png", "metrics.jsonl", "summary.json"}
 
 
+PATTERNS = [
+    "noise.scale={'?': 0.5, '*': 0.2}",
+    "noise.scale={'[0-1]': 0.5, '*': 0.2}",
+    "noise.scale={'1': 0.3, '[!1]': 0.4, '*': 0.2}",
+    "noise.scale={'[1-1]': 0.3, '[!ä=%]': 0.4, '*?': 0.6, '*': 0.2}",
+]
+
+
+@pytest.mark.parametrize("scales", PATTERNS)
+def test_patterns_of_sites_arrive_as_parameters(tiny, database, tmp_path, scales):
+    """MLflow refuses many characters in the names of parameters, and one bad name would spoil the others."""
+    config = tiny(scales, "training.epochs=1", f"tracking={{kind: mlflow, uri: '{database}'}}")
+    out, client = tmp_path / "run", MlflowClient(database)
+    tracked_run(config, out)
+    assert_complete(client, out, epochs=1)
+    params = client.get_run(State.read(out).run_id).data.params
+    assert params["training.epochs"] == "1"
+    found = sorted(value for name, value in params.items() if name.startswith("noise.scale"))
+    assert found == sorted(str(scale) for scale in config.noise.scale.values())
+
+
 def test_the_registered_model_predicts_as_the_network_does(followed):
     out, client = followed
     mlflow.set_tracking_uri(client.tracking_uri)

@@ -48,6 +48,16 @@ def test_a_finished_search_is_resumed_without_ray(tiny_search, finished):
     assert tune(tiny_search(), finished, resume=True).count("finished") == 4
 
 
+def test_a_resumed_search_needs_no_configuration(capsys, finished, tmp_path):
+    assert cli.main(["tune", "--resume", "--out", str(finished)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"{finished / 'best.yaml'}")
+    assert cli.main(["tune", "--resume", "--out", str(tmp_path / "nothing")]) == 2
+    assert "tune.yaml" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["tune", "--out", str(finished)])
+    assert "CONFIG.yaml is missing" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- damaged files
 
 DAMAGED_RECORDS = {
