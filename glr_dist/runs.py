@@ -6,12 +6,14 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from glr_dist import config as configuration
 from glr_dist.config import Config
 from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
+
+CheckpointName = Literal["newest", "best"]  # a checkpoint of a run, as a user names it
 
 # Settings that change where and how a run is computed, but not one bit of its result.
 _NO_EFFECT = ("execution", "tracking", "diagnose", "data.root", "data.download", "training.keep_checkpoints")

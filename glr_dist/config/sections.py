@@ -154,7 +154,9 @@ class Training(Section):
     loss: Annotated[str, one_of(LOSSES)] = "cross_entropy"
     optimizer: Optimizer = Field(Optimizer(lr=0.01), description="a class of torch.optim and its arguments")
     schedule: Schedule | None = None
-    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="number of newest checkpoints to keep")
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(
+        2, description="number of newest checkpoints to keep, besides the best one by validation accuracy"
+    )
 
 
 class Execution(Section):

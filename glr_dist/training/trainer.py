@@ -25,6 +25,7 @@ from glr_dist.streams import Key, Role, generator
 from glr_dist.text import one_line
 from glr_dist.training import checkpoint
 from glr_dist.training.accuracy import accuracy_and_loss
+from glr_dist.training.best import best_digest, best_record
 from glr_dist.training.curve import draw_learning_curve
 from glr_dist.training.progress import Progress
 from glr_dist.training.summary import summary_of
@@ -237,12 +238,20 @@ class Trainer:
             "history": self.history,
         }
         checkpoint.save(path, state)
-        checkpoint.prune(path.parent, self.config.training.keep_checkpoints, self.epoch)
+        best = best_record(self.history)["epoch"] if self.history else None
+        checkpoint.prune(path.parent, self.config.training.keep_checkpoints, self.epoch, best)
 
     def _finish(self) -> dict[str, Any]:
         """Tests the network and writes the summary; a picture that fails costs a warning and nothing else."""
         accuracy, loss = accuracy_and_loss(self.net, self.test, self.loss)
-        summary = summary_of(self.config, self.net, self.history, accuracy, loss)
+        summary = summary_of(
+            self.config,
+            self.net,
+            self.history,
+            test_accuracy=accuracy,
+            test_loss=loss,
+            best_digest=best_digest(self.folder.checkpoints),
+        )
         self.folder.write_summary(summary)
         try:
             draw_learning_curve(self.history, self.folder.curve_file)
