@@ -104,18 +104,29 @@ class RunFolder:
             raise ConfigError(f"--out: {self.path} cannot be written ({error.strerror})") from None
 
     def check_resumable(self, config: Config) -> None:
-        """Checks that a configuration continues the run in this folder.
+        """Checks that a configuration continues the run in this folder, perhaps with another number of epochs.
 
         Raises:
             ConfigError: a setting that decides the result differs.
         """
         before, now = deciding(self.config()), deciding(config)
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
+            if key != "training.epochs" and before.get(key) != now.get(key):
                 raise ConfigError(
                     f"{key}: the run in {self.path} has {before.get(key)!r}, not {now.get(key)!r}; "
                     "leave out --resume to begin another run"
                 )
+
+    def change_epochs(self, epochs: int) -> None:
+        """Changes the number of epochs in the configuration; before, deletes the summary, which is no longer the run's.
+
+        A crash in between leaves the finished run without its summary, which resuming writes again.
+        """
+        config = self.config()
+        training = config.training.model_copy(update={"epochs": epochs})
+        self.summary_file.unlink(missing_ok=True)
+        changed = config.model_copy(update={"training": training})
+        write_atomically(self.config_file, configuration.dump_config(changed).encode())
 
     def replace_metrics(self, records: Sequence[dict[str, Any]]) -> None:
         """Replaces the metrics by those of the given epochs."""
@@ -141,6 +152,9 @@ class ReadOnlyRunFolder(RunFolder):
     """A run folder that another process writes: every write does nothing."""
 
     def begin(self, config: Config) -> None:
+        """Does nothing."""
+
+    def change_epochs(self, epochs: int) -> None:
         """Does nothing."""
 
     def replace_metrics(self, records: Sequence[dict[str, Any]]) -> None:

@@ -49,6 +49,7 @@ RUNS = {
     "glr-dist config configs/digits.yaml": [],
     "glr-dist train configs/digits.yaml --resume": TINY,
     "glr-dist train --resume --out runs/my-run": [],
+    "glr-dist train --resume --out runs/my-run training.epochs=40": ["training.epochs=2"],
     "glr-dist evaluate runs/my-run --suite quick --checkpoint best": SMALL,
     "glr-dist train configs/digits.yaml --out runs/lrt": TINY,
     "glr-dist train configs/digits.yaml estimator.name=pathwise model.activation=sigmoid --out runs/bp": TINY[:1],

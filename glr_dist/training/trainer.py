@@ -27,6 +27,7 @@ from glr_dist.training import checkpoint
 from glr_dist.training.accuracy import accuracy_and_loss
 from glr_dist.training.best import best_digest, best_record
 from glr_dist.training.curve import draw_learning_curve
+from glr_dist.training.more_epochs import check_schedule, check_trained
 from glr_dist.training.progress import Progress
 from glr_dist.training.summary import summary_of
 
@@ -38,7 +39,8 @@ class Trainer:
         config: the configuration.
         out: the run's folder; it must be new or empty unless `resume` is set. This process claims it until training
             ends.
-        resume: continue from the newest undamaged checkpoint of the folder, if it has one.
+        resume: continue from the newest undamaged checkpoint of the folder, if it has one. The number of epochs may be
+            another one if the learning-rate schedule does not depend on it.
         device: where to compute; by default as the configuration says.
 
     Attributes:
@@ -200,7 +202,12 @@ class Trainer:
         try:
             if resume and self.folder.exists:
                 self.folder.check_resumable(self.config)
+                configured = self.folder.config()
+                check_schedule(configured, self.config, self.folder.path)
                 self._restore()
+                check_trained(self.config, self.epoch, self.folder.path)
+                if configured.training.epochs != self.config.training.epochs:
+                    self.folder.change_epochs(self.config.training.epochs)
             else:
                 self.folder.begin(self.config)
         except BaseException:
