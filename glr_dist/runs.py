@@ -22,11 +22,13 @@ _NO_EFFECT = ("execution", "tracking", "diagnose", "data.root", "data.download",
 def deciding(config: Config) -> dict[str, Any]:
     """Returns the settings that decide a run's result, by dotted name.
 
-    Values given per site or per epoch are one value. Two configurations with equal deciding settings give the same
-    parameters bit for bit.
+    The digest of the weights that a run begins with stands in the place of their path. Values given per site or per
+    epoch are one value. Two configurations with equal deciding settings give the same parameters bit for bit.
     """
     values = config.model_dump(mode="json")
     named = configuration.flat({"training": values.pop("training"), "seed": values.pop("seed")})
+    if values["model"]["weights_sha256"] is not None:
+        del values["model"]["weights"]
     named |= {f"{section}.{key}": value for section in values for key, value in values[section].items()}
     return {name: value for name, value in named.items() if not name.startswith(_NO_EFFECT)}
 
