@@ -124,6 +124,7 @@ def test_the_digest_is_recorded_and_the_other_run_is_not_read_again(other, tiny,
     whole = train(settings, tmp_path / "whole")
     stopped_at(Trainer(settings, out), step=1)  # in the first epoch
     stored = RunFolder(out).config()
+    assert load_run(out, checkpoint="best").epoch == load_run(out).epoch == 0
     assert stored.model.weights == str(tmp_path / "other")
     assert stored.model.weights_sha256 == other[1]["params_sha256"]
     shutil.rmtree(tmp_path / "other")
