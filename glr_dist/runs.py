@@ -105,15 +105,19 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"--out: {self.path} cannot be written ({error.strerror})") from None
 
-    def check_resumable(self, config: Config) -> None:
-        """Checks that a configuration continues the run in this folder, perhaps with another number of epochs.
+    def check_resumable(self, config: Config, *, other_epochs: bool = False) -> None:
+        """Checks that a configuration continues the run in this folder.
+
+        Args:
+            config: the configuration.
+            other_epochs: allow another number of epochs.
 
         Raises:
             ConfigError: a setting that decides the result differs.
         """
         before, now = deciding(self.config()), deciding(config)
         for key in sorted(before.keys() | now.keys()):
-            if key != "training.epochs" and before.get(key) != now.get(key):
+            if not (other_epochs and key == "training.epochs") and before.get(key) != now.get(key):
                 raise ConfigError(
                     f"{key}: the run in {self.path} has {before.get(key)!r}, not {now.get(key)!r}; "
                     "leave out --resume to begin another run"

@@ -60,9 +60,9 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path,
     return found[0], checkpoint.load(found[0], device)
 
 
-def best_digest(folder: Path) -> str | None:
-    """Returns the digest of the parameters of the best checkpoint, None if it was not kept; `folder` as `load_best`."""
+def digest_of(folder: Path, epoch: int) -> str | None:
+    """Returns the digest of the parameters after an epoch, None if the folder holds no whole checkpoint of it."""
     try:
-        return checkpoint.digest(load_best(folder)[1]["network"])
+        return checkpoint.digest(checkpoint.load(folder / checkpoint.name_of(epoch))["network"])
     except CheckpointError:
         return None

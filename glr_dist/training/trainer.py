@@ -25,7 +25,7 @@ from glr_dist.streams import Key, Role, generator
 from glr_dist.text import one_line
 from glr_dist.training import checkpoint
 from glr_dist.training.accuracy import accuracy_and_loss
-from glr_dist.training.best import best_digest, best_record
+from glr_dist.training.best import best_record, digest_of
 from glr_dist.training.curve import draw_learning_curve
 from glr_dist.training.more_epochs import check_schedule, check_trained
 from glr_dist.training.progress import Progress
@@ -207,7 +207,7 @@ class Trainer:
             if resume and self.folder.exists:
                 configured = self.folder.config()
                 self.config = adopted(configured, self.config, self.folder.path)
-                self.folder.check_resumable(self.config)
+                self.folder.check_resumable(self.config, other_epochs=True)
                 check_schedule(configured, self.config, self.folder.path)
                 self._restore()
                 check_trained(self.config, self.epoch, self.folder.path)
@@ -279,7 +279,7 @@ class Trainer:
             self.history,
             test_accuracy=accuracy,
             test_loss=loss,
-            best_digest=best_digest(self.folder.checkpoints),
+            best_digest=digest_of(self.folder.checkpoints, best_record(self.history)["epoch"]),
         )
         self.folder.write_summary(summary)
         try:

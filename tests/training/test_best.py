@@ -117,6 +117,13 @@ def test_a_best_checkpoint_that_is_gone_or_damaged_is_named(tiny, tmp_path):
     assert "best_params_sha256" not in train(tiny(*UNSTEADY), out, resume=True)
 
 
+def test_a_stray_file_of_a_later_epoch_does_not_hide_the_best(unsteady, tiny, tmp_path):
+    trainer = Trainer(tiny(*UNSTEADY), tmp_path / "run")
+    trainer.folder.checkpoints.mkdir()
+    (trainer.folder.checkpoints / "epoch-99999.pt").write_bytes(b"")
+    assert trainer.run()["best_params_sha256"] == unsteady[1]["best_params_sha256"]
+
+
 def test_each_checkpoint_has_a_report_of_its_own(tiny, tmp_path, capsys):
     out = tmp_path / "run"
     summary = train(tiny(*UNSTEADY), out)

@@ -22,6 +22,8 @@ from glr_dist.training.trained_run import load_run
 from glr_dist.training.trainer import Trainer
 from glr_dist.tuning.search import tune
 from glr_dist.tuning.search_config import load_search
+from glr_dist.tuning.trial_record import TrialRecord
+from glr_dist.tuning.trial_runner import Interval, TrialRunner
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 SHORT = ("estimator.copies=2", "training.epochs=2")
@@ -321,6 +323,18 @@ def test_weights_that_are_searched_need_absolute_paths(other, tmp_path):
     path.write_text(SEARCH)
     with pytest.raises(ConfigError, match=r"tune\.space\.model\.weights: 'run' is not possible: .* absolute path"):
         tune(load_search(path, ["tune.space={model.weights: {choice: [run]}}"]), tmp_path / "out")
+
+
+def test_trials_whose_weights_are_searched_are_resumed(other, tmp_path, capsys):
+    path, out = tmp_path / "search.yaml", tmp_path / "out"
+    path.write_text(SEARCH)
+    space = f"tune.space={{model.weights: {{choice: ['{other[0]}']}}}}"
+    search = load_search(path, [space])
+    TrialRecord(number=0, point={"model.weights": str(other[0])}).save(out)
+    TrialRunner(search, out, search.base.tracking).run(Interval(0), lambda metrics: None)
+    (out / "tune.yaml").write_text(search.dump())
+    assert tune(search, out, resume=True)
+    assert RunFolder(out / "trials" / "0").config().model.weights_sha256 == other[1]["params_sha256"]
 
 
 @pytest.mark.ray
