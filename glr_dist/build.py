@@ -158,17 +158,22 @@ def schedule_of(training: Training, optimizer: Optimizer, steps: int) -> LRSched
     if plateau and chosen.per == "step":
         raise ConfigError("training.schedule.per: 'step' is not allowed: ReduceLROnPlateau looks at the epoch's loss")
     length = training.epochs * (steps if chosen.per == "step" else 1)
-    known = inspect.signature(kind).parameters
-    defaults = {key: length for key in ("T_max", "total_steps", "total_iters") if key in known}
-    if "epochs" in chosen.arguments and "steps_per_epoch" in chosen.arguments:
-        defaults = {}
-    named = Schedule(**{**defaults, **chosen.model_dump()})
+    named = Schedule(**{**dict.fromkeys(run_lengths(training), length), **chosen.model_dump()})
     with _refusals(named, "training.schedule"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the order of the two kinds of steps, which does not matter here
         twin = _made(kind, (_twin(optimizer),), named, "training.schedule")
         for _ in range(min(length, _REHEARSED)):
             twin.step(1.0) if plateau else twin.step()
     return _made(kind, (optimizer,), named, "training.schedule")  # type: ignore[no-any-return]
+
+
+def run_lengths(training: Training) -> list[str]:
+    """Returns the arguments of the learning-rate schedule that take the length of the run, because none is given."""
+    chosen = training.schedule
+    if chosen is None or {"epochs", "steps_per_epoch"} <= chosen.arguments.keys():
+        return []
+    known = inspect.signature(_known(lr_scheduler, chosen.name, LRScheduler, "training.schedule.name")).parameters
+    return [key for key in ("T_max", "total_steps", "total_iters") if key in known and key not in chosen.arguments]
 
 
 def _twin(optimizer: Optimizer) -> Optimizer:

@@ -6,12 +6,14 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from glr_dist import config as configuration
 from glr_dist.config import Config
 from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
+
+CheckpointName = Literal["newest", "best"]  # a checkpoint of a run, as a user names it
 
 # Settings that change where and how a run is computed, but not one bit of its result.
 _NO_EFFECT = ("execution", "tracking", "diagnose", "data.root", "data.download", "training.keep_checkpoints")
@@ -20,11 +22,13 @@ _NO_EFFECT = ("execution", "tracking", "diagnose", "data.root", "data.download",
 def deciding(config: Config) -> dict[str, Any]:
     """Returns the settings that decide a run's result, by dotted name.
 
-    Values given per site or per epoch are one value. Two configurations with equal deciding settings give the same
-    parameters bit for bit.
+    The digest of the weights that a run begins with stands in the place of their path. Values given per site or per
+    epoch are one value. Two configurations with equal deciding settings give the same parameters bit for bit.
     """
     values = config.model_dump(mode="json")
     named = configuration.flat({"training": values.pop("training"), "seed": values.pop("seed")})
+    if values["model"]["weights_sha256"] is not None:
+        del values["model"]["weights"]
     named |= {f"{section}.{key}": value for section in values for key, value in values[section].items()}
     return {name: value for name, value in named.items() if not name.startswith(_NO_EFFECT)}
 
@@ -101,19 +105,34 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"--out: {self.path} cannot be written ({error.strerror})") from None
 
-    def check_resumable(self, config: Config) -> None:
+    def check_resumable(self, config: Config, *, other_epochs: bool = False) -> None:
         """Checks that a configuration continues the run in this folder.
+
+        Args:
+            config: the configuration.
+            other_epochs: allow another number of epochs.
 
         Raises:
             ConfigError: a setting that decides the result differs.
         """
         before, now = deciding(self.config()), deciding(config)
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
+            if not (other_epochs and key == "training.epochs") and before.get(key) != now.get(key):
                 raise ConfigError(
                     f"{key}: the run in {self.path} has {before.get(key)!r}, not {now.get(key)!r}; "
                     "leave out --resume to begin another run"
                 )
+
+    def change_epochs(self, epochs: int) -> None:
+        """Changes the number of epochs in the configuration; before, deletes the summary, which is no longer the run's.
+
+        A crash in between leaves the finished run without its summary, which resuming writes again.
+        """
+        config = self.config()
+        training = config.training.model_copy(update={"epochs": epochs})
+        self.summary_file.unlink(missing_ok=True)
+        changed = config.model_copy(update={"training": training})
+        write_atomically(self.config_file, configuration.dump_config(changed).encode())
 
     def replace_metrics(self, records: Sequence[dict[str, Any]]) -> None:
         """Replaces the metrics by those of the given epochs."""
@@ -139,6 +158,9 @@ class ReadOnlyRunFolder(RunFolder):
     """A run folder that another process writes: every write does nothing."""
 
     def begin(self, config: Config) -> None:
+        """Does nothing."""
+
+    def change_epochs(self, epochs: int) -> None:
         """Does nothing."""
 
     def replace_metrics(self, records: Sequence[dict[str, Any]]) -> None:

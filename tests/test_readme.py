@@ -49,12 +49,22 @@ RUNS = {
     "glr-dist config configs/digits.yaml": [],
     "glr-dist train configs/digits.yaml --resume": TINY,
     "glr-dist train --resume --out runs/my-run": [],
+    "glr-dist train configs/digits.yaml training.schedule=null --out runs/plain": TINY,
+    "glr-dist train --resume --out runs/plain training.epochs=40": ["training.epochs=2"],
+    "glr-dist train configs/digits.yaml model.weights=runs/my-run training.epochs=5 --out runs/warm": TINY,
+    "glr-dist evaluate runs/my-run --suite quick --checkpoint best": SMALL,
     "glr-dist train configs/digits.yaml --out runs/lrt": TINY,
     "glr-dist train configs/digits.yaml estimator.name=pathwise model.activation=sigmoid --out runs/bp": TINY[:1],
     "glr-dist evaluate runs/lrt runs/bp --suite quick examples=200": SMALL,
     "glr-dist compare runs/bp runs/lrt": [],
     "glr-dist plan configs/diagnose/mnist_sigmoid.yaml estimator.copies=1000 training.batch_size=1024 "
     "--actors 1 2 4 8 16 64": ["data.name=digits", "estimator.copies=20", "training.batch_size=64"],
+    "glr-dist diagnose configs/digits.yaml --grid model.activation=sigmoid diagnose.scales=[0.1,0.5,1]": [
+        "diagnose.copies=[4,8]",
+        "diagnose.draws=2",
+        "diagnose.batch=8",
+        "diagnose.reference_passes=50",
+    ],
     "glr-dist diagnose configs/diagnose/mnist_sigmoid.yaml": [
         "data.name=digits",
         "diagnose.copies=[4,8]",

@@ -17,7 +17,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--suite",
         metavar="NAME",
-        help="suite to compare, such as paper or quick-validation (default: the only shared one)",
+        help="suite to compare, such as paper, quick-validation or quick-test.best (default: the only shared one)",
     )
     command.add_argument("--eps", metavar="X", type=positive, help="ε of the attacks to show (default: 0.13)")
     add_out(command)

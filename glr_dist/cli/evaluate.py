@@ -18,6 +18,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--suite", metavar="NAME|FILE", default="paper", help="quick, paper (default), full, or a file"
     )
+    command.add_argument(
+        "--checkpoint",
+        choices=("newest", "best"),
+        default="newest",
+        help="checkpoint of each run; best: highest validation accuracy, report SUITE-SPLIT.best (default: newest)",
+    )
     command.add_argument("--device", metavar="D", help="auto, cpu or cuda[:N] instead of the device of each run")
     command.add_argument(
         "--actors",
@@ -41,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     from glr_dist.robustness.report_files import ReportFiles
 
     try:
-        reports = evaluate(runs, suite, device=options.device, actors=options.actors)
+        reports = evaluate(runs, suite, device=options.device, actors=options.actors, which=options.checkpoint)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130

@@ -68,12 +68,15 @@ def _show_tracking(config: Config) -> None:
 
 
 def _show_run(trainer: Trainer) -> None:
-    data, execution = trainer.config.data, trainer.config.execution
+    data, execution, model = trainer.config.data, trainer.config.execution, trainer.config.model
     parts = ((trainer.train, "training"), (trainer.validation, "validation"), (trainer.test, "test"))
     sites = len(trainer.net.network.sites)
     count = sum(parameter.numel() for parameter in trainer.net.model.parameters())
     show("device", f"{trainer.device}, {execution.kind}")
     show("data", f"{data.name}: {', '.join(f'{len(split):,} {part}' for split, part in parts)} images")
     show("parameters", f"{count:,} in a network with {sites} sites")
+    if model.weights is not None and trainer.carried is not None:
+        anew = trainer.config.noise.learn != "none" and not trainer.carried
+        show_whole("weights", f"{model.weights}{', noise scales begin at noise.scale' if anew else ''}")
     if trainer.epoch:
         show("resumed", f"after epoch {trainer.epoch}")

@@ -68,6 +68,18 @@ class Model(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability after each activation")
     init: Literal["paper", "torch"] = Field("torch", description="law of the initial weights")
     init_scale: Positive = Field(1.0, description="factor on the initial weights and biases")
+    weights: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="folder or checkpoint of another run; training begins with its parameters"
+    )
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="params_sha256 of the weights; recorded by the run, and checked if it is given"
+    )
+
+    @model_validator(mode="after")
+    def _digest_of_weights(self) -> Model:
+        if self.weights_sha256 is not None and self.weights is None:
+            raise ConfigError("model.weights_sha256: has no effect without model.weights; leave it out")
+        return self
 
 
 SITES = ("Linear", "Conv2d")  # default of noise.sites
@@ -154,7 +166,9 @@ class Training(Section):
     loss: Annotated[str, one_of(LOSSES)] = "cross_entropy"
     optimizer: Optimizer = Field(Optimizer(lr=0.01), description="a class of torch.optim and its arguments")
     schedule: Schedule | None = None
-    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="number of newest checkpoints to keep")
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(
+        2, description="number of newest checkpoints to keep, besides the best one by validation accuracy"
+    )
 
 
 class Execution(Section):
@@ -196,6 +210,9 @@ class Diagnose(Section):
 
     copies: tuple[Count, ...] = Field((20, 50, 100, 200), min_length=1, description="values of K")
     passes: tuple[Count, ...] = Field((1,), min_length=1, description="values of M")
+    scales: tuple[Positive, ...] = Field(
+        (0.1, 0.2, 0.5, 1.0), min_length=1, description="values of σ that --grid compares"
+    )
     draws: Annotated[int, Field(ge=2)] = Field(10, description="estimates per K and M")
     batch: Count = Field(128, description="number of examples, taken from the start of the training set")
     reference: Literal["auto", "pathwise", "conditional", "joint"] = "auto"

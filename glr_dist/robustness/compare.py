@@ -100,7 +100,7 @@ def _checked(folder: Path, name: str) -> Report:
         if measured.get(key) != value:
             raise ConfigError(f"{path}: belongs to other settings ('{key}' differs); evaluate the run again")
     try:
-        current = run.summary()["params_sha256"]
+        current = run.summary()["params_sha256" if report.checkpoint == "newest" else "best_params_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return report  # the run has not finished, so its report says after which epoch it was measured
     if report.params_sha256 != current:

@@ -13,18 +13,23 @@ from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.robustness.ledger import Ledger
 from glr_dist.robustness.output import write_pictures, write_report
 from glr_dist.robustness.progress import Progress
-from glr_dist.robustness.report import Report
+from glr_dist.robustness.report import Report, report_name
 from glr_dist.robustness.report_files import ReportFiles
 from glr_dist.robustness.scoring import report_of
 from glr_dist.robustness.subject import Subject, load_subject
 from glr_dist.robustness.suite import Suite
 from glr_dist.robustness.workers import measurements, pending
-from glr_dist.runs import RunFolder
+from glr_dist.runs import CheckpointName, RunFolder
 from glr_dist.training import checkpoint
 
 
 def evaluate(
-    folders: Sequence[Path], suite: Suite, *, device: str | None = None, actors: int | None = None
+    folders: Sequence[Path],
+    suite: Suite,
+    *,
+    device: str | None = None,
+    actors: int | None = None,
+    which: CheckpointName = "newest",
 ) -> list[Report]:
     """Evaluates runs under every condition of a suite; writes a report, a page and pictures into each run's folder.
 
@@ -37,6 +42,7 @@ def evaluate(
         device: "auto", "cpu" or "cuda[:N]" in place of the runs' own device.
         actors: number of Ray actors, on CPUs; 0: evaluate in this process. Default: as many as fit on the cluster at
             RAY_ADDRESS, or 0 if RAY_ADDRESS is not set.
+        which: the checkpoint of each run: "newest", or "best", whose report is `SUITE-SPLIT.best`.
 
     Returns:
         The report of each run.
@@ -54,12 +60,12 @@ def evaluate(
             raise ConfigError(f"--device: {device!r} is not allowed: Ray actors evaluate on CPUs; add --actors 0")
         device = "cpu"
     with ExitStack() as claims:
-        files = [ReportFiles(folder.absolute(), suite.report_name) for folder in folders]
+        files = [ReportFiles(folder.absolute(), report_name(suite, which)) for folder in folders]
         for each in files:
             RunFolder(each.run).config()  # raises before anything is written into a wrong folder
             claims.enter_context(_claimed(each))
             each.check_replaceable(suite)
-        subjects = [load_subject(each.run, suite, device) for each in files]
+        subjects = [load_subject(each.run, suite, device, which) for each in files]
         ledgers = [
             Ledger.open(each.ledger, subject.fingerprint(suite), subject.conditions(suite), suite.block)
             for each, subject in zip(files, subjects, strict=True)
@@ -105,6 +111,7 @@ def _finish(files: ReportFiles, subject: Subject, suite: Suite, ledger: Ledger) 
         blocks,
         run=subject.folder.name,
         config=subject.config.model_dump(mode="json"),
+        checkpoint=subject.checkpoint,
         epoch=subject.epoch,
         params_sha256=checkpoint.digest(subject.net.state_dict()),
     )

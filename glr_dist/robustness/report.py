@@ -8,6 +8,12 @@ from glr_dist import __version__
 from glr_dist.config import Section
 from glr_dist.robustness.rate import Rate
 from glr_dist.robustness.suite import Suite
+from glr_dist.runs import CheckpointName
+
+
+def report_name(suite: Suite, checkpoint: CheckpointName = "newest") -> str:
+    """Returns the name of a suite's report on a checkpoint of a run."""
+    return suite.report_name if checkpoint == "newest" else f"{suite.report_name}.{checkpoint}"
 
 
 class AttackResult(Section):
@@ -80,6 +86,7 @@ class Report(Section):
         version: version of glr_dist.
         run: name of the run's folder.
         config: the run's config.
+        checkpoint: the checkpoint of the run: its newest one, or that of the best epoch on validation images.
         epoch: epoch of the checkpoint.
         params_sha256: digest of the network's parameters.
         suite: the suite.
@@ -93,6 +100,7 @@ class Report(Section):
     version: str = __version__
     run: str
     config: dict[str, Any]
+    checkpoint: CheckpointName = "newest"
     epoch: int
     params_sha256: str
     suite: Suite
@@ -104,8 +112,8 @@ class Report(Section):
 
     @property
     def name(self) -> str:
-        """The name of the report: `SUITE-SPLIT`."""
-        return self.suite.report_name
+        """The name of the report: `SUITE-SPLIT`, or `SUITE-SPLIT.best` for the best checkpoint."""
+        return report_name(self.suite, self.checkpoint)
 
     def metrics(self) -> dict[str, float]:
         """Returns the results by their names on a tracking server, without those that could not be measured."""

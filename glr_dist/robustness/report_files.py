@@ -19,7 +19,7 @@ class ReportFiles:
 
     Args:
         run: the run's folder.
-        name: name of the report, `SUITE-SPLIT`.
+        name: name of the report, `SUITE-SPLIT` or `SUITE-SPLIT.best`.
 
     Attributes:
         folder: the folder of all reports of the run.

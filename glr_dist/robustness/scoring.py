@@ -11,6 +11,7 @@ from glr_dist.robustness.measurement import Measurement
 from glr_dist.robustness.rate import Rate
 from glr_dist.robustness.report import AttackResult, CorruptionErrors, CorruptionResult, Report, RobustAccuracy
 from glr_dist.robustness.suite import Suite
+from glr_dist.runs import CheckpointName
 
 _MAX_UNTESTED = 0.01  # maximum fraction of examples without a gradient; such examples count as errors
 
@@ -24,6 +25,7 @@ def report_of(
     config: dict[str, Any],
     epoch: int,
     params_sha256: str,
+    checkpoint: CheckpointName = "newest",
 ) -> Report:
     """Combines the measurements of all blocks of all conditions.
 
@@ -31,13 +33,14 @@ def report_of(
         suite: the suite.
         conditions: the suite's conditions.
         measurements: label of a condition -> measurements in the order of the blocks.
-        run, config, epoch, params_sha256: see `Report`.
+        run, config, epoch, params_sha256, checkpoint: see `Report`.
     """
     scores = {condition.label: _Score(measurements[condition.label]) for condition in conditions}
     attacks, corruptions = of_kind(conditions, Attacked), of_kind(conditions, Corrupted)
     return Report(
         run=run,
         config=config,
+        checkpoint=checkpoint,
         epoch=epoch,
         params_sha256=params_sha256,
         suite=Suite.model_validate(suite.model_dump()),

@@ -20,7 +20,7 @@ from glr_dist.robustness.conditions import Condition, conditions_of, networks_of
 from glr_dist.robustness.suite import Suite, surrogate_config
 from glr_dist.robustness.surrogate import trained_surrogate
 from glr_dist.robustness.targets import shifted, spreads
-from glr_dist.runs import deciding
+from glr_dist.runs import CheckpointName, deciding
 from glr_dist.training import checkpoint
 from glr_dist.training.trained_run import load_run
 
@@ -32,6 +32,7 @@ class Subject:
     Attributes:
         folder: the run's folder, absolute.
         config: the run's config.
+        checkpoint: the checkpoint of the run: "newest" or "best".
         epoch: epoch of the checkpoint.
         net: the network, in evaluation mode.
         images: the images of the suite's split that are evaluated.
@@ -44,6 +45,7 @@ class Subject:
 
     folder: Path
     config: Config
+    checkpoint: CheckpointName
     epoch: int
     net: GLR
     images: Split
@@ -71,18 +73,19 @@ class Subject:
         return sha.hexdigest()
 
 
-def load_subject(folder: Path, suite: Suite, device: str | None = None) -> Subject:
+def load_subject(folder: Path, suite: Suite, device: str | None = None, which: CheckpointName = "newest") -> Subject:
     """Loads a run's network and images, and the other networks that the suite needs; trains a missing surrogate.
 
     Args:
         folder: the run's folder.
         suite: the suite.
         device: "auto", "cpu" or "cuda[:N]" in place of the run's own device.
+        which: the checkpoint of the run, "newest" or "best".
 
     Raises:
         UserError: the folder is not a run, its checkpoint is damaged, or the suite does not fit the run.
     """
-    run = load_run(folder.absolute(), device)
+    run = load_run(folder.absolute(), device, checkpoint=which)
     net = run.net
     if suite.inference.votes and net.noise is None:
         raise ConfigError(f"inference.votes: {suite.inference.votes} is not allowed: {folder} has no noise; use 0")
@@ -105,7 +108,9 @@ def load_subject(folder: Path, suite: Suite, device: str | None = None) -> Subje
             smoothed = tuple(_smoothed(net, images.batch(slice(0, suite.block))[0], suite))
         except SiteError as error:
             untestable = str(error)
-    return Subject(folder.absolute(), run.config, run.epoch, net, images, smoothed, untestable, surrogate, baseline)
+    return Subject(
+        folder.absolute(), run.config, which, run.epoch, net, images, smoothed, untestable, surrogate, baseline
+    )
 
 
 def _smoothed(net: GLR, examples: Tensor, suite: Suite) -> Iterator[GLR]:

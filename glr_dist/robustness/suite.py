@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from glr_dist.config import Config, Count, Model, Optimizer, Schedule, Section, Training, build, overridden, read
 from glr_dist.errors import ConfigError
@@ -134,6 +134,12 @@ class Surrogate(Section):
         optimizer=Optimizer(name="Adam", lr=0.003),
         schedule=Schedule(name="CosineAnnealingLR", per="step"),
     )
+
+    @model_validator(mode="after")
+    def _begins_by_itself(self) -> Surrogate:
+        if self.model.weights is not None:
+            raise ConfigError("surrogate.model.weights: has no effect, a surrogate begins with new weights")
+        return self
 
 
 class Suite(Section):

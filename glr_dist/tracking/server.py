@@ -195,12 +195,20 @@ def in_batches(items: Sequence[T], size: int, upload: Callable[[list[T]], object
 def log_params(client: MlflowClient, run_id: str, config: Mapping[str, Any]) -> None:
     """Uploads a nested configuration as flat parameters; long texts are cut to the length that MLflow accepts.
 
+    A parameter that the run has already keeps its first value, since MLflow changes none: the number of epochs of a run
+    that was resumed with more of them.
+
     Raises:
         Exception: as `in_batches`.
     """
     values = flat({key: value for key, value in config.items() if key != "diagnose"})  # not settings of a training run
     names = valid_names(values)
-    params = [Param(names[key], _text(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in values.items()]
+    known = client.get_run(run_id).data.params
+    params = [
+        Param(names[key], _text(value)[:MAX_PARAM_VAL_LENGTH])
+        for key, value in values.items()
+        if names[key] not in known
+    ]
     in_batches(params, MAX_PARAMS_TAGS_PER_BATCH, lambda batch: client.log_batch(run_id, params=batch))
 
 

@@ -162,14 +162,15 @@ def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, dict
     raise CheckpointError("; ".join(damaged) or f"{folder}: holds no checkpoint")
 
 
-def prune(folder: Path, keep: int, epoch: int) -> None:
-    """Deletes the checkpoints before the last `keep` up to `epoch`, the one just written.
+def prune(folder: Path, keep: int, epoch: int, best: int | None = None) -> None:
+    """Deletes the checkpoints before the last `keep` up to `epoch`, the one just written, but not that of `best`.
 
     A stray file of a later epoch neither counts nor is deleted.
     """
     found = _by_epoch(folder)
     for old in sorted((number for number in found if number <= epoch), reverse=True)[keep:]:
-        found[old].unlink(missing_ok=True)
+        if old != best:
+            found[old].unlink(missing_ok=True)
 
 
 def _by_epoch(folder: Path) -> dict[int, Path]:

@@ -8,11 +8,18 @@ from typing import Any
 
 from glr_dist.config import Config
 from glr_dist.glr import GLR
+from glr_dist.training.best import best_record
 from glr_dist.training.checkpoint import digest
 
 
 def summary_of(
-    config: Config, net: GLR, history: Sequence[dict[str, Any]], test_accuracy: float, test_loss: float
+    config: Config,
+    net: GLR,
+    history: Sequence[dict[str, Any]],
+    *,
+    test_accuracy: float,
+    test_loss: float,
+    best_digest: str | None,
 ) -> dict[str, Any]:
     """Returns the figures of a finished run, by name.
 
@@ -21,12 +28,14 @@ def summary_of(
         net: its network after the last epoch.
         history: the metrics of all epochs, oldest first.
         test_accuracy, test_loss: of the noise-free network on the test set.
+        best_digest: digest of the parameters after the best epoch; None if its checkpoint was not kept.
     """
     last = history[-1]
     return {
         "test_accuracy": test_accuracy,
         "test_loss": test_loss,
         "validation_accuracy": last["validation_accuracy"],
+        "best_epoch": best_record(history)["epoch"],
         "train_loss": last["train_loss"],
         "epochs": last["epoch"],
         "steps": net.step,
@@ -37,6 +46,7 @@ def summary_of(
         "data": config.data.name,
         "seed": config.seed,
         "params_sha256": digest(net.state_dict()),
+        **({"best_params_sha256": best_digest} if best_digest is not None else {}),
     }
 
 

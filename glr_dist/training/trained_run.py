@@ -13,10 +13,12 @@ from glr_dist import data
 from glr_dist.build import device_of, network_of
 from glr_dist.config import Config, Execution, build
 from glr_dist.data import Dataset
-from glr_dist.errors import CheckpointError
+from glr_dist.errors import ConfigError
 from glr_dist.glr import GLR
-from glr_dist.runs import RunFolder
-from glr_dist.training import checkpoint
+from glr_dist.runs import CheckpointName, RunFolder
+from glr_dist.text import shown
+from glr_dist.training.best import load_best, load_newest
+from glr_dist.training.checkpoint import restore_network
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class TrainedRun:
         folder: the run's files.
         config: its configuration.
         data: its data set.
-        net: the network of the newest checkpoint, in evaluation mode.
+        net: the network of the checkpoint, in evaluation mode.
         epoch: number of epochs that the network was trained for.
         metrics: the metrics of each epoch up to `epoch`, oldest first; `pandas.DataFrame(run.metrics)` is a table.
     """
@@ -55,26 +57,32 @@ class TrainedRun:
         return self(images).argmax(-1)
 
 
-def load_run(folder: str | Path, device: str | None = None, *, dataset: Dataset | None = None) -> TrainedRun:
-    """Loads a run: the network of its newest checkpoint, its configuration, data set and metrics.
+def load_run(
+    folder: str | Path,
+    device: str | None = None,
+    *,
+    checkpoint: CheckpointName = "newest",
+    dataset: Dataset | None = None,
+) -> TrainedRun:
+    """Loads a run: the network of a checkpoint, its configuration, data set and metrics.
 
     Args:
         folder: the run's folder, as `glr-dist train` wrote it.
         device: "auto", "cpu" or "cuda[:N]"; by default the run's own.
+        checkpoint: "newest", or "best": the epoch with the highest validation accuracy (of equal ones, the earliest).
         dataset: the run's data, if it is loaded already.
 
     Raises:
         ConfigError: the folder does not hold a run, the device is missing, or the data is.
-        CheckpointError: the run has no checkpoint, or its newest one is damaged (an older one is another network).
+        CheckpointError: the run has no checkpoint, or the one asked for is missing or damaged.
     """
     files = RunFolder(folder)
     config = files.config()
-    checkpoints = checkpoint.listed(files.checkpoints)
-    if not checkpoints:
-        raise CheckpointError(f"{files.checkpoints}: holds no checkpoint")
+    if checkpoint not in ("newest", "best"):
+        raise ConfigError(f"checkpoint: {shown(checkpoint)} is not allowed: 'newest' or 'best'")
     where = device_of(build(Execution, {"device": device or config.execution.device}, "execution."))
-    state = checkpoint.load(checkpoints[0], where)
+    path, state = (load_best if checkpoint == "best" else load_newest)(files.checkpoints, where)
     dataset = dataset or data.load(config.data)
     net = network_of(config, dataset, where)
-    checkpoint.restore_network(net, state, checkpoints[0])
+    restore_network(net, state, path)
     return TrainedRun(files, config, dataset, net.eval(), state["epoch"], state["history"])

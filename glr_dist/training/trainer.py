@@ -25,9 +25,12 @@ from glr_dist.streams import Key, Role, generator
 from glr_dist.text import one_line
 from glr_dist.training import checkpoint
 from glr_dist.training.accuracy import accuracy_and_loss
+from glr_dist.training.best import best_record, digest_of
 from glr_dist.training.curve import draw_learning_curve
+from glr_dist.training.more_epochs import check_schedule, check_trained
 from glr_dist.training.progress import Progress
 from glr_dist.training.summary import summary_of
+from glr_dist.training.warm_start import adopted, begin_with, pinned, weights_of
 
 
 class Trainer:
@@ -37,10 +40,13 @@ class Trainer:
         config: the configuration.
         out: the run's folder; it must be new or empty unless `resume` is set. This process claims it until training
             ends.
-        resume: continue from the newest undamaged checkpoint of the folder, if it has one.
+        resume: continue from the newest undamaged checkpoint of the folder, if it has one. The number of epochs may be
+            another one if the learning-rate schedule does not depend on it.
         device: where to compute; by default as the configuration says.
 
     Attributes:
+        config: the configuration, with the digest of the weights that the run begins with.
+        carried: keys of the learned noise scales that came with those weights; None unless they were read now.
         on_epoch: called with the metrics of each epoch once they and the checkpoint are on disk; an exception that it
             raises ends the run.
 
@@ -67,6 +73,7 @@ class Trainer:
         self.seconds = 0.0
         self.forward_passes = 0.0
         self.history: list[dict[str, Any]] = []
+        self.carried: list[str] | None = None
         self.on_epoch: Callable[[dict[str, Any]], None] = lambda record: None
         self._open(resume)
 
@@ -198,13 +205,36 @@ class Trainer:
             raise ConfigError(f"--out: {self.folder.path} cannot be written ({error.strerror})") from None
         try:
             if resume and self.folder.exists:
-                self.folder.check_resumable(self.config)
+                configured = self.folder.config()
+                self.config = adopted(configured, self.config, self.folder.path)
+                self.folder.check_resumable(self.config, other_epochs=True)
+                check_schedule(configured, self.config, self.folder.path)
                 self._restore()
+                check_trained(self.config, self.epoch, self.folder.path)
+                if configured.training.epochs != self.config.training.epochs:
+                    self.folder.change_epochs(self.config.training.epochs)
+                if self.epoch == 0 and not checkpoint.listed(self.folder.checkpoints):
+                    self._warm_start()
             else:
-                self.folder.begin(self.config)
+                self._warm_start(begin=True)
         except BaseException:
             self._claim.release()
             raise
+
+    def _warm_start(self, *, begin: bool = False) -> None:
+        """Loads the weights that the run begins with, if it names any, and keeps them as its first checkpoint.
+
+        Args:
+            begin: begin the folder once they are known to fit.
+        """
+        weights = weights_of(self.config.model, self.device)
+        if weights is not None:
+            self.carried = begin_with(self.net, weights)
+            self.config = pinned(self.config, weights.digest)
+        if begin:
+            self.folder.begin(self.config)
+        if weights is not None:
+            self.folder.write_checkpoint(checkpoint.name_of(0), self._save)
 
     def _restore(self) -> None:
         """Restores the newest undamaged checkpoint; the folder's metrics become those that the checkpoint holds."""
@@ -237,12 +267,20 @@ class Trainer:
             "history": self.history,
         }
         checkpoint.save(path, state)
-        checkpoint.prune(path.parent, self.config.training.keep_checkpoints, self.epoch)
+        best = best_record(self.history)["epoch"] if self.history else None
+        checkpoint.prune(path.parent, self.config.training.keep_checkpoints, self.epoch, best)
 
     def _finish(self) -> dict[str, Any]:
         """Tests the network and writes the summary; a picture that fails costs a warning and nothing else."""
         accuracy, loss = accuracy_and_loss(self.net, self.test, self.loss)
-        summary = summary_of(self.config, self.net, self.history, accuracy, loss)
+        summary = summary_of(
+            self.config,
+            self.net,
+            self.history,
+            test_accuracy=accuracy,
+            test_loss=loss,
+            best_digest=digest_of(self.folder.checkpoints, best_record(self.history)["epoch"]),
+        )
         self.folder.write_summary(summary)
         try:
             draw_learning_curve(self.history, self.folder.curve_file)

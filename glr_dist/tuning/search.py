@@ -16,9 +16,10 @@ from glr_dist.robustness.suite import surrogate_config
 from glr_dist.robustness.surrogate import trained_surrogate
 from glr_dist.runs import check_empty
 from glr_dist.tracking import parent_run, resolved, sync_children
+from glr_dist.training.warm_start import located, weights_of
 from glr_dist.tuning.ranking import best_trial
 from glr_dist.tuning.results import write_results, write_trials
-from glr_dist.tuning.search_config import SEARCH_FILE, Search
+from glr_dist.tuning.search_config import SEARCH_FILE, Search, load_search
 from glr_dist.tuning.stored_trials import stored_trials
 from glr_dist.tuning.table import trial_table
 from glr_dist.tuning.trial_queue import queue_of
@@ -48,6 +49,7 @@ def tune(search: Search, out: Path, *, resume: bool = False) -> str:
     """
     check_networks(search)
     with _claimed(out):
+        search = _pinned(search, out / SEARCH_FILE)
         _check_folder(search, out, resume)
         _save_search(search, out)
         return _run(search, out)
@@ -124,6 +126,26 @@ def _check_folder(search: Search, out: Path, resume: bool) -> None:
     else:
         advice = "it does not hold a search" if not stored.exists() else "continue it with --resume"
         check_empty(out, f"{advice}, or choose another --out")
+
+
+def _pinned(search: Search, stored: Path) -> Search:
+    """Returns the search with the digest of its weights, so that all trials begin with the same parameters.
+
+    A search that is resumed takes the digest that it recorded, if it names the same weights.
+    """
+    model = search.base.model
+    if model.weights is None or model.weights_sha256 is not None or "model.weights" in search.tune.space:
+        return search
+    path = located(search.base).model.weights
+    assert path is not None
+    if stored.exists():
+        with suppress(ConfigError):  # a damaged file is reported by `check_same`
+            before = load_search(stored).base.model
+            if before.weights == path and before.weights_sha256 is not None:
+                return search.with_weights(path, before.weights_sha256)
+    weights = weights_of(model)
+    assert weights is not None
+    return search.with_weights(path, weights.digest)
 
 
 def _save_search(search: Search, out: Path) -> None:

@@ -148,6 +148,12 @@ class Search:
         """
         return build(Config, with_point(self.values, point))
 
+    def with_weights(self, path: str, digest: str) -> Search:
+        """Returns the search with the absolute path and the digest of the weights that its trials begin with."""
+        model = {**self.values.get("model", {}), "weights": path, "weights_sha256": digest}
+        values = {**self.values, "model": model}
+        return Search(values, build(Config, values), self.tune)
+
     def scales(self, point: Mapping[str, Any], field: str, epochs: int) -> list[float]:
         """Returns the noise scale in each of the first epochs at a point of the space.
 

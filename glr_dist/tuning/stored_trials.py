@@ -9,6 +9,7 @@ from pathlib import Path
 from glr_dist.errors import ConfigError
 from glr_dist.runs import RunFolder
 from glr_dist.text import one_line, shown
+from glr_dist.training.warm_start import adopted
 from glr_dist.tuning.algorithms import ALGORITHMS
 from glr_dist.tuning.points import SCHEDULE
 from glr_dist.tuning.search_config import Search
@@ -35,8 +36,8 @@ def stored_trials(search: Search, out: Path) -> list[TrialRecord]:
                 "restore it, or start another search without --resume"
             ) from None
         for config, folder in runs_of(search, record.point, out, record.number):
-            if RunFolder(folder).exists:
-                RunFolder(folder).check_resumable(config)
+            if (run := RunFolder(folder)).exists:
+                run.check_resumable(adopted(run.config(), config, folder))
     return records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from glr_dist import data
@@ -13,6 +14,7 @@ from glr_dist.glr import GLR
 from glr_dist.losses import LOSSES
 from glr_dist.sites import by_site
 from glr_dist.text import one_line, shown
+from glr_dist.training.warm_start import begin_with, weights_of
 from glr_dist.tuning.points import BY_SITE, edge_points, field_parts
 from glr_dist.tuning.search_config import Search
 
@@ -26,6 +28,9 @@ def check_networks(search: Search) -> None:
     loaded: dict[str, Dataset] = {}
     for field, value, point in edge_points(search.tune.space):
         config = search.config_at(point)
+        if field == "model.weights" and not Path(str(config.model.weights)).is_absolute():
+            reason = "trials have another working directory; give an absolute path"
+            raise ConfigError(f"tune.space.{field}: {shown(value)} is not possible: {reason}")
         name = config.data.model_dump_json()
         if name not in loaded:
             loaded = {name: data.load(config.data)}  # one data set in memory at a time
@@ -41,6 +46,8 @@ def check_networks(search: Search) -> None:
 def _network(config: Config, dataset: Dataset) -> GLR:
     device = device_of(config.execution)
     net = network_of(config, dataset, device)
+    if (weights := weights_of(config.model, device)) is not None:
+        begin_with(net, weights)
     schedule_of(config.training, optimizer_of(config.training, net), 1)
     net.bind(*dataset.train.to(device).batch(slice(0, 2)), LOSSES[config.training.loss])
     return net

@@ -273,7 +273,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_a_damaged_checkpoint_is_refused_though_an_older_one_is_whole(run):
     folder = run("threshold")
-    older, newest = sorted((folder / "checkpoints").iterdir())
+    *_, older, newest = sorted((folder / "checkpoints").iterdir())
     assert older.name < newest.name
     newest.write_bytes(newest.read_bytes()[:-7])
     with pytest.raises(CheckpointError, match=r"epoch-00012.pt: is not a whole checkpoint"):

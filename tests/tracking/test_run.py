@@ -179,3 +179,18 @@ def test_a_run_that_was_not_tracked_is_not_synced(tiny, tmp_path):
     Trainer(tiny(), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"tracking\.kind=mlflow"):
         tracking.sync(tmp_path / "run")
+
+
+def test_a_run_that_is_resumed_with_more_epochs_is_uploaded_again(tiny, database, tmp_path, capsys):
+    out, client = tmp_path / "run", MlflowClient(database)
+    settings = ["estimator.copies=2", f"tracking={{kind: mlflow, uri: '{database}'}}"]
+    tracked_run(tiny(*settings, "training.epochs=2"), out)
+    tracked_run(tiny(*settings, "training.epochs=3"), out, resume=True)
+    assert capsys.readouterr().err == ""
+    assert_complete(client, out, epochs=3)
+    run = client.get_run(State.read(out).run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.epochs"] == "2"  # MLflow changes no parameter; config.yaml has the new value
+    summary = json.loads((out / "summary.json").read_text())
+    assert run.data.metrics["test/accuracy"] == summary["test_accuracy"]
+    assert run.data.tags["params_sha256"] == summary["params_sha256"]

@@ -412,7 +412,6 @@ def test_a_damaged_config_of_the_run_is_a_mistake(tiny, tmp_path, content):
         "seed=1",
         "noise.scale=0.6",
         "noise.scale={'*': 0.5}",
-        "training.epochs=5",
         "training.optimizer.lr=0.03",
         "training.optimizer.amsgrad=true",
         "training.schedule={name: ExponentialLR, gamma: 0.9}",

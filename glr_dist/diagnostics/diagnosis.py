@@ -15,33 +15,28 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from glr_dist import data
-from glr_dist.build import device_of, network_of
-from glr_dist.config import Config, Estimator, build, check_estimator, dump_config, per_site
-from glr_dist.errors import ConfigError, NoGradientError
-from glr_dist.execution.memory import keep_freed_memory
+from glr_dist.config import Config, Estimator, build, check_estimator, dump_config
+from glr_dist.diagnostics.estimates import (
+    CHUNKS,
+    Batch,
+    Subject,
+    draws_of,
+    norm_squared,
+    reference_of,
+    relative_errors,
+    without_nan,
+)
 from glr_dist.figures import figure_of
 from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
-from glr_dist.losses import LOSSES, Loss
-from glr_dist.text import one_line
-from glr_dist.training import checkpoint
-
-_CHUNKS = 20  # independent parts of the reference; their spread gives its error
-# The step keys the noise: reference, draws and training use disjoint steps.
-_REFERENCE_STEP, _DRAW_STEP = 2**40, 2**41
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosi
     Args:
         config: the configuration; its section `diagnose` lists what to measure.
         out: the folder.
-        weights: a checkpoint to measure at; by default the initial weights.
+        weights: a checkpoint to measure at; by default the weights that training begins with.
 
     Raises:
         ConfigError: the configuration or the checkpoint does not fit.
@@ -111,126 +106,41 @@ def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosi
     ]
     for options in tried:
         check_estimator(options, config.noise, config.training.loss)
-    keep_freed_memory()
-    device = device_of(config.execution)
-    dataset = data.load(config.data)
-    x, y = dataset.train.to(device).batch(slice(0, chosen.batch))
-    loss = LOSSES[config.training.loss]
-    kept = checkpoint.load(weights, device) if weights is not None else None
+    subject = Subject(config, weights)
+    net_of = subject.net
 
-    def net_of(options: Estimator) -> GLR:
-        net = network_of(config.model_copy(update={"estimator": options}), dataset, device)
-        if kept is not None:
-            state = dict(kept["network"])
-            if config.noise.learn == "none":  # the configuration's scales count, not the checkpoint's
-                if config.noise.schedule:
-                    net.set_scale(config.noise.scale_after(kept["epoch"]))
-                state |= {key: value for key, value in net.state_dict().items() if key.startswith("log_scales.")}
-            try:
-                net.load_state_dict(state)
-            except RuntimeError as error:
-                raise ConfigError(f"--checkpoint: {weights} belongs to another network ({one_line(error)})") from None
-        return net.train()
+    def with_options(options: Estimator) -> GLR:
+        return net_of(config.model_copy(update={"estimator": options}))
 
-    net_of(tried[0])  # reports errors before anything is written
+    with_options(tried[0])  # reports errors before anything is written
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "diagnose.yaml", dump_config(config).encode())
-    bar = tqdm(total=_CHUNKS + len(tried) * chosen.draws, disable=not sys.stderr.isatty(), desc="diagnose")
-    with bar:
-        batch = Batch(x, y, loss, bar)
-        name, reference = _reference(config, net_of, batch)
+    with tqdm(total=CHUNKS + len(tried) * chosen.draws, disable=not sys.stderr.isatty(), desc="diagnose") as bar:
+        batch = subject.batch(bar)
+        name, reference = reference_of(config, net_of, batch)
         qualities = [
-            found for options in tried for found in _qualities(net_of(options), batch, chosen.draws, reference)
+            found for options in tried for found in _qualities(with_options(options), batch, chosen.draws, reference)
         ]
-    errors = {site: (_variance_of_mean(g) / _norm_squared(g)) ** 0.5 for site, g in reference.items()}
+    errors = relative_errors(reference)
     diagnosis = Diagnosis(
         config.estimator.name, name, errors, tuple(sorted(qualities, key=lambda quality: quality.site))
     )
-    content = json.dumps(_without_nan(asdict(diagnosis)), indent=2, allow_nan=False) + "\n"
+    content = json.dumps(without_nan(asdict(diagnosis)), indent=2, allow_nan=False) + "\n"
     write_atomically(out / "diagnose.json", content.encode())
     _draw(diagnosis, out / "diagnose.png")
     return diagnosis
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Batch and loss of all estimates, and the progress bar that counts them."""
-
-    x: Tensor
-    y: Tensor
-    loss: Loss
-    bar: tqdm[Any]
-
-
-def _gradients(net: GLR, batch: Batch, steps: Sequence[int]) -> dict[str, Tensor]:
-    """Returns independent estimates by site [R, P], the site's P parameters flattened in float64."""
-    rows: dict[str, list[Tensor]] = {}
-    for step in steps:
-        net.step = step
-        grads = net.gradients(batch.x, batch.y, batch.loss).grads
-        for site in net.network.sites:
-            if site.owned:
-                row = torch.cat([grads[name].flatten() for name in site.owned]).double()
-                rows.setdefault(site.name, []).append(row)
-        batch.bar.update()
-    return {site: torch.stack(found) for site, found in rows.items()}
-
-
-def _reference(config: Config, net_of: Callable[[Estimator], GLR], batch: Batch) -> tuple[str, dict[str, Tensor]]:
-    """Returns the name of the reference estimator and its estimates [C, P] by site."""
-    chosen = config.diagnose
-    estimator = config.estimator.name
-    other = "conditional" if estimator != "conditional" else "joint"
-    names = ("pathwise", other) if chosen.reference == "auto" else (chosen.reference,)
-    per_chunk = max(2, 2 * round(chosen.reference_passes / _CHUNKS / 2))
-    steps = range(_REFERENCE_STEP, _REFERENCE_STEP + _CHUNKS)
-    for name in names:
-        copies = config.estimator.copies
-        sizes: dict[str, dict[str, Any]] = {
-            "pathwise": {"passes": per_chunk},
-            "joint": {"copies": per_chunk},
-            "conditional": {"copies": copies, "passes": max(1, per_chunk // max(per_site(copies)))},
-        }
-        options = build(Estimator, {"name": name, **sizes[name]})
-        if name == "pathwise" and config.noise.law == "none":
-            options = config.estimator
-        try:
-            return name, _gradients(net_of(options), batch, steps)
-        except NoGradientError as error:
-            if name == names[-1]:
-                raise ConfigError(f"diagnose.reference: {error}") from None
-    raise AssertionError
-
-
-def _norm_squared(reference: Tensor) -> float:
-    """Returns |g|² without the reference's own variance; NaN if the reference is nothing but noise."""
-    corrected = (reference.mean(0).square().sum() - _variance_of_mean(reference)).item()
-    return corrected if corrected > 0 else math.nan
-
-
-def _without_nan(value: Any) -> Any:
-    """Replaces NaN, which JSON does not have, by None."""
-    if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _variance_of_mean(reference: Tensor) -> float:
-    return (reference.var(0).sum() / len(reference)).item()
-
-
 def _qualities(net: GLR, batch: Batch, draws: int, reference: dict[str, Tensor]) -> list[Quality]:
     options = net.options
     started = time.perf_counter()
-    estimates = _gradients(net, batch, range(_DRAW_STEP, _DRAW_STEP + draws))
+    estimates = draws_of(net, batch, draws)
     milliseconds = 1000 * (time.perf_counter() - started) / draws
     _, forward_passes = net.cost(batch.x, batch.y)
     rows = []
     for site, g in estimates.items():
         r = reference[site]
-        norm = _norm_squared(r)
+        norm = norm_squared(r)
         along = g @ r.mean(0)
         cosines = along / (g.norm(dim=1) * norm**0.5)
         error = (along.var() / draws + (r @ g.mean(0)).var() / len(r)).sqrt() / norm

@@ -1,0 +1,165 @@
+"""Independent estimates of the gradient of each site, and the reference that they are compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from glr_dist import data
+from glr_dist.build import device_of, network_of
+from glr_dist.config import Config, Estimator, build, per_site
+from glr_dist.errors import ConfigError, NoGradientError
+from glr_dist.execution.memory import keep_freed_memory
+from glr_dist.glr import GLR
+from glr_dist.losses import LOSSES, Loss
+from glr_dist.text import one_line
+from glr_dist.training import checkpoint
+from glr_dist.training.warm_start import begin_with, weights_of
+
+CHUNKS = 20  # independent parts of the reference; their spread gives its error
+# The step keys the noise: reference, draws and training use disjoint steps.
+_REFERENCE_STEP, _DRAW_STEP = 2**40, 2**41
+
+
+class Subject:
+    """Networks of a configuration at the same weights, and the batch of all estimates.
+
+    Args:
+        config: the configuration.
+        weights: a checkpoint to measure at; by default the weights that training begins with.
+
+    Raises:
+        ConfigError: the device, the data or the weights are missing.
+        CheckpointError: the checkpoint is damaged.
+    """
+
+    def __init__(self, config: Config, weights: Path | None) -> None:
+        keep_freed_memory()
+        device = device_of(config.execution)
+        self._dataset, self._device, self._path = data.load(config.data), device, weights
+        self._kept = checkpoint.load(weights, device) if weights is not None else None
+        self._begun = weights_of(config.model, device) if weights is None else None
+        self._x, self._y = self._dataset.train.to(device).batch(slice(0, config.diagnose.batch))
+        self._loss = LOSSES[config.training.loss]
+
+    def batch(self, bar: tqdm[Any]) -> Batch:
+        """Returns the batch of all estimates."""
+        return Batch(self._x, self._y, self._loss, bar)
+
+    def net(self, config: Config) -> GLR:
+        """Returns the network of a configuration, in training mode.
+
+        Raises:
+            ConfigError: the checkpoint belongs to another network.
+        """
+        net = network_of(config, self._dataset, self._device)
+        if self._begun is not None:
+            begin_with(net, self._begun)
+        if self._kept is not None:
+            state = dict(self._kept["network"])
+            if config.noise.learn == "none":  # the configuration's scales count, not the checkpoint's
+                if config.noise.schedule:
+                    net.set_scale(config.noise.scale_after(self._kept["epoch"]))
+                state = {key: value for key, value in state.items() if not key.startswith("log_scales.")}
+                state |= {key: value for key, value in net.state_dict().items() if key.startswith("log_scales.")}
+            try:
+                net.load_state_dict(state)
+            except RuntimeError as error:
+                reason = one_line(error)
+                raise ConfigError(f"--checkpoint: {self._path} belongs to another network ({reason})") from None
+        return net.train()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Batch and loss of all estimates, and the progress bar that counts them."""
+
+    x: Tensor
+    y: Tensor
+    loss: Loss
+    bar: tqdm[Any]
+
+
+def draws_of(net: GLR, batch: Batch, draws: int) -> dict[str, Tensor]:
+    """Returns independent estimates by site [R, P], the site's P parameters flattened in float64."""
+    return _estimates(net, batch, range(_DRAW_STEP, _DRAW_STEP + draws))
+
+
+def chunks_of(net: GLR, batch: Batch) -> dict[str, Tensor]:
+    """Returns the estimates of a reference by site [C, P]."""
+    return _estimates(net, batch, range(_REFERENCE_STEP, _REFERENCE_STEP + CHUNKS))
+
+
+def _estimates(net: GLR, batch: Batch, steps: Sequence[int]) -> dict[str, Tensor]:
+    """Returns independent estimates by site [R, P], the site's P parameters flattened in float64."""
+    rows: dict[str, list[Tensor]] = {}
+    for step in steps:
+        net.step = step
+        grads = net.gradients(batch.x, batch.y, batch.loss).grads
+        for site in net.network.sites:
+            if site.owned:
+                row = torch.cat([grads[name].flatten() for name in site.owned]).double()
+                rows.setdefault(site.name, []).append(row)
+        batch.bar.update()
+    return {site: torch.stack(found) for site, found in rows.items()}
+
+
+def reference_of(config: Config, net_of: Callable[[Config], GLR], batch: Batch) -> tuple[str, dict[str, Tensor]]:
+    """Returns the name of the reference estimator and its estimates [C, P] by site.
+
+    Raises:
+        ConfigError: the network has no such gradient.
+    """
+    chosen = config.diagnose
+    estimator = config.estimator.name
+    other = "conditional" if estimator != "conditional" else "joint"
+    names = ("pathwise", other) if chosen.reference == "auto" else (chosen.reference,)
+    per_chunk = max(2, 2 * round(chosen.reference_passes / CHUNKS / 2))
+    for name in names:
+        copies = config.estimator.copies
+        sizes: dict[str, dict[str, Any]] = {
+            "pathwise": {"passes": per_chunk},
+            "joint": {"copies": per_chunk},
+            "conditional": {"copies": copies, "passes": max(1, per_chunk // max(per_site(copies)))},
+        }
+        options = build(Estimator, {"name": name, **sizes[name]})
+        if name == "pathwise" and config.noise.law == "none":
+            options = config.estimator
+        try:
+            return name, chunks_of(net_of(config.model_copy(update={"estimator": options})), batch)
+        except NoGradientError as error:
+            if name == names[-1]:
+                raise ConfigError(f"diagnose.reference: {error}") from None
+    raise AssertionError
+
+
+def norm_squared(reference: Tensor) -> float:
+    """Returns |g|² without the reference's own variance; NaN if the reference is nothing but noise."""
+    corrected = (reference.mean(0).square().sum() - variance_of_mean(reference)).item()
+    return corrected if corrected > 0 else math.nan
+
+
+def variance_of_mean(reference: Tensor) -> float:
+    """Returns the variance of the reference's mean, summed over the parameters."""
+    return (reference.var(0).sum() / len(reference)).item()
+
+
+def relative_errors(reference: dict[str, Tensor]) -> dict[str, float]:
+    """Returns the standard error of the reference relative to |g|, by site."""
+    return {site: (variance_of_mean(g) / norm_squared(g)) ** 0.5 for site, g in reference.items()}
+
+
+def without_nan(value: Any) -> Any:
+    """Replaces NaN, which JSON does not have, by None."""
+    if isinstance(value, dict):
+        return {key: without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,198 @@
+"""Quality and cost of the estimates for each pair of a noise scale σ and a number of copies K.
+
+With ĝ an estimate at (σ, K), g_σ the gradient of J with noise of that scale, and g the target:
+
+    cosine         mean over sites and draws of the cosine of ĝ and g_σ: a smaller variance raises it
+    target cosine  the same with g: a larger σ lowers the variance of ĝ, but moves g_σ away from g
+
+The target is the gradient without noise, since accuracy is measured without noise. A network that has none (threshold
+units, the 0-1 loss) is compared with the gradient at the smallest σ of the grid. The mean over the sites gives all of
+them the same weight.
+
+Recommended is the pair of the fewest forward passes whose target cosine reaches `SHARE` of the highest one in the grid;
+of pairs with equally many passes, the one with the highest target cosine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from glr_dist.config import Config, Estimator, build, check_estimator, dump_config
+from glr_dist.diagnostics.estimates import (
+    CHUNKS,
+    Batch,
+    Subject,
+    chunks_of,
+    draws_of,
+    norm_squared,
+    reference_of,
+    relative_errors,
+    without_nan,
+)
+from glr_dist.diagnostics.grid_picture import draw_grid
+from glr_dist.diagnostics.grid_table import grid_table
+from glr_dist.diagnostics.pairs import Cosine, Pair, recommended
+from glr_dist.errors import ConfigError, NoGradientError
+from glr_dist.files import write_atomically
+
+CLEAN = "the gradient without noise"
+SMALLEST = "the gradient at the smallest σ, since there is none without noise"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Result of `diagnose_grid`.
+
+    Attributes:
+        estimator: name of the estimator.
+        references: name of the reference estimator of g_σ, by σ.
+        reference_errors: its relative error, by σ and site.
+        target: description of the target.
+        pairs: the pairs, in the order of σ and K.
+        recommended: the recommended pair; None if the references are nothing but noise.
+    """
+
+    estimator: str
+    references: dict[float, str]
+    reference_errors: dict[float, dict[str, float]]
+    target: str
+    pairs: tuple[Pair, ...]
+    recommended: Pair | None
+
+    def table(self, columns: int | None = None) -> str:
+        """Returns the table and the recommendation; a table that is wider than `columns` loses its last ones."""
+        names = ", ".join(dict.fromkeys(self.references.values()))
+        error = max((e for errors in self.reference_errors.values() for e in errors.values()), default=math.nan)
+        rows = grid_table(self.pairs, self.recommended, clean=self.target == CLEAN, columns=columns)
+        head = [f"estimator {self.estimator}, reference {names} (relative error up to {error:.4f})"]
+        return "\n".join([*head, f"target: {self.target}", *rows])
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def diagnose_grid(config: Config, out: Path, weights: Path | None = None) -> Grid:
+    """Measures each pair of `diagnose.scales` and `diagnose.copies`; writes `grid.json`, `grid.png`, `diagnose.yaml`.
+
+    Each σ holds at all sites, in place of the configuration's scales and those of the checkpoint.
+
+    Args:
+        config: the configuration.
+        out: the folder.
+        weights: a checkpoint to measure at; by default the weights that training begins with.
+
+    Raises:
+        ConfigError: the configuration or the checkpoint does not fit.
+        CheckpointError: the checkpoint is damaged.
+        OSError: the folder cannot be written.
+    """
+    if config.estimator.name == "pathwise":
+        raise ConfigError("--grid: estimator.name 'pathwise' does not redraw noise, so there are no copies to compare")
+    chosen = config.diagnose
+    scales = sorted(set(chosen.scales))
+    options = [
+        build(Estimator, config.estimator.model_dump() | {"copies": copies}, "estimator.")
+        for copies in sorted(set(chosen.copies))
+    ]
+    for each in options:
+        check_estimator(each, config.noise, config.training.loss)
+    subject = Subject(config, weights)
+    subject.net(_with(config, scales[0], options[0]))  # reports errors before anything is written
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "diagnose.yaml", dump_config(config).encode())
+    total = (1 + len(scales)) * CHUNKS + len(scales) * len(options) * chosen.draws
+    with tqdm(total=total, disable=not sys.stderr.isatty(), desc="diagnose") as bar:
+        batch = subject.batch(bar)
+        found = {scale: reference_of(_with(config, scale, options[0]), subject.net, batch) for scale in scales}
+        clean = _clean_gradient(config, subject, batch)
+        target = found[scales[0]][1] if clean is None else clean
+        pairs = tuple(
+            _pair(subject, _with(config, scale, each), scale, batch, found[scale][1], target)
+            for scale in scales
+            for each in options
+        )
+    grid = Grid(
+        estimator=config.estimator.name,
+        references={scale: name for scale, (name, _) in found.items()},
+        reference_errors={scale: relative_errors(reference) for scale, (_, reference) in found.items()},
+        target=SMALLEST if clean is None else CLEAN,
+        pairs=pairs,
+        recommended=recommended(pairs),
+    )
+    content = json.dumps(without_nan(asdict(grid)), indent=2, allow_nan=False) + "\n"
+    write_atomically(out / "grid.json", content.encode())
+    draw_grid(pairs, grid.recommended, out / "grid.png")
+    return grid
+
+
+def _with(config: Config, scale: float, options: Estimator) -> Config:
+    """Returns the configuration with fixed noise of one scale, and these options of the estimator."""
+    noise = config.noise.model_copy(update={"scale": scale, "schedule": {}, "learn": "none"})
+    return config.model_copy(update={"noise": noise, "estimator": options})
+
+
+def _clean_gradient(config: Config, subject: Subject, batch: Batch) -> dict[str, Tensor] | None:
+    """Returns the gradient without noise by site [C, P], None if autograd gives none."""
+    noise = config.noise.model_copy(update={"law": "none", "schedule": {}, "learn": "none"})
+    options = Estimator(name="pathwise", sampler="iid")
+    try:
+        return chunks_of(subject.net(config.model_copy(update={"noise": noise, "estimator": options})), batch)
+    except NoGradientError:
+        batch.bar.total = (batch.bar.total or 0) - CHUNKS
+        return None
+
+
+def _pair(
+    subject: Subject,
+    config: Config,
+    scale: float,
+    batch: Batch,
+    reference: dict[str, Tensor],
+    target: dict[str, Tensor],
+) -> Pair:
+    """Measures one pair of σ and K."""
+    assert isinstance(config.estimator.copies, int)
+    net, draws = subject.net(config), config.diagnose.draws
+    started = time.perf_counter()
+    estimates = draws_of(net, batch, draws)
+    milliseconds = 1000 * (time.perf_counter() - started) / draws
+    own = {site: _cosines(g, reference[site]) for site, g in estimates.items()}
+    wanted = {site: _cosines(g, target[site]) for site, g in estimates.items()}
+    variances = [(g.var(0).sum() / norm_squared(reference[site])).item() for site, g in estimates.items()]
+    return Pair(
+        scale=scale,
+        copies=config.estimator.copies,
+        cosine=_mean(own),
+        target_cosine=_mean(wanted),
+        variance=math.fsum(variances) / len(variances),
+        forward_passes=net.cost(batch.x, batch.y)[1],
+        milliseconds=milliseconds,
+        sites=dict(_of_sites(wanted)),
+    )
+
+
+def _cosines(estimates: Tensor, reference: Tensor) -> Tensor:
+    """Returns the cosine of each estimate [R, P] to the gradient that the reference [C, P] estimates: [R]."""
+    cosines: Tensor = estimates @ reference.mean(0) / (estimates.norm(dim=1) * norm_squared(reference) ** 0.5)
+    return cosines
+
+
+def _mean(cosines: dict[str, Tensor]) -> Cosine:
+    """Returns the mean over sites and draws; all sites of a draw share their noise, so draws give the error."""
+    by_draw = torch.stack(list(cosines.values())).mean(0)
+    return Cosine(by_draw.mean().item(), (by_draw.std() / len(by_draw) ** 0.5).item())
+
+
+def _of_sites(cosines: dict[str, Tensor]) -> Iterator[tuple[str, Cosine]]:
+    for site, values in cosines.items():
+        yield site, _mean({site: values})

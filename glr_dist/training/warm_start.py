@@ -1,0 +1,140 @@
+"""Warm start: a run begins with the parameters of another one, named by `model.weights`.
+
+The optimizer begins afresh. Learned noise scales are carried over where both runs learn them with the same shape; all
+others begin at `noise.scale`. The digest of the parameters goes into the run's configuration, and the parameters into
+its first checkpoint, so that a resumed run does not read the other one again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from glr_dist.config import Config, Model
+from glr_dist.errors import CheckpointError, ConfigError
+from glr_dist.glr import GLR
+from glr_dist.runs import RunFolder
+from glr_dist.training import checkpoint
+from glr_dist.training.best import load_newest
+
+_MODEL, _SCALES = "model.", "log_scales."  # prefixes of a network's state
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The parameters of another run.
+
+    Attributes:
+        path: its checkpoint.
+        state: the state of its network, by name.
+        learned: True if it learned its noise scales.
+        digest: SHA-256 of the state, the `params_sha256` of the other run if the checkpoint is its last.
+    """
+
+    path: Path
+    state: Mapping[str, Tensor]
+    learned: bool
+    digest: str
+
+
+def weights_of(model: Model, device: torch.device | str = "cpu") -> Weights | None:
+    """Reads the parameters that `model.weights` names, None if it names none.
+
+    Raises:
+        ConfigError: the folder does not hold a run, or the parameters have another digest than the configuration says.
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    if model.weights is None:
+        return None
+    path = Path(model.weights).expanduser().absolute()
+    try:
+        if path.is_dir():
+            RunFolder(path).config()
+            path, state = load_newest(RunFolder(path).checkpoints, device)
+        else:
+            state = checkpoint.load(path, device)
+        network, groups = dict(state["network"]), state["optimizer"]["param_groups"]
+        digest = checkpoint.digest(network)
+    except (ConfigError, CheckpointError) as error:
+        raise type(error)(f"model.weights: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CheckpointError(f"model.weights: {path}: is not the checkpoint of a run") from None
+    if model.weights_sha256 not in (None, digest):
+        raise ConfigError(
+            f"model.weights_sha256: '{model.weights_sha256}' is not allowed: the digest of {path} is '{digest}'"
+        )
+    return Weights(path, network, len(groups) > 1, digest)  # learned scales are the optimizer's second group
+
+
+def begin_with(net: GLR, weights: Weights) -> list[str]:
+    """Loads the parameters into a network.
+
+    Returns:
+        The keys of the noise scales that were carried over.
+
+    Raises:
+        ConfigError: the parameters do not fit; names the first one that differs.
+    """
+    own, given = net.state_dict(), weights.state
+    _check_fit(_part(own, _MODEL), _part(given, _MODEL), weights.path)
+    carried = [
+        name
+        for name, scale in net.named_parameters()
+        if name.startswith(_SCALES) and weights.learned and scale.requires_grad and name in given
+        if given[name].shape == scale.shape
+    ]
+    loaded = {name: given[name] for name in own if name.startswith(_MODEL) or name in carried}
+    net.load_state_dict({**own, **loaded})
+    return carried
+
+
+def adopted(before: Config, now: Config, folder: Path) -> Config:
+    """Returns the configuration that resumes a run, with the digest that the run recorded of the weights it began with.
+
+    Args:
+        before: the configuration of the run so far.
+        now: the configuration that resumes it.
+        folder: the run's folder.
+
+    Raises:
+        ConfigError: the two name different weights.
+    """
+    if now.model.weights is None or now.model.weights_sha256 is not None or before.model.weights is None:
+        return now
+    if before.model.weights != located(now).model.weights:
+        raise ConfigError(
+            f"model.weights: the run in {folder} began with {before.model.weights!r}, not "
+            f"{located(now).model.weights!r}; leave out --resume to begin another run"
+        )
+    return pinned(now, before.model.weights_sha256)
+
+
+def located(config: Config) -> Config:
+    """Returns the configuration with an absolute path of its weights."""
+    if config.model.weights is None:
+        return config
+    path = str(Path(config.model.weights).expanduser().absolute())
+    return config.model_copy(update={"model": config.model.model_copy(update={"weights": path})})
+
+
+def pinned(config: Config, digest: str | None) -> Config:
+    """Returns the configuration with an absolute path of its weights and their digest."""
+    model = located(config).model.model_copy(update={"weights_sha256": digest})
+    return config.model_copy(update={"model": model})
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
+    return {name.removeprefix(prefix): tuple(value.shape) for name, value in state.items() if name.startswith(prefix)}
+
+
+def _check_fit(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    for name in [*own, *(name for name in given if name not in own)]:
+        if own.get(name) != given.get(name):
+            there, here = (
+                f"has shape {shapes[name]}" if name in shapes else "does not exist" for shapes in (given, own)
+            )
+            raise ConfigError(f"model.weights: {path} does not fit: '{name}' {there} there and {here} in this network")
