@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from glr_dist import cli, config, diagnostics
-from glr_dist.diagnostics import Diagnosis, diagnose
+from glr_dist import cli, config
+from glr_dist.diagnostics import Diagnosis, diagnose, diagnosis
 from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.glr import GLR
 from glr_dist.training import checkpoint
@@ -59,7 +59,7 @@ def test_the_folder_holds_the_report_the_picture_and_the_config(measured, tiny):
 
 @pytest.mark.usefixtures("pictures")
 def test_the_picture_is_a_png(measured, tmp_path):
-    diagnostics._draw(measured[1], tmp_path / "diagnose.png")
+    diagnosis._draw(measured[1], tmp_path / "diagnose.png")
     assert (tmp_path / "diagnose.png").read_bytes().startswith(b"\x89PNG")
 
 

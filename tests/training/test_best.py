@@ -22,8 +22,6 @@ from glr_dist.training.train import train
 from glr_dist.training.trained_run import load_run
 from glr_dist.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 # A learning rate so large that the accuracy goes up and down: the best epoch is neither the first nor one of the last.
 UNSTEADY = ("training.epochs=8", "training.optimizer.lr=0.3", "estimator.copies=2")
 QUICK = ("examples=40", "attacks=[]", "corruptions.names=[]")

@@ -19,8 +19,6 @@ from glr_dist.training import checkpoint
 from glr_dist.training.train import train
 from glr_dist.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 SHORT = ("estimator.copies=2", "training.epochs=2")
 
 # Schedules whose course does not depend on the number of epochs.

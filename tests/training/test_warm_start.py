@@ -25,7 +25,6 @@ from glr_dist.tuning.search_config import load_search
 from glr_dist.tuning.trial_record import TrialRecord
 from glr_dist.tuning.trial_runner import Interval, TrialRunner
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
 SHORT = ("estimator.copies=2", "training.epochs=2")
 
 
