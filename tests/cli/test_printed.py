@@ -112,7 +112,7 @@ def test_a_line_is_not_longer_than_the_terminal(monkeypatch, capsys, columns, wh
     assert second.endswith("/" + "x" * 100)
 
 
-@pytest.mark.parametrize("columns", [80, 160])
+@pytest.mark.parametrize("columns", [80, pytest.param(160, marks=pytest.mark.slow)])
 def test_a_progress_bar_in_a_terminal(start, tiny_yaml, tmp_path, columns):
     pty = pytest.importorskip("pty")
     import fcntl

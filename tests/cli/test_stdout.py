@@ -53,7 +53,13 @@ def test_an_error_of_the_system_is_named_as_it_is(monkeypatch, capsys, tiny_yaml
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "tkagg"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "module://matplotlib_inline.backend_inline",
+        *(pytest.param(backend, marks=pytest.mark.slow) for backend in ("nonsense", "tkagg")),
+    ],
+)
 def test_a_picture_that_cannot_be_drawn_costs_nothing_but_a_warning(python, tiny_yaml, tmp_path, backend):
     code = "import sys; from glr_dist.cli import main; sys.exit(main(sys.argv[1:]))"
     done = python(code, "train", tiny_yaml, "training.epochs=1", "--out", tmp_path / "run", MPLBACKEND=backend)
