@@ -20,7 +20,9 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from glr_dist.errors import ClusterError
+from glr_dist.execution import watch
 from glr_dist.execution.cluster import asked, bundle_of, connect, disconnect, fitting, reserve, resources, room
+from glr_dist.execution.orphans import end_with_raylet
 from glr_dist.text import one_line
 
 _MAX_IN_FLIGHT = 2  # calls per actor: it computes one while the next one waits there
@@ -59,6 +61,7 @@ class Shell:
     """Holds a plain object inside an actor, and calls its methods with shared values in place of their references."""
 
     def __init__(self, kind: type, arguments: tuple[Any, ...]) -> None:
+        end_with_raylet()
         self._inner = kind(*arguments)
         self._cached: dict[str, tuple[int, Any]] = {}
 
@@ -225,12 +228,12 @@ class Pool:
         """Ends the actors and releases their resources; ends Ray if the pool started it."""
         if not ray.is_initialized():
             return
-        for slot in self._slots:
-            self._end(slot)
-        self._slots = []
-        if self._own_group is not None:
-            remove_placement_group(self._own_group)
-            self._own_group = None
+        if not watch.unresponsive():  # a dead Ray takes its actors along
+            for slot in self._slots:
+                self._end(slot)
+            if self._own_group is not None:
+                remove_placement_group(self._own_group)
+        self._slots, self._own_group = [], None
         if self._own_ray:
             disconnect()
             self._own_ray = False
@@ -269,6 +272,7 @@ class Pool:
 
     def _wait(self) -> None:
         """Waits for answers, handles them, and restarts actors that do not answer."""
+        watch.check()
         waited = {slot.ping: slot for slot in self._slots if slot.ping is not None}
         waited.update({ref: slot for slot in self._slots for ref, _ in slot.in_flight})
         ready, _ = ray.wait(list(waited), timeout=min(1.0, self._hang_timeout / 4))

@@ -23,6 +23,7 @@ from glr_dist.config import Execution
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.execution.all_reduce import LostReplicaError, OtherReplicaError
 from glr_dist.execution.cluster import bundle_of, connected, fitting, reserve, room
+from glr_dist.execution.orphans import end_with_raylet
 from glr_dist.files import write_atomically
 from glr_dist.text import one_line
 
@@ -149,6 +150,7 @@ def _fitted(
 
 def _call(fit: Callable[[], A]) -> A:
     """Calls `fit`; Ray runs plain functions only."""
+    end_with_raylet()
     return fit()
 
 
@@ -194,6 +196,7 @@ def _work(function: Callable[[torch.device], None], folder: Path) -> None:
     """Runs in a worker: sends errors that a user must fix to the driver; Ray Train handles all others by a restart."""
     from ray.train.torch import get_device
 
+    end_with_raylet()
     try:
         function(get_device())
     except OtherReplicaError:
