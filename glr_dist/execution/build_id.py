@@ -29,20 +29,24 @@ def node() -> str:
     return socket.gethostname()
 
 
-def check_same(node: str, other: Software) -> None:
-    """Checks that the software of another process is that of this one.
+def check_same(node: str, found: Software, expected: Software) -> None:
+    """Checks that a node has the software of the driver.
 
     Args:
-        node: the name of its machine.
-        other: its `software()`.
+        node: the name of the node.
+        found: `software()` on the node.
+        expected: `software()` of the driver.
 
     Raises:
-        ClusterError: names the machine and what differs.
+        ClusterError: names the node and what differs.
     """
-    mine = software()
-    if differing := [name for name in mine if other.get(name) != mine[name]]:
-        parts = (f"{name} {other.get(name, 'unknown')} instead of {mine[name]}" for name in differing)
-        raise ClusterError(f"node {node} has other software, which computes other results: {', '.join(parts)}")
+    differing = [
+        f"{name} {found.get(name, 'unknown')} instead of {wanted}"
+        for name, wanted in expected.items()
+        if found.get(name) != wanted
+    ]
+    if differing:
+        raise ClusterError(f"node {node} has other software, which may compute other results: {', '.join(differing)}")
 
 
 def _version(name: str) -> str:

@@ -35,7 +35,6 @@ def local_settings() -> Iterator[None]:
     """
     environment: dict[str, str | None] = {
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", _LOOPBACK),
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # after a crash, Ray's agents would live on for a minute
     }
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_AUTH_TOKEN_PATH": None}

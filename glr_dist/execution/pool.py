@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from glr_dist.errors import ClusterError
 from glr_dist.execution import watch
+from glr_dist.execution.build_id import Software, check_same, node, software
 from glr_dist.execution.cluster import asked, bundle_of, connect, disconnect, fitting, reserve, resources, room
 from glr_dist.execution.orphans import end_with_raylet
 from glr_dist.text import one_line
@@ -29,6 +30,7 @@ _MAX_IN_FLIGHT = 2  # calls per actor: it computes one while the next one waits 
 _MAX_LOSSES = 10  # actors that one call may lose; beyond that, the call itself is at fault
 _MAX_STARTS = 3  # starts of one actor that never answers
 _MAX_SILENCE = 120.0  # seconds without a healthy actor
+_OUT_OF_MEMORY = ("OutOfMemory", "running low on memory", "out of memory", "OOM")  # in Ray's words
 
 
 class Shared(NamedTuple):
@@ -65,9 +67,9 @@ class Shell:
         self._inner = kind(*arguments)
         self._cached: dict[str, tuple[int, Any]] = {}
 
-    def pid(self) -> int:
-        """Returns the process id; an actor that answers is healthy."""
-        return os.getpid()
+    def hello(self) -> tuple[int, str, Software]:
+        """Returns the process id, the node's name and its software; an actor that answers is healthy."""
+        return os.getpid(), node(), software()
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> tuple[Any, float]:
         """Calls a method of the object; returns its result and the seconds it took."""
@@ -131,7 +133,8 @@ class Pool:
         restarts: number of times that an actor was lost.
 
     Raises:
-        ClusterError: the cluster cannot be joined, or has no place for the actors.
+        ClusterError: the cluster cannot be joined, or has no place for the actors. `run` also raises it for a node
+            that has another version of this package or of a library.
     """
 
     def __init__(
@@ -152,6 +155,7 @@ class Pool:
         self._versions: dict[str, int] = {}
         self._healthy_at = self._reported_at = time.monotonic()
         self._own_group: PlacementGroup | None = None
+        self._cause = ""  # of the last loss of an actor, in Ray's words
         self._own_ray = connect((actors or 0) * cpus)
         try:
             size, group = self._placed(actors, cpus, gpus, placement_timeout)
@@ -282,7 +286,10 @@ class Pool:
         if any(slot.healthy for slot in self._slots):
             self._healthy_at = now
         elif now - self._healthy_at > _MAX_SILENCE:
-            raise ClusterError(f"no actor has answered for {_MAX_SILENCE:.0f} s; the cluster has {resources()}")
+            raise ClusterError(
+                f"no actor has answered for {_MAX_SILENCE:.0f} s; the cluster has {resources()}"
+                + (f"; {remedy}" if (remedy := _remedy(self._cause)) else "")
+            )
         for slot in self._slots:
             if slot.in_flight and self._hangs(slot, now):
                 with suppress(RayError):
@@ -327,34 +334,38 @@ class Pool:
 
     def _slot(self) -> _Slot:
         actor = self._actor.remote(*self._made_of)
-        return _Slot(actor, actor.pid.remote(), time.monotonic())
+        return _Slot(actor, actor.hello.remote(), time.monotonic())
 
     def _lose(self, slot: _Slot, reason: str) -> None:
         """Returns an actor's calls to the queue and pings its replacement."""
         self.restarts += 1
+        self._cause = reason
         tasks = [task for _, task in slot.in_flight]
         slot.in_flight.clear()
         slot.versions.clear()
-        slot.ping, slot.since = slot.actor.pid.remote(), time.monotonic()
+        slot.ping, slot.since = slot.actor.hello.remote(), time.monotonic()
         self._queue.extendleft(reversed(tasks))
         for head in tasks[:1]:
             head.losses += 1
             if head.needed and head.losses >= _MAX_LOSSES:
-                raise ClusterError(f"one call lost {_MAX_LOSSES} actors; the last time: {one_line(reason)}")
+                raise ClusterError(
+                    f"one call lost {_MAX_LOSSES} actors; {_remedy(reason) or f'the last time: {one_line(reason)}'}"
+                )
 
     def _take_ping(self, slot: _Slot, ref: Any) -> None:
         try:
-            slot.pid = ray.get(ref)
-        except ActorUnavailableError:  # still restarting
+            slot.pid, where, its_software = ray.get(ref)
+        except ActorUnavailableError as error:  # still restarting
+            self._cause = str(error)
             time.sleep(0.05)
-            slot.ping = slot.actor.pid.remote()
+            slot.ping = slot.actor.hello.remote()
         except RayError as error:
             if slot.starts >= _MAX_STARTS:
-                raise ClusterError(
-                    f"an actor died {_MAX_STARTS} times as it started; the last time: {one_line(error)}"
-                ) from None
+                cause = _remedy(str(error)) or f"the last time: {one_line(error)}"
+                raise ClusterError(f"an actor died {_MAX_STARTS} times as it started; {cause}") from None
             self._replace(slot)
         else:
+            check_same(where, its_software, software())
             slot.ping, slot.starts = None, 0
 
     def _replace(self, slot: _Slot) -> None:
@@ -384,3 +395,13 @@ class Pool:
             has = f"the trial's placement group has {free} beside the trial itself"
             raise ClusterError(f"{asked(actors or 1, bundle)}: no place for them, {has}")
         return actors or places, group
+
+
+def _remedy(cause: str) -> str:
+    """Returns what to do against the loss of an actor if Ray killed it for its memory, else an empty string."""
+    if not any(word in cause for word in _OUT_OF_MEMORY):
+        return ""
+    return (
+        "Ray killed the last one because its node ran out of memory; lower execution.actors, estimator.copies or "
+        "training.batch_size"
+    )

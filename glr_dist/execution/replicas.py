@@ -22,6 +22,7 @@ from glr_dist import errors
 from glr_dist.config import Execution
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.execution.all_reduce import LostReplicaError, OtherReplicaError
+from glr_dist.execution.build_id import Software, check_same, node, software
 from glr_dist.execution.cluster import bundle_of, connected, fitting, reserve, room
 from glr_dist.execution.orphans import end_with_raylet
 from glr_dist.files import write_atomically
@@ -170,7 +171,7 @@ def _fit(function: Callable[[torch.device], None], execution: Execution, workers
 
     bundle = bundle_of(execution.cpus_per_actor, execution.gpus_per_actor)
     trainer = train.torch.TorchTrainer(
-        partial(_work, function, folder),
+        partial(_work, function, folder, software()),
         scaling_config=train.ScalingConfig(
             num_workers=workers, use_gpu=execution.gpus_per_actor > 0, resources_per_worker=bundle
         ),
@@ -192,12 +193,19 @@ def _fit(function: Callable[[torch.device], None], execution: Execution, workers
     return None
 
 
-def _work(function: Callable[[torch.device], None], folder: Path) -> None:
-    """Runs in a worker: sends errors that a user must fix to the driver; Ray Train handles all others by a restart."""
+def _work(function: Callable[[torch.device], None], folder: Path, expected: Software) -> None:
+    """Runs in a worker: sends errors that a user must fix to the driver; Ray Train handles all others by a restart.
+
+    Args:
+        function: `run_replicas`' function.
+        folder: receives the errors.
+        expected: the software of the driver.
+    """
     from ray.train.torch import get_device
 
     end_with_raylet()
     try:
+        check_same(node(), software(), expected)
         function(get_device())
     except OtherReplicaError:
         return
