@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import ray
 import torch
+from ray.core.generated import common_pb2, gcs_pb2
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
@@ -72,7 +74,7 @@ def connect(cpus: float = 0) -> bool:
     if folder:
         _short_folders.append(folder)
     _held_sockets.extend(local_ray.held_sockets())
-    watch.begin({name: process.poll for name, process in local_ray.processes().items()})
+    watch.begin({name: process.poll for name, process in local_ray.processes().items()}, ray.is_initialized)
     shared = f" on {_cores()} cores, which they share" if number > _cores() else ""
     where = ray.util.get_node_ip_address()
     print(f"started a local Ray with {number} CPUs{shared}; it listens on {where}", file=sys.stderr)
@@ -285,3 +287,13 @@ def resources() -> str:
     """Describes the cluster's resources in words."""
     total, free = ray.cluster_resources(), ray.available_resources()
     return " and ".join(f"{total.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in ("CPU", "GPU"))
+
+
+def memory_kills() -> int:
+    """Returns the number of processes that Ray has killed because a node ran out of memory; 0 if it does not tell."""
+    common, messages = cast(Any, common_pb2), cast(Any, gcs_pb2)
+    state: Any = ray._private.state.state
+    with suppress(Exception):  # private names of Ray, and a cluster that does not answer
+        workers = map(messages.WorkerTableData.FromString, state._connect_and_get_accessor().get_worker_table())
+        return sum(worker.exit_type == common.WorkerExitType.Value("NODE_OUT_OF_MEMORY") for worker in workers)
+    return 0

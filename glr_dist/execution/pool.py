@@ -22,7 +22,17 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from glr_dist.errors import ClusterError
 from glr_dist.execution import watch
 from glr_dist.execution.build_id import Software, check_same, node, software
-from glr_dist.execution.cluster import asked, bundle_of, connect, disconnect, fitting, reserve, resources, room
+from glr_dist.execution.cluster import (
+    asked,
+    bundle_of,
+    connect,
+    disconnect,
+    fitting,
+    memory_kills,
+    reserve,
+    resources,
+    room,
+)
 from glr_dist.execution.orphans import end_with_raylet
 from glr_dist.text import one_line
 
@@ -30,7 +40,7 @@ _MAX_IN_FLIGHT = 2  # calls per actor: it computes one while the next one waits 
 _MAX_LOSSES = 10  # actors that one call may lose; beyond that, the call itself is at fault
 _MAX_STARTS = 3  # starts of one actor that never answers
 _MAX_SILENCE = 120.0  # seconds without a healthy actor
-_OUT_OF_MEMORY = ("OutOfMemory", "running low on memory", "out of memory", "OOM")  # in Ray's words
+_MAX_MEMORY_KILLS = 3  # actors killed for their memory while no actor answers
 
 
 class Shared(NamedTuple):
@@ -128,6 +138,7 @@ class Pool:
         placement_timeout: seconds to wait until the cluster has placed the actors.
         hang_timeout: seconds that a call may take before its actor is restarted; doubled each time the call is
             repeated.
+        role: what the actors do: Ray's dashboard and `ps` show them as `GLR` + role + `Actor`.
 
     Attributes:
         restarts: number of times that an actor was lost.
@@ -147,6 +158,7 @@ class Pool:
         gpus: float = 0,
         placement_timeout: float = 15,
         hang_timeout: float = 60,
+        role: str = "Pool",
     ) -> None:
         self.restarts = self._reported_restarts = 0
         self._hang_timeout = hang_timeout
@@ -155,13 +167,14 @@ class Pool:
         self._versions: dict[str, int] = {}
         self._healthy_at = self._reported_at = time.monotonic()
         self._own_group: PlacementGroup | None = None
-        self._cause = ""  # of the last loss of an actor, in Ray's words
         self._own_ray = connect((actors or 0) * cpus)
         try:
+            self._earlier_memory_kills = memory_kills()
             size, group = self._placed(actors, cpus, gpus, placement_timeout)
             place = PlacementGroupSchedulingStrategy(group)
             options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
-            self._actor: Any = ray.remote(Shell).options(scheduling_strategy=place, **options)
+            named = type(f"GLR{role}Actor", (Shell,), {"__module__": __name__})
+            self._actor: Any = ray.remote(named).options(scheduling_strategy=place, **options)
             self._made_of = kind, arguments
             self._slots = [self._slot() for _ in range(size)]
         except BaseException:
@@ -285,11 +298,9 @@ class Pool:
         now = time.monotonic()
         if any(slot.healthy for slot in self._slots):
             self._healthy_at = now
-        elif now - self._healthy_at > _MAX_SILENCE:
-            raise ClusterError(
-                f"no actor has answered for {_MAX_SILENCE:.0f} s; the cluster has {resources()}"
-                + (f"; {remedy}" if (remedy := _remedy(self._cause)) else "")
-            )
+        elif now - self._healthy_at > _MAX_SILENCE or self._memory_kills() >= _MAX_MEMORY_KILLS:
+            silence = f"no actor has answered for {now - self._healthy_at:.0f} s; the cluster has {resources()}"
+            raise ClusterError(f"{silence}{self._remedy()}")
         for slot in self._slots:
             if slot.in_flight and self._hangs(slot, now):
                 with suppress(RayError):
@@ -339,7 +350,6 @@ class Pool:
     def _lose(self, slot: _Slot, reason: str) -> None:
         """Returns an actor's calls to the queue and pings its replacement."""
         self.restarts += 1
-        self._cause = reason
         tasks = [task for _, task in slot.in_flight]
         slot.in_flight.clear()
         slot.versions.clear()
@@ -349,20 +359,20 @@ class Pool:
             head.losses += 1
             if head.needed and head.losses >= _MAX_LOSSES:
                 raise ClusterError(
-                    f"one call lost {_MAX_LOSSES} actors; {_remedy(reason) or f'the last time: {one_line(reason)}'}"
+                    f"one call lost {_MAX_LOSSES} actors; the last time: {one_line(reason)}{self._remedy()}"
                 )
 
     def _take_ping(self, slot: _Slot, ref: Any) -> None:
         try:
             slot.pid, where, its_software = ray.get(ref)
-        except ActorUnavailableError as error:  # still restarting
-            self._cause = str(error)
+        except ActorUnavailableError:  # still restarting
             time.sleep(0.05)
             slot.ping = slot.actor.hello.remote()
         except RayError as error:
             if slot.starts >= _MAX_STARTS:
-                cause = _remedy(str(error)) or f"the last time: {one_line(error)}"
-                raise ClusterError(f"an actor died {_MAX_STARTS} times as it started; {cause}") from None
+                raise ClusterError(
+                    f"an actor died {_MAX_STARTS} times as it started; the last time: {one_line(error)}{self._remedy()}"
+                ) from None
             self._replace(slot)
         else:
             check_same(where, its_software, software())
@@ -373,6 +383,19 @@ class Pool:
         self._end(slot)
         fresh = self._slot()
         slot.actor, slot.ping, slot.since, slot.starts = fresh.actor, fresh.ping, fresh.since, slot.starts + 1
+
+    def _memory_kills(self) -> int:
+        """Number of processes that Ray has killed for their memory since the pool was made."""
+        return memory_kills() - self._earlier_memory_kills
+
+    def _remedy(self) -> str:
+        """Returns what to do if Ray kills actors for their memory, else an empty string."""
+        if not (kills := self._memory_kills()):
+            return ""
+        return (
+            f"; Ray killed {kills} processes because a node ran out of memory: lower execution.actors, "
+            "estimator.copies or training.batch_size"
+        )
 
     @staticmethod
     def _end(slot: _Slot) -> None:
@@ -395,13 +418,3 @@ class Pool:
             has = f"the trial's placement group has {free} beside the trial itself"
             raise ClusterError(f"{asked(actors or 1, bundle)}: no place for them, {has}")
         return actors or places, group
-
-
-def _remedy(cause: str) -> str:
-    """Returns what to do against the loss of an actor if Ray killed it for its memory, else an empty string."""
-    if not any(word in cause for word in _OUT_OF_MEMORY):
-        return ""
-    return (
-        "Ray killed the last one because its node ran out of memory; lower execution.actors, estimator.copies or "
-        "training.batch_size"
-    )

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-from _thread import interrupt_main
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -28,14 +27,15 @@ class Watch:
 
     Args:
         processes: name and exit code of each process.
+        in_use: returns False once this process has begun to end its Ray without `expect_end`, as `ray.shutdown` does.
     """
 
-    def __init__(self, processes: Mapping[str, ExitCode]) -> None:
+    def __init__(self, processes: Mapping[str, ExitCode], in_use: Callable[[], bool]) -> None:
         self.reason: str | None = None  # of the first death
         self.expected = False  # True if this process is about to end its Ray
         self.killed = False  # True if Ray's processes were killed instead of shut down
         self.hurried = False  # True if a scheduler told this process to end, and perhaps Ray's processes too
-        self._processes = processes
+        self._processes, self._in_use = processes, in_use
         self._closed = threading.Event()
         self._interrupts = threading.current_thread() is threading.main_thread()
         threading.Thread(target=self._run, name="watch of Ray", daemon=True).start()
@@ -53,12 +53,18 @@ class Watch:
         while not self.dead:
             if self._closed.wait(_INTERVAL):
                 return
+        if not (self.expected or self._in_use()):
+            return
         if not self.expected:
             self.reason = self._described()
-            if self._interrupts:
-                interrupt_main()
+            self._interrupt()
         if not self._closed.wait(_GRACE):
             self._exit()
+
+    def _interrupt(self) -> None:
+        """Sends Ctrl-C to the main thread, which ends what it waits for."""
+        if self._interrupts and callable(signal.getsignal(signal.SIGINT)):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def _described(self) -> str:
         name, code = next((n, c) for n, code in self._processes.items() if (c := code()) is not None)
@@ -87,10 +93,10 @@ _watch: Watch | None = None
 _advice: Callable[[], str] = str  # what to do after a loss
 
 
-def begin(processes: Mapping[str, ExitCode]) -> None:
-    """Begins to watch the processes of a local Ray."""
+def begin(processes: Mapping[str, ExitCode], in_use: Callable[[], bool]) -> None:
+    """Begins to watch the processes of a local Ray; arguments as `Watch`."""
     global _watch
-    _watch = Watch(processes)
+    _watch = Watch(processes, in_use)
 
 
 def expect_end(*, hurried: bool = False) -> None:

@@ -310,3 +310,15 @@ def test_actors_whose_package_differs_by_one_number_are_refused(start, tiny_yaml
         r"source of glr_dist \w{12} instead of \w{12}",
         line,
     )
+
+
+@pytest.mark.slow
+def test_actors_that_ray_kills_for_their_memory_end_a_run_with_the_remedy(start, tiny_yaml, tmp_path):
+    environment = {**os.environ, "RAY_memory_usage_threshold": "0.01"}  # Ray thinks that the node is full
+    process = start("train", tiny_yaml, *LONG, "--out", tmp_path / "run", env=environment)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2, error
+    line = error.splitlines()[-1]
+    assert "because a node ran out of memory" in line
+    for remedy in ("execution.actors", "estimator.copies", "training.batch_size"):
+        assert remedy in line
