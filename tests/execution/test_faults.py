@@ -322,3 +322,15 @@ def test_actors_that_ray_kills_for_their_memory_end_a_run_with_the_remedy(start,
     assert "because a node ran out of memory" in line
     for remedy in ("execution.actors", "estimator.copies", "training.batch_size"):
         assert remedy in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["layers", "replicas"])
+def test_no_process_of_a_local_run_listens_beyond_the_loopback_interface(start, tiny_yaml, tmp_path, kind):
+    process = start("train", tiny_yaml, *on_two(kind), "--out", tmp_path / "run")
+    children = after_epochs(process, 1)
+    opened = [each for child in children for each in child.net_connections() if each.status == "LISTEN"]
+    process.terminate()
+    process.communicate(timeout=60)
+    assert len(opened) > 5
+    assert {each.laddr.ip.removeprefix("::ffff:") for each in opened} == {"127.0.0.1"}
