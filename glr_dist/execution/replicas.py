@@ -96,7 +96,8 @@ def run_replicas(
             workers = execution.actors or max(1, min(max_workers, fitting(bundle) if local else room(bundle)))
             # Ray Train waits for its own placement group without a limit.
             remove_placement_group(reserve(workers, bundle, execution.placement_timeout, own=local))
-            fit = partial(_fit, function, execution, workers, folder, local=local)
+            work = partial(_work, function, folder, software())
+            fit = partial(_fit, work, execution, workers, folder, local=local)
             reason = _fitted(fit, execution, folder, watch, local=local)
         _raise_error(folder)
     finally:
@@ -157,9 +158,7 @@ def _call(fit: Callable[[], A]) -> A:
     return fit()
 
 
-def _fit(
-    function: Callable[[torch.device], None], execution: Execution, workers: int, folder: Path, *, local: bool
-) -> str | None:
+def _fit(work: Callable[[], None], execution: Execution, workers: int, folder: Path, *, local: bool) -> str | None:
     """Runs Ray Train's trainer in this process; returns the reason of a failure."""
     import ray.train
     import ray.train.torch
@@ -175,7 +174,7 @@ def _fit(
 
     bundle = bundle_of(execution.cpus_per_actor, execution.gpus_per_actor)
     trainer = train.torch.TorchTrainer(
-        partial(_work, function, folder, software()),
+        work,
         scaling_config=train.ScalingConfig(
             num_workers=workers, use_gpu=execution.gpus_per_actor > 0, resources_per_worker=bundle
         ),
