@@ -38,6 +38,7 @@ ONLY_IN = {
     "ray": {
         "execution/cluster.py",
         "execution/layers.py",
+        "execution/local_ray.py",
         "execution/replicas.py",
         "execution/pool.py",
         "tuning/asha.py",

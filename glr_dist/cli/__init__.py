@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,11 +26,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         141 if the reader of the output has gone.
     """
     options = parse(arguments)
+    from glr_dist.execution.watch import exit_if_killed
+
+    return exit_if_killed(_run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Runs a command, and prints the error that ends it."""
     from glr_dist.errors import UserError  # its module is small; pydantic and torch are for the commands to import
+    from glr_dist.execution.watch import explained
     from glr_dist.text import one_line
 
     try:
-        with _sigterm_as_interrupt(), guarded_stdout():
+        with _sigterm_as_interrupt(), guarded_stdout(), explained():
             code: int = options.run(options)
             return code
     except (UserError, FloatingPointError) as error:
@@ -46,8 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
     """SIGTERM, with which a cluster stops a job, ends a command as Ctrl-C does."""
+    from glr_dist.execution.watch import expect_end
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        expect_end(hurried=True)  # a scheduler may send the signal to Ray's processes too
         raise KeyboardInterrupt
 
     try:

@@ -36,19 +36,23 @@ def run(options: argparse.Namespace) -> int:
     with results_folder(options, "{}") as out:
         show_whole("results", out)
         _show_tracking(config)
+        from glr_dist.execution.watch import explained
         from glr_dist.tracking import tracked
         from glr_dist.training.checkpoint import last_epoch
         from glr_dist.training.train import trainer_of
 
+        def stopped() -> str:
+            done = last_epoch(RunFolder(out).checkpoints)  # the run continues after the last one
+            return f"stopped after epoch {done}; continue with --resume --out {out}"
+
         try:
-            trainer = trainer_of(config, out, resume=options.resume)
-            _show_run(trainer)
-            with tracked(config, out) as tracking:
-                summary = trainer.run()
+            with explained(lambda: f"; {stopped()}"):
+                trainer = trainer_of(config, out, resume=options.resume)
+                _show_run(trainer)
+                with tracked(config, out) as tracking:
+                    summary = trainer.run()
         except KeyboardInterrupt:
-            # The run continues after the last epoch that has a checkpoint.
-            done = last_epoch(RunFolder(out).checkpoints)
-            print(f"stopped after epoch {done}; continue with --resume --out {out}", file=sys.stderr)
+            print(stopped(), file=sys.stderr)
             return 130
     for key, value in summary.items():
         show(key, value)

@@ -26,13 +26,17 @@ def run(options: argparse.Namespace) -> int:
     search = load_search(options.config or options.out / SEARCH_FILE, options.overrides)
     with results_folder(options, "tune-{}", "search") as out:
         print(f"results  {out}", flush=True)
+        from glr_dist.execution.watch import explained
         from glr_dist.tuning.search import progress, tune
 
+        def stopped() -> str:
+            return f"stopped with {progress(search, out)} done; continue with --resume --out {out}"
+
         try:
-            print(tune(search, out, resume=options.resume))
+            with explained(lambda: f"; {stopped()}"):
+                print(tune(search, out, resume=options.resume))
         except KeyboardInterrupt:
-            done = progress(search, out)
-            print(f"stopped with {done} done; continue with --resume --out {out}", file=sys.stderr)
+            print(stopped(), file=sys.stderr)
             return 130
     print(f"results  {out}")
     print(f"next     {next_command('train', out / 'best.yaml')}")

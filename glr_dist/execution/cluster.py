@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -14,15 +15,18 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import ray
 import torch
+from ray.core.generated import common_pb2, gcs_pb2
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from glr_dist.errors import ClusterError
+from glr_dist.execution import local_ray, watch
 from glr_dist.execution.address import ray_address
 from glr_dist.text import one_line
 
@@ -49,6 +53,7 @@ def connect(cpus: float = 0) -> bool:
     Raises:
         ClusterError: the cluster at RAY_ADDRESS cannot be joined, or a local Ray cannot start.
     """
+    watch.check()
     if ray.is_initialized():
         return False
     address = ray_address() or "local"
@@ -60,26 +65,45 @@ def connect(cpus: float = 0) -> bool:
     folder = _short_folder()
     options: dict[str, object] = {"num_cpus": number, "include_dashboard": False}
     try:
-        _init("local", "a local Ray cannot start", **options, **({"_temp_dir": folder} if folder else {}))
+        with local_ray.local_settings():
+            _init("local", "a local Ray cannot start", **options, **({"_temp_dir": folder} if folder else {}))
     except BaseException:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     if folder:
         _short_folders.append(folder)
+    _held_sockets.extend(local_ray.held_sockets())
+    watch.begin({name: process.poll for name, process in local_ray.processes().items()}, ray.is_initialized)
     shared = f" on {_cores()} cores, which they share" if number > _cores() else ""
-    print(f"started a local Ray with {number} CPUs{shared}", file=sys.stderr)
+    where = ray.util.get_node_ip_address()
+    print(f"started a local Ray with {number} CPUs{shared}; it listens on {where}", file=sys.stderr)
     return True
 
 
 def disconnect() -> None:
-    """Disconnects from Ray; ends a local Ray of this process, and deletes the folder that was made for its sockets."""
-    ray.shutdown()
+    """Disconnects from Ray; ends a local Ray of this process, and deletes its folders."""
+    folder = local_ray.session_folder() if local_ray.processes() else None
+    watch.expect_end()
+    if killed := watch.unresponsive():
+        local_ray.kill_processes()
+        atexit.unregister(ray.shutdown)  # it would wait for the dead
+    else:
+        ray.shutdown()
+        while _held_sockets:
+            os.close(_held_sockets.pop())
+    if folder is not None and watch.lost() is None:
+        local_ray.remove_session(folder)
+    watch.end(killed=killed)
+    while _disconnected:
+        _disconnected.pop().set()
     while _short_folders:
         shutil.rmtree(_short_folders.pop(), ignore_errors=True)
 
 
 _short_folders: list[str] = []  # made by this process because TMPDIR is too long
+_held_sockets: list[int] = []  # descriptors
+_disconnected: list[threading.Event] = []  # end the threads that called `ray.init`
 
 
 def _init(address: str, failure: str, **options: object) -> None:
@@ -91,7 +115,8 @@ def _init(address: str, failure: str, **options: object) -> None:
     Raises:
         ClusterError: it fails, or exceeds the limit. The message begins with `failure`.
     """
-    done = Future[None]()
+    done, disconnected = Future[None](), threading.Event()
+    _disconnected.append(disconnected)
 
     def init() -> None:
         try:
@@ -100,7 +125,7 @@ def _init(address: str, failure: str, **options: object) -> None:
         except BaseException as error:
             done.set_exception(error)
             return
-        threading.Event().wait()  # the system may end what a thread has started when the thread ends
+        disconnected.wait()  # the system may end what a thread has started when the thread ends
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     terminate = signal.getsignal(signal.SIGTERM)
@@ -262,3 +287,13 @@ def resources() -> str:
     """Describes the cluster's resources in words."""
     total, free = ray.cluster_resources(), ray.available_resources()
     return " and ".join(f"{total.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in ("CPU", "GPU"))
+
+
+def memory_kills() -> int:
+    """Returns the number of processes that Ray has killed because a node ran out of memory; 0 if it does not tell."""
+    common, messages = cast(Any, common_pb2), cast(Any, gcs_pb2)
+    state: Any = ray._private.state.state
+    with suppress(Exception):  # private names of Ray, and a cluster that does not answer
+        workers = map(messages.WorkerTableData.FromString, state._connect_and_get_accessor().get_worker_table())
+        return sum(worker.exit_type == common.WorkerExitType.Value("NODE_OUT_OF_MEMORY") for worker in workers)
+    return 0

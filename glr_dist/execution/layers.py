@@ -77,6 +77,7 @@ class Layers(Executor):
             gpus=gpus_per_actor,
             placement_timeout=placement_timeout,
             hang_timeout=hang_timeout,
+            role="Layers",
         )
 
     def begin(self, estimator: Estimator, step: Step) -> None:

@@ -20,13 +20,27 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from glr_dist.errors import ClusterError
-from glr_dist.execution.cluster import asked, bundle_of, connect, disconnect, fitting, reserve, resources, room
+from glr_dist.execution import watch
+from glr_dist.execution.build_id import Software, check_same, node, software
+from glr_dist.execution.cluster import (
+    asked,
+    bundle_of,
+    connect,
+    disconnect,
+    fitting,
+    memory_kills,
+    reserve,
+    resources,
+    room,
+)
+from glr_dist.execution.orphans import end_with_raylet
 from glr_dist.text import one_line
 
 _MAX_IN_FLIGHT = 2  # calls per actor: it computes one while the next one waits there
 _MAX_LOSSES = 10  # actors that one call may lose; beyond that, the call itself is at fault
 _MAX_STARTS = 3  # starts of one actor that never answers
 _MAX_SILENCE = 120.0  # seconds without a healthy actor
+_MAX_MEMORY_KILLS = 3  # actors killed for their memory while no actor answers
 
 
 class Shared(NamedTuple):
@@ -59,12 +73,13 @@ class Shell:
     """Holds a plain object inside an actor, and calls its methods with shared values in place of their references."""
 
     def __init__(self, kind: type, arguments: tuple[Any, ...]) -> None:
+        end_with_raylet()
         self._inner = kind(*arguments)
         self._cached: dict[str, tuple[int, Any]] = {}
 
-    def pid(self) -> int:
-        """Returns the process id; an actor that answers is healthy."""
-        return os.getpid()
+    def hello(self) -> tuple[int, str, Software]:
+        """Returns the process id, the node's name and its software; an actor that answers is healthy."""
+        return os.getpid(), node(), software()
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> tuple[Any, float]:
         """Calls a method of the object; returns its result and the seconds it took."""
@@ -123,12 +138,14 @@ class Pool:
         placement_timeout: seconds to wait until the cluster has placed the actors.
         hang_timeout: seconds that a call may take before its actor is restarted; doubled each time the call is
             repeated.
+        role: what the actors do: Ray's dashboard and `ps` show them as `GLR` + role + `Actor`.
 
     Attributes:
         restarts: number of times that an actor was lost.
 
     Raises:
-        ClusterError: the cluster cannot be joined, or has no place for the actors.
+        ClusterError: the cluster cannot be joined, or has no place for the actors. `run` also raises it for a node
+            that has another version of this package or of a library.
     """
 
     def __init__(
@@ -141,6 +158,7 @@ class Pool:
         gpus: float = 0,
         placement_timeout: float = 15,
         hang_timeout: float = 60,
+        role: str = "Pool",
     ) -> None:
         self.restarts = self._reported_restarts = 0
         self._hang_timeout = hang_timeout
@@ -151,10 +169,12 @@ class Pool:
         self._own_group: PlacementGroup | None = None
         self._own_ray = connect((actors or 0) * cpus)
         try:
+            self._earlier_memory_kills = memory_kills()
             size, group = self._placed(actors, cpus, gpus, placement_timeout)
             place = PlacementGroupSchedulingStrategy(group)
             options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
-            self._actor: Any = ray.remote(Shell).options(scheduling_strategy=place, **options)
+            named = type(f"GLR{role}Actor", (Shell,), {"__module__": __name__})
+            self._actor: Any = ray.remote(named).options(scheduling_strategy=place, **options)
             self._made_of = kind, arguments
             self._slots = [self._slot() for _ in range(size)]
         except BaseException:
@@ -225,12 +245,12 @@ class Pool:
         """Ends the actors and releases their resources; ends Ray if the pool started it."""
         if not ray.is_initialized():
             return
-        for slot in self._slots:
-            self._end(slot)
-        self._slots = []
-        if self._own_group is not None:
-            remove_placement_group(self._own_group)
-            self._own_group = None
+        if not watch.unresponsive():  # a dead Ray takes its actors along
+            for slot in self._slots:
+                self._end(slot)
+            if self._own_group is not None:
+                remove_placement_group(self._own_group)
+        self._slots, self._own_group = [], None
         if self._own_ray:
             disconnect()
             self._own_ray = False
@@ -269,6 +289,7 @@ class Pool:
 
     def _wait(self) -> None:
         """Waits for answers, handles them, and restarts actors that do not answer."""
+        watch.check()
         waited = {slot.ping: slot for slot in self._slots if slot.ping is not None}
         waited.update({ref: slot for slot in self._slots for ref, _ in slot.in_flight})
         ready, _ = ray.wait(list(waited), timeout=min(1.0, self._hang_timeout / 4))
@@ -277,8 +298,9 @@ class Pool:
         now = time.monotonic()
         if any(slot.healthy for slot in self._slots):
             self._healthy_at = now
-        elif now - self._healthy_at > _MAX_SILENCE:
-            raise ClusterError(f"no actor has answered for {_MAX_SILENCE:.0f} s; the cluster has {resources()}")
+        elif now - self._healthy_at > _MAX_SILENCE or self._memory_kills() >= _MAX_MEMORY_KILLS:
+            silence = f"no actor has answered for {now - self._healthy_at:.0f} s; the cluster has {resources()}"
+            raise ClusterError(f"{silence}{self._remedy()}")
         for slot in self._slots:
             if slot.in_flight and self._hangs(slot, now):
                 with suppress(RayError):
@@ -323,7 +345,7 @@ class Pool:
 
     def _slot(self) -> _Slot:
         actor = self._actor.remote(*self._made_of)
-        return _Slot(actor, actor.pid.remote(), time.monotonic())
+        return _Slot(actor, actor.hello.remote(), time.monotonic())
 
     def _lose(self, slot: _Slot, reason: str) -> None:
         """Returns an actor's calls to the queue and pings its replacement."""
@@ -331,26 +353,29 @@ class Pool:
         tasks = [task for _, task in slot.in_flight]
         slot.in_flight.clear()
         slot.versions.clear()
-        slot.ping, slot.since = slot.actor.pid.remote(), time.monotonic()
+        slot.ping, slot.since = slot.actor.hello.remote(), time.monotonic()
         self._queue.extendleft(reversed(tasks))
         for head in tasks[:1]:
             head.losses += 1
             if head.needed and head.losses >= _MAX_LOSSES:
-                raise ClusterError(f"one call lost {_MAX_LOSSES} actors; the last time: {one_line(reason)}")
+                raise ClusterError(
+                    f"one call lost {_MAX_LOSSES} actors; the last time: {one_line(reason)}{self._remedy()}"
+                )
 
     def _take_ping(self, slot: _Slot, ref: Any) -> None:
         try:
-            slot.pid = ray.get(ref)
+            slot.pid, where, its_software = ray.get(ref)
         except ActorUnavailableError:  # still restarting
             time.sleep(0.05)
-            slot.ping = slot.actor.pid.remote()
+            slot.ping = slot.actor.hello.remote()
         except RayError as error:
             if slot.starts >= _MAX_STARTS:
                 raise ClusterError(
-                    f"an actor died {_MAX_STARTS} times as it started; the last time: {one_line(error)}"
+                    f"an actor died {_MAX_STARTS} times as it started; the last time: {one_line(error)}{self._remedy()}"
                 ) from None
             self._replace(slot)
         else:
+            check_same(where, its_software, software())
             slot.ping, slot.starts = None, 0
 
     def _replace(self, slot: _Slot) -> None:
@@ -358,6 +383,19 @@ class Pool:
         self._end(slot)
         fresh = self._slot()
         slot.actor, slot.ping, slot.since, slot.starts = fresh.actor, fresh.ping, fresh.since, slot.starts + 1
+
+    def _memory_kills(self) -> int:
+        """Number of processes that Ray has killed for their memory since the pool was made."""
+        return memory_kills() - self._earlier_memory_kills
+
+    def _remedy(self) -> str:
+        """Returns what to do if Ray kills actors for their memory, else an empty string."""
+        if not (kills := self._memory_kills()):
+            return ""
+        return (
+            f"; Ray killed {kills} processes because a node ran out of memory: lower execution.actors, "
+            "estimator.copies or training.batch_size"
+        )
 
     @staticmethod
     def _end(slot: _Slot) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,9 @@ from glr_dist import errors
 from glr_dist.config import Execution
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.execution.all_reduce import LostReplicaError, OtherReplicaError
+from glr_dist.execution.build_id import Software, check_same, node, software
 from glr_dist.execution.cluster import bundle_of, connected, fitting, reserve, room
+from glr_dist.execution.orphans import end_with_raylet
 from glr_dist.files import write_atomically
 from glr_dist.text import one_line
 
@@ -93,7 +96,9 @@ def run_replicas(
             workers = execution.actors or max(1, min(max_workers, fitting(bundle) if local else room(bundle)))
             # Ray Train waits for its own placement group without a limit.
             remove_placement_group(reserve(workers, bundle, execution.placement_timeout, own=local))
-            reason = _fitted(partial(_fit, function, execution, workers, folder), execution, folder, watch, local=local)
+            work = partial(_work, function, folder, software())
+            fit = partial(_fit, work, execution, workers, folder, local=local)
+            reason = _fitted(fit, execution, folder, watch, local=local)
         _raise_error(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -149,10 +154,11 @@ def _fitted(
 
 def _call(fit: Callable[[], A]) -> A:
     """Calls `fit`; Ray runs plain functions only."""
+    end_with_raylet()
     return fit()
 
 
-def _fit(function: Callable[[torch.device], None], execution: Execution, workers: int, folder: Path) -> str | None:
+def _fit(work: Callable[[], None], execution: Execution, workers: int, folder: Path, *, local: bool) -> str | None:
     """Runs Ray Train's trainer in this process; returns the reason of a failure."""
     import ray.train
     import ray.train.torch
@@ -168,12 +174,14 @@ def _fit(function: Callable[[torch.device], None], execution: Execution, workers
 
     bundle = bundle_of(execution.cpus_per_actor, execution.gpus_per_actor)
     trainer = train.torch.TorchTrainer(
-        partial(_work, function, folder),
+        work,
         scaling_config=train.ScalingConfig(
             num_workers=workers, use_gpu=execution.gpus_per_actor > 0, resources_per_worker=bundle
         ),
         # NCCL refuses two processes on one GPU.
-        torch_config=train.torch.TorchConfig(backend="nccl" if execution.gpus_per_actor >= 1 else "gloo"),
+        torch_config=(_by_file if local else train.torch.TorchConfig)(
+            backend="nccl" if execution.gpus_per_actor >= 1 else "gloo"
+        ),
         run_config=train.RunConfig(
             name="ray_train",
             storage_path=str(folder),
@@ -190,11 +198,53 @@ def _fit(function: Callable[[torch.device], None], execution: Execution, workers
     return None
 
 
-def _work(function: Callable[[torch.device], None], folder: Path) -> None:
-    """Runs in a worker: sends errors that a user must fix to the driver; Ray Train handles all others by a restart."""
+def _by_file(backend: str) -> Any:
+    """Returns a TorchConfig whose workers meet through a file: torch's store listens on all interfaces."""
+    import ray.train.torch.config
+
+    config: Any = ray.train.torch.config  # private names of Ray
+    if not all(hasattr(config, name) for name in ("_TorchBackend", "_setup_torch_process_group")):
+        return config.TorchConfig(backend=backend)
+
+    class FileBackend(config._TorchBackend):  # type: ignore[misc]
+        """Connects the workers through a file in the folder of the local Ray."""
+
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            """Connects the workers, all on this machine."""
+            node: Any = ray._private.worker._global_node
+            store = Path(node.get_session_dir_path()) / f"store-{uuid.uuid4().hex}"
+            size = len(worker_group)
+            options = {"backend": backend, "world_size": size, "init_method": f"file://{store}"}
+            joining = [
+                worker_group.execute_single_async(rank, config._setup_torch_process_group, world_rank=rank, **options)
+                for rank in range(size)
+            ]
+            ray.get(joining)
+
+    class FileConfig(config.TorchConfig):  # type: ignore[misc]
+        """Names the backend."""
+
+        @property
+        def backend_cls(self) -> type:
+            """Returns the class that connects the workers."""
+            return FileBackend
+
+    return FileConfig(backend=backend)
+
+
+def _work(function: Callable[[torch.device], None], folder: Path, expected: Software) -> None:
+    """Runs in a worker: sends errors that a user must fix to the driver; Ray Train handles all others by a restart.
+
+    Args:
+        function: `run_replicas`' function.
+        folder: receives the errors.
+        expected: the software of the driver.
+    """
     from ray.train.torch import get_device
 
+    end_with_raylet()
     try:
+        check_same(node(), software(), expected)
         function(get_device())
     except OtherReplicaError:
         return

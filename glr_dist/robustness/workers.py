@@ -44,7 +44,7 @@ def measurements(
     from glr_dist.execution.pool import Call, Pool  # here: Ray takes a second to import
 
     sent: list[Work] = []
-    pool = Pool(_Remote, actors=actors, hang_timeout=_HANG)
+    pool = Pool(_Remote, actors=actors, hang_timeout=_HANG, role="Evaluation")
     try:
         # Shared with each call: a restarted actor may have lost the arguments of its constructor.
         shared = pool.share("evaluation", (subjects, suite))

@@ -19,6 +19,7 @@ from ray.util.placement_group import remove_placement_group
 
 from glr_dist.errors import ClusterError
 from glr_dist.execution.cluster import bundle_of, connected, fitting, reserve, resources
+from glr_dist.execution.orphans import end_with_raylet
 from glr_dist.tuning.asha import scheduler_of
 from glr_dist.tuning.progress import SearchProgress
 from glr_dist.tuning.search_config import Tune
@@ -95,6 +96,7 @@ def _trainable(runner: TrialRunner, bundles: Sequence[Mapping[str, float]]) -> A
 
 
 def _train(config: dict[str, Any], runner: TrialRunner) -> None:
+    end_with_raylet()
     runner.run(Interval(**config), tune.report)
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -98,6 +99,7 @@ def test_the_server_of_a_cluster_answers_the_probe(local_ray):
 
 LOCAL = """
 import json, os
+import threading
 from glr_dist.execution.cluster import connected
 import ray
 
@@ -105,8 +107,10 @@ folders = []
 for _ in range(2):
     with connected(1) as own:
         assert own
+        assert "RAY_AUTH_TOKEN" not in os.environ
         folders.append(ray._private.worker._global_node.get_session_dir_path())
         assert ray.get(ray.put(3)) == 3
+assert threading.enumerate() == [threading.main_thread()]
 print(json.dumps([folders, [os.path.exists(folder) for folder in folders]]))
 """
 
@@ -121,3 +125,38 @@ def test_a_local_ray_works_under_a_long_tmpdir_and_leaves_no_folder(python, tmp_
     assert len(set(folders)) == 2
     assert exist == [False, False]
     assert not any(Path(folder).parent.exists() for folder in folders)
+
+
+LISTENING = """
+import json, os, sys
+import psutil
+import ray
+from glr_dist.execution.cluster import connected
+
+@ray.remote(num_cpus=1)
+class Actor:
+    def token(self):
+        return os.environ.get("RAY_AUTH_MODE"), len(os.environ.get("RAY_AUTH_TOKEN", ""))
+
+with connected(1):
+    actor = Actor.remote()
+    token = ray.get(actor.token.remote())
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    open_ = [each for process in processes for each in process.net_connections() if each.status == "LISTEN"]
+    print(json.dumps([token, [each.laddr.ip for each in open_]]))
+"""
+
+
+@pytest.mark.ray
+def test_a_local_ray_listens_on_loopback_alone_and_asks_for_a_token(python, tmp_path):
+    others = {each.address for name in psutil.net_if_addrs() for each in psutil.net_if_addrs()[name]} - {"127.0.0.1"}
+    if not others:
+        pytest.skip("this machine has the loopback interface alone")
+    done = python(LISTENING, HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    token, listening = json.loads(done.stdout.splitlines()[-1])
+    assert len(listening) > 5
+    assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+    assert token == ["token", 64]
+    assert not (tmp_path / ".ray" / "auth_token").exists()
+    assert done.stderr.count("it listens on 127.0.0.1") == 1

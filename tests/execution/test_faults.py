@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +19,7 @@ import psutil
 import pytest
 import torch
 
+import glr_dist
 from execution.variants import batch, made, same
 from glr_dist.execution.inline import Inline
 from glr_dist.training import checkpoint
@@ -198,3 +202,135 @@ def test_a_request_that_has_no_place_ends_in_one_line_within_half_a_minute(start
     mistake = error.splitlines()[-1]
     assert mistake.startswith("glr-dist: execution.actors: 1 of 1 CPU and 3 GPU each")
     assert "Traceback" not in error
+
+
+# ---------------------------------------------------------------- the end of Ray itself
+
+
+def test_a_signal_to_the_whole_group_ends_a_run_as_one_to_the_driver_does(start, tiny_yaml, tmp_path):
+    """A batch system sends SIGTERM to all processes of a job."""
+    process = start("train", tiny_yaml, *LONG, "--out", tmp_path / "run", process_group=0)
+    children = after_epochs(process, 2)
+    sent = time.monotonic()
+    os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 15
+    assert process.returncode == 130
+    assert error.splitlines()[-1].startswith("stopped after epoch")
+    assert gone(children, 15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["layers", "replicas"])
+def test_a_signal_to_every_process_of_a_job_ends_a_run_too(start, tiny_yaml, tmp_path, kind):
+    """A batch system that tracks processes by control group reaches those of other sessions."""
+    process = start("train", tiny_yaml, *on_two(kind), "--out", tmp_path / "run")
+    children = after_epochs(process, 2)
+    for each in [psutil.Process(process.pid), *children]:
+        each.terminate()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.splitlines()[-1].startswith("stopped after epoch")
+    assert gone(children, 15)
+
+
+def on_two(kind: str) -> tuple[str, ...]:
+    """The overrides of a long run on two actors or replicas."""
+    return f"execution.kind={kind}", "execution.actors=2", "training.epochs=4000", "estimator.example_block=256"
+
+
+@pytest.mark.parametrize(
+    ("kind", "victim"),
+    [
+        ("layers", "raylet"),
+        ("layers", "gcs_server"),
+        pytest.param("replicas", "raylet", marks=pytest.mark.slow),
+        pytest.param("replicas", "gcs_server", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_process_of_ray_ends_a_run_with_one_line_and_nothing_is_lost(start, tiny_yaml, tmp_path, kind, victim):
+    out = tmp_path / "run"
+    process = start("train", tiny_yaml, *on_two(kind), "--out", out)
+    children = after_epochs(process, 2)
+    sent = time.monotonic()
+    next(child for child in children if child.name() == victim).kill()
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 15
+    assert process.returncode == 2
+    done = checkpoint.newest(out / "checkpoints")[1]["epoch"]
+    assert done >= 2
+    line = error.splitlines()[-1]
+    assert line.startswith(f"glr-dist: Ray's process {victim} on this machine was killed by SIGKILL; ")
+    assert line.endswith(f"stopped after epoch {done}; continue with --resume --out {out}")
+    assert "Traceback" not in error
+    assert gone(children, 15)
+
+
+BUSY = """
+import sys, time
+from glr_dist.execution.pool import Call, Pool
+
+class Busy:
+    def work(self, seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            sum(range(10000))
+
+pool = Pool(Busy, (), 1)
+list(pool.run([Call("work", (0,))]))
+print(pool.pids[0], flush=True)
+list(pool.run([Call("work", (100,))]))
+"""
+
+
+def test_an_actor_at_work_ends_soon_after_its_driver_is_killed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    actor = psutil.Process(int(process.stdout.readline()))
+    time.sleep(1)  # its call is under way
+    process.kill()
+    process.communicate()
+    assert gone([actor], 10)
+
+
+@pytest.mark.parametrize("kind", ["layers", pytest.param("replicas", marks=pytest.mark.slow)])
+def test_actors_whose_package_differs_by_one_number_are_refused(start, tiny_yaml, tmp_path, kind):
+    package = Path(glr_dist.__file__).parent
+    copied = shutil.copytree(package, tmp_path / "other" / "glr_dist") / "execution" / "memory.py"
+    copied.write_text(copied.read_text().replace("2**30", "2**29"))
+    job = json.dumps({"runtime_env": {"env_vars": {"PYTHONPATH": str(tmp_path / "other")}}})
+    environment = {**os.environ, "PYTHONPATH": str(package.parent), "RAY_JOB_CONFIG_JSON_ENV_VAR": job}
+    overrides = (f"execution.kind={kind}", "execution.actors=1")
+    process = start("train", tiny_yaml, *overrides, "--out", tmp_path / "run", cwd=tmp_path, env=environment)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2, error
+    line = error.splitlines()[-1]
+    assert re.fullmatch(
+        r"glr-dist: node \S+ has other software, which may compute other results: "
+        r"source of glr_dist \w{12} instead of \w{12}",
+        line,
+    )
+
+
+@pytest.mark.slow
+def test_actors_that_ray_kills_for_their_memory_end_a_run_with_the_remedy(start, tiny_yaml, tmp_path):
+    environment = {**os.environ, "RAY_memory_usage_threshold": "0.01"}  # Ray thinks that the node is full
+    process = start("train", tiny_yaml, *LONG, "--out", tmp_path / "run", env=environment)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2, error
+    line = error.splitlines()[-1]
+    assert "because a node ran out of memory" in line
+    for remedy in ("execution.actors", "estimator.copies", "training.batch_size"):
+        assert remedy in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["layers", "replicas"])
+def test_no_process_of_a_local_run_listens_beyond_the_loopback_interface(start, tiny_yaml, tmp_path, kind):
+    process = start("train", tiny_yaml, *on_two(kind), "--out", tmp_path / "run")
+    children = after_epochs(process, 1)
+    opened = [each for child in children for each in child.net_connections() if each.status == "LISTEN"]
+    process.terminate()
+    process.communicate(timeout=60)
+    assert len(opened) > 5
+    assert {each.laddr.ip.removeprefix("::ffff:") for each in opened} == {"127.0.0.1"}

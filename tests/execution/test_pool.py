@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+import psutil
 import pytest
 import ray
 from ray import cloudpickle
@@ -242,6 +243,11 @@ def test_a_shared_value_reaches_each_actor_once_and_the_newest_counts(make):
     assert (total, objects) == (10, 2)
     newer = pool.share("values", [4])
     assert [total for _, (total, _) in pool.run([Call("total", (newer,)), Call("total", (first,))])] == [4, 6]
+
+
+def test_the_processes_of_actors_say_what_they_are(make):
+    (pid,) = alive_in(make(1, role="Layers"))
+    assert psutil.Process(pid).cmdline()[0].startswith("ray::GLRLayersActor")
 
 
 # ---------------------------------------------------------------- actors that die, freeze, never live
