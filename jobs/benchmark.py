@@ -64,12 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def scaling(config: Config, actors: Sequence[int], rounds: int, steps: int) -> dict[str, Any]:
     """Compares steps on Ray actors with steps in one process on one thread, and with independent processes."""
-    from glr_dist.execution.cluster import connect
+    from glr_dist.execution.cluster import connected
     from glr_dist.execution.layers import Layers
 
     with ExitStack() as opened:
         net, step = _trained(config)
-        connect(sum(actors))
+        opened.enter_context(connected(sum(actors)))
         executors: dict[str, Executor] = {"inline": Inline(1)}
         for number in actors:
             executors[f"layers {number}"] = opened.enter_context(Layers(number, threads=1))
