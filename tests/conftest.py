@@ -5,6 +5,7 @@ The fixtures are real data, tiny configurations, and the command line as a separ
 
 from __future__ import annotations
 
+import ast
 import multiprocessing.process
 import os
 import random
@@ -55,14 +56,30 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def _scope(nodeid: str) -> str:
     """Returns the tests that one worker must run: those of the same scope.
 
-    Files that share the session's Ray form one scope, so that one worker starts it. The tests of any other file share
-    its fixtures. Only `montecarlo` files, which have no fixtures, are split into their tests.
+    Tests that share the session's Ray form one scope, so that one worker starts it. All other tests of a file share its
+    fixtures. Only `montecarlo` files, which have no fixtures, are split into their tests.
     """
-    name = nodeid.partition("::")[0]
-    source = (ROOT / name).read_text()
-    if any(fixture in source for fixture in RAY_FIXTURES):
+    name, _, test = nodeid.partition("::")
+    if test.partition("[")[0] in _ray_tests(name):
         return "ray"
-    return nodeid if "\npytestmark = pytest.mark.montecarlo\n" in source else name
+    return nodeid if "\npytestmark = pytest.mark.montecarlo\n" in (ROOT / name).read_text() else name
+
+
+@lru_cache
+def _ray_tests(name: str) -> set[str]:
+    """Returns the functions of a file that use the session's Ray, also by the file's fixtures and `pytestmark`."""
+    body = ast.parse((ROOT / name).read_text()).body
+    marks = [node for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"]
+    of_all = {word.value for mark in marks for word in ast.walk(mark) if isinstance(word, ast.Constant)}
+    uses = {
+        function.name: of_all | {argument.arg for argument in function.args.args}
+        for function in body
+        if isinstance(function, ast.FunctionDef)
+    }
+    found = set(RAY_FIXTURES)
+    while more := {function for function, names in uses.items() if names & found} - found:
+        found |= more
+    return found
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -20,7 +20,6 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import ray
-import torch
 from ray.core.generated import common_pb2, gcs_pb2
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -222,6 +221,8 @@ def available(cpus: float, gpus: float) -> int:
     if ray_address() or ray.is_initialized():
         connect()
         return room(bundle_of(cpus, gpus))
+    import torch  # here: a process that only holds actors starts without it
+
     return fitting(bundle_of(cpus, gpus), {"CPU": _cores(), "GPU": torch.cuda.device_count()})
 
 
