@@ -240,14 +240,14 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A Ray of this process's own with four logical CPUs, whatever the machine has; its workers find these tests."""
-    pytest.importorskip("ray")
-    from glr_dist.execution.cluster import connect, disconnect
+    import ray
 
-    handler = signal.getsignal(signal.SIGTERM)
+    from glr_dist.execution.cluster import connect
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent / "execution"), prepend=os.pathsep)
-        assert connect(4)
-    assert signal.getsignal(signal.SIGTERM) is handler
+        # Not by `connect(4)`: only the process that starts such a Ray can use it, and other processes join this one.
+        ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     assert not connect(4)
     yield
-    disconnect()
+    ray.shutdown()

@@ -305,7 +305,7 @@ def test_without_any_actor_for_long_the_pool_says_so(make, monkeypatch):
     pool = make(1)
     list(pool.run(squares(range(1))))
     monkeypatch.setattr(pool_module, "_MAX_SILENCE", 0.0)
-    with pytest.raises(ClusterError, match="no actor has answered for 0 s; the cluster has 4 CPU"):
+    with pytest.raises(ClusterError, match=r"no actor has answered for [01] s; the cluster has 4 CPU"):
         for _, pid in zip(range(20), [pool.pids[0]] * 20, strict=True):
             if pid in pool.pids:
                 os.kill(pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 
@@ -17,9 +18,11 @@ def codes(monkeypatch) -> Iterator[dict[str, int | None]]:
     """Exit codes of a raylet and a GCS that are watched; None: it runs."""
     found: dict[str, int | None] = {"raylet": None, "gcs_server": None}
     monkeypatch.setattr(watch, "_INTERVAL", 0.01)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     watch.begin({name: lambda name=name: found[name] for name in found}, lambda: True)
     yield found
     watch.end(killed=False)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("code", "words"), [(-9, "was killed by SIGKILL"), (1, "ended with code 1")])
