@@ -24,7 +24,7 @@ from glr_dist.glr import GLR
 from glr_dist.registry import LAWS, MODELS, OPTIMIZERS
 from glr_dist.sites import by_site
 from glr_dist.streams import Key, Role, generator
-from glr_dist.text import hint, one_line, shown
+from glr_dist.text import hint, one_line, shortened, shown
 
 _REHEARSED = 10_000  # steps of a schedule that are tried before training
 _UNFIT = {"LBFGS": "evaluates the loss many times a step", "SparseAdam": "takes sparse gradients only"}
@@ -214,4 +214,6 @@ def _refusals(named: Named, where: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"{where}: {named.name} refuses its arguments ({one_line(error)})") from None
+        given = shortened(", ".join(f"{key}={shown(value)}" for key, value in named.arguments.items()), 200)
+        said = f"refuses {given}" if given else "needs arguments"
+        raise ConfigError(f"{where}: {named.name} {said} ({one_line(error)})") from None
