@@ -86,7 +86,7 @@ def executor_of(execution: Execution, net: GLR, step: Step) -> Executor:
         step: the step that `auto` decides by.
 
     Raises:
-        ClusterError: the cluster has no place for the actors.
+        ClusterError: the cluster has no room for the actors.
     """
     assert isinstance(net.executor, Inline)
     threads, kind = net.executor.threads, execution.kind

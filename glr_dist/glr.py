@@ -244,7 +244,7 @@ class GLR(nn.Module):
     def estimate(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Tensor:
         """Adds an estimate of ∂J to `.grad` of every parameter, as `backward` does, and advances the step.
 
-        Arguments and errors as `gradients`.
+        Takes the arguments of `gradients` and raises its errors.
 
         Returns:
             Mean loss of the noisy passes, a scalar.
@@ -267,7 +267,7 @@ class GLR(nn.Module):
         return self.estimator.copies(step), self.estimator.forward_passes(step)
 
     def bind(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Step:
-        """Returns all that the estimate on a batch depends on; arguments as `gradients`."""
+        """Returns everything that the estimate on a batch depends on; takes the arguments of `gradients`."""
         self._prepare_for_mode(x)
         learned = self.noise is not None and self.noise.learn != "none"
         return Step(
@@ -303,7 +303,7 @@ class GLR(nn.Module):
 
 
 def scale_key(site: str) -> str:
-    """Returns a site's name without dots and unlike any method of `ParameterDict`, which refuses both."""
+    """Returns the key of a site in a `ParameterDict`, which accepts neither dots nor the names of its own methods."""
     key = site.replace(".", "/") or "model"
     return f"{key}/" if hasattr(nn.ParameterDict, key) else key
 

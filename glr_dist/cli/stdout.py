@@ -22,7 +22,7 @@ class OutputError(Exception):
 
 
 class _Guarded:
-    """A stream whose failures are `OutputError`s."""
+    """Wraps a stream; raises an `OutputError` if it fails."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

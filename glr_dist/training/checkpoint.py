@@ -70,7 +70,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def _verified(path: Path, content: bytes) -> bytes:
-    """Returns the archive that the digest was taken of."""
+    """Verifies the digest of a checkpoint file; returns the archive without the digest."""
     if content.startswith(_FIRST_FORMAT):
         header, _, archive = content.partition(b"\n")
         digest = header.removeprefix(_FIRST_FORMAT)

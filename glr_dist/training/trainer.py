@@ -96,7 +96,7 @@ class Trainer:
         """Trains until `epochs` epochs are done, counted from the beginning of the run.
 
         Raises:
-            As `run`.
+            Exception: the errors of `run`.
         """
         try:
             with claim(self.folder.path):

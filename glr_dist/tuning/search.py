@@ -158,7 +158,7 @@ def _save_search(search: Search, out: Path) -> None:
 
 
 def _train_surrogate(search: Search) -> None:
-    """Trains the surrogate of the transfer attacks here, so that the first trials do not each train it."""
+    """Trains the surrogate of the transfer attacks once, before any trial would have to train it."""
     suite, base = search.tune.robustness, search.base
     if suite is not None and "surrogate" in networks_of(suite, conditions_of(suite, 1)):
         trained_surrogate(surrogate_config(suite.surrogate, base), data.load(base.data))
