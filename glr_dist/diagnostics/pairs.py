@@ -43,7 +43,7 @@ class Pair:
 
 
 def recommended(pairs: Sequence[Pair]) -> Pair | None:
-    """Returns the cheapest pair whose target cosine reaches `SHARE` of the highest one, None if none is measurable."""
+    """Returns the cheapest pair that reaches `SHARE` of the highest target cosine; None if no cosine is positive."""
     highest = max((p.target_cosine.mean for p in pairs if p.target_cosine.mean > 0), default=math.nan)
     enough = [pair for pair in pairs if pair.target_cosine.mean >= SHARE * highest]
     return min(enough, key=lambda pair: (pair.forward_passes, -pair.target_cosine.mean), default=None)

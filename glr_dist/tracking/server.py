@@ -160,7 +160,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 
 
 def is_unreachable(error: Exception) -> bool:
-    """Returns whether no other request would succeed now either."""
+    """Returns whether any other request would fail now, too."""
     return not isinstance(error, MlflowException) or error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
 
