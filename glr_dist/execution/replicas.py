@@ -50,11 +50,10 @@ def check_workers(execution: Execution, batch: int, example_block: int) -> int:
     """
     blocks = -(-batch // example_block)
     if (workers := execution.actors or 1) > blocks:
-        advice = f"set estimator.example_block to at most {batch // workers}" if workers <= batch else "lower it"
+        smaller = f"estimator.example_block to at most {batch // workers}, or " if workers <= batch else ""
         raise ConfigError(
-            f"execution.actors: {workers} replicas need as many example blocks, but a batch of {batch} examples has "
-            f"{blocks} of estimator.example_block={example_block}; {advice}, or actors to at most "
-            f"{blocks if workers <= batch else batch}"
+            f"execution.actors: {workers} replicas need at least {workers} example blocks, but a batch of {batch} "
+            f"examples has {blocks} (estimator.example_block={example_block}); set {smaller}actors to at most {blocks}"
         )
     given = "cuda" if execution.gpus_per_actor else "cpu"
     if execution.device not in ("auto", given):

@@ -189,8 +189,9 @@ def test_processes_notice_different_states_and_lost_processes(tiny, tmp_path):
     ("execution", "batch", "block", "words"),
     [
         ({"actors": 2}, 128, 128, ["2 replicas", "batch of 128", "=128", "at most 64", "actors to at most 1"]),
-        ({"actors": 4}, 9, 3, ["has 3 of", "at most 2, or actors to at most 3"]),
-        ({"actors": 9}, 4, 1, ["actors to at most 4"]),
+        ({"actors": 4}, 9, 3, ["has 3 (", "at most 2, or actors to at most 3"]),
+        ({"actors": 9}, 4, 1, ["set actors to at most 4"]),
+        ({"actors": 9}, 4, 2, ["set actors to at most 2"]),
         ({"device": "cuda"}, 128, 128, ["execution.device: 'cuda'", "gpus_per_actor=0"]),
         ({"device": "cpu", "gpus_per_actor": 0.5}, 128, 128, ["execution.device: 'cpu'", "gpus_per_actor=0.5"]),
         ({"device": "cuda:1", "gpus_per_actor": 1}, 128, 128, ["execution.device: 'cuda:1'"]),
