@@ -86,7 +86,7 @@ def executor_of(execution: Execution, net: GLR, step: Step) -> Executor:
         step: the step that `auto` decides by.
 
     Raises:
-        ClusterError: the cluster has no place for the actors.
+        ClusterError: the cluster has no room for the actors.
     """
     assert isinstance(net.executor, Inline)
     threads, kind = net.executor.threads, execution.kind
@@ -168,7 +168,7 @@ def schedule_of(training: Training, optimizer: Optimizer, steps: int) -> LRSched
 
 
 def run_lengths(training: Training) -> list[str]:
-    """Returns the arguments of the learning-rate schedule that take the length of the run, because none is given."""
+    """Returns the arguments of the learning-rate schedule that default to the length of the run and are not given."""
     chosen = training.schedule
     if chosen is None or {"epochs", "steps_per_epoch"} <= chosen.arguments.keys():
         return []
@@ -177,7 +177,7 @@ def run_lengths(training: Training) -> list[str]:
 
 
 def _twin(optimizer: Optimizer) -> Optimizer:
-    """Returns an optimizer with the same settings over single numbers, to meet the errors of training before it."""
+    """Returns an optimizer with the same settings over scalars, which raises errors before training starts."""
     groups = [{**group, "params": [nn.Parameter(torch.zeros(1, 1))]} for group in optimizer.param_groups]
     for group in groups:
         group["params"][0].grad = torch.zeros(1, 1)
@@ -208,7 +208,7 @@ def _made(kind: Any, first: tuple[Any, ...], named: Named, where: str) -> Any:
 
 @contextmanager
 def _refusals(named: Named, where: str) -> Iterator[None]:
-    """Turns an error of a torch class, which can be of any type, into one that names its section."""
+    """Turns any error of a torch class into a ConfigError that names its section."""
     try:
         yield
     except ConfigError:

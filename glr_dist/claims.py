@@ -33,7 +33,7 @@ class Claim:
         self._release = weakref.finalize(self, _release, lock)
 
     def release(self) -> None:
-        """Gives up the right; a second call does nothing."""
+        """Releases the claim; a second call does nothing."""
         self._release()
 
     def __enter__(self) -> Claim:
@@ -47,7 +47,7 @@ _held: dict[Path, tuple[int, int]] = {}  # lock file -> its descriptor, and the 
 
 
 def claim(folder: str | Path, purpose: str = "run") -> Claim:
-    """Claims a folder for this process; makes it where it is missing.
+    """Claims a folder for this process; creates it if it is missing.
 
     Args:
         folder: the folder.

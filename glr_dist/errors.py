@@ -35,7 +35,7 @@ class CheckpointError(UserError):
 
 
 class ClusterError(UserError):
-    """The cluster cannot place the requested actors, or has lost them."""
+    """The cluster cannot be joined, has no room for the actors, lost them, or runs different software."""
 
 
 class TrackingError(UserError):

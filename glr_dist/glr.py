@@ -36,7 +36,7 @@ class GLR(nn.Module):
     Args:
         model: any module. An `nn.Sequential`, or a module with a method `chain()` that lists its blocks in order, is
             replayed from the redrawn site on; any other module is replayed as a whole.
-        noise: the law and scale of the noise: a scale (Gaussian noise), an object such as `Laplace(0.3)`, or an own
+        noise: the law and scale of the noise: a scale (Gaussian noise), an object such as `Laplace(0.3)`, or a custom
             law with `sample(shape, stream, dtype)` and `score(eps)`; None for a noise-free pass (`pathwise` only).
         estimator: "conditional", "layerwise", "joint" or "pathwise", or a whole `config.Estimator`.
         copies: K, redraws per example, site and shared pass (default 100), or a mapping from site-name patterns to K.
@@ -56,7 +56,7 @@ class GLR(nn.Module):
         actors: number of Ray actors; short for `executor=glr_dist.Layers(actors)`.
 
     Raises:
-        ConfigError: an option is unknown or not allowed, a combination would be biased, or an own law is inconsistent.
+        ConfigError: an option is unknown or not allowed, a combination would be biased, or a custom law is wrong.
 
     Reference:
         Peng, Xiao, Heidergott, Hong, Lam: A New Likelihood Ratio Method for Training Artificial Neural Networks,
@@ -244,7 +244,7 @@ class GLR(nn.Module):
     def estimate(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Tensor:
         """Adds an estimate of ∂J to `.grad` of every parameter, as `backward` does, and advances the step.
 
-        Arguments and errors as `gradients`.
+        Takes the arguments of `gradients` and raises its errors.
 
         Returns:
             Mean loss of the noisy passes, a scalar.
@@ -267,7 +267,7 @@ class GLR(nn.Module):
         return self.estimator.copies(step), self.estimator.forward_passes(step)
 
     def bind(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Step:
-        """Returns all that the estimate on a batch depends on; arguments as `gradients`."""
+        """Returns everything that the estimate on a batch depends on; takes the arguments of `gradients`."""
         self._prepare_for_mode(x)
         learned = self.noise is not None and self.noise.learn != "none"
         return Step(
@@ -289,7 +289,7 @@ class GLR(nn.Module):
         self.executor.close()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Makes the scales that a state holds before they are loaded: `prepare` may not have run yet."""
+        """Creates the scales of a state before they are loaded, since `prepare` may not have run yet."""
         start = f"{prefix}log_scales."
         scales = {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
         if self.noise is not None and self.network.prepared_for is None:
@@ -303,7 +303,7 @@ class GLR(nn.Module):
 
 
 def scale_key(site: str) -> str:
-    """Returns a site's name without dots and unlike any method of `ParameterDict`, which refuses both."""
+    """Returns the key of a site in a `ParameterDict`, which accepts neither dots nor the names of its own methods."""
     key = site.replace(".", "/") or "model"
     return f"{key}/" if hasattr(nn.ParameterDict, key) else key
 
@@ -337,9 +337,9 @@ def _unknown_option(name: str) -> str:
 
 
 def _checked_options(estimator: config.Estimator, noise: Noise | None) -> config.Estimator:
-    """Resolves the sampler and refuses what would be biased with this noise."""
+    """Resolves the sampler, and refuses options that would bias the estimate with this noise."""
     traits: Any = {"law": noise.law, "learn": noise.learn} if noise else {"law": "none"}
-    law = config.Noise.model_construct(**traits)  # not validated: an own law is none of the configuration's
+    law = config.Noise.model_construct(**traits)  # not validated: the configuration does not know custom laws
     options = estimator.model_copy(update={"sampler": config.resolve_sampler(estimator, law)})
     config.check_estimator(options, law)
     if noise is None or options.name == "pathwise" or type(noise) in LAWS.values():

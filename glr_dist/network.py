@@ -38,7 +38,7 @@ class Network:
 
     Args:
         model: the network; it is neither copied nor changed.
-        types: module types that are sites; the model must have each, except those of the default.
+        types: module types that are sites; the model must contain each of them, except with the default.
         names: patterns of the site names; a module is a site when its type and its name match.
     """
 

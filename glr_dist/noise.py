@@ -1,7 +1,7 @@
 """Noise laws: how ε is drawn, and its score s(ε) = -d/dε log p(ε).
 
-An own law is a subclass of `Noise`, or any object with its methods `sample` and `score`; `checked` verifies by a large
-sample that the two belong together.
+A custom law is a subclass of `Noise`, or any object with its methods `sample` and `score`; `checked` verifies on a
+large sample that the two match.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Logistic(Noise):
         return (eps / 2).tanh()
 
 
-# ---------------------------------------------------------------- own laws
+# ---------------------------------------------------------------- custom laws
 
 _CHECK = Key(0, role=Role.REDRAW)
 _DRAWS = 2**16  # of a check
@@ -176,10 +176,10 @@ def noise_of(value: Noise | float | Mapping[str, float] | object | None) -> Nois
     """Returns the noise that a value stands for.
 
     A number, or a mapping from site-name patterns to numbers, is the scale of Gaussian noise. An object with `sample`
-    and `score` is an own law; its attributes `scale`, `learn` and `floor` count if it has them.
+    and `score` is a custom law; its attributes `scale`, `learn` and `floor` are used if it has them.
 
     Raises:
-        ConfigError: the value is not a noise, or its `score` does not belong to its `sample`.
+        ConfigError: the value is not a noise, or its `score` does not match its `sample`.
     """
     if value is None or type(value) in (Gaussian, Laplace, Logistic):
         return value  # type: ignore[return-value]
@@ -190,15 +190,15 @@ def noise_of(value: Noise | float | Mapping[str, float] | object | None) -> Nois
     if not all(callable(getattr(value, method, None)) for method in ("sample", "score")) or isinstance(value, type):
         what = f"the class {value.__name__}; make an object of it" if isinstance(value, type) else repr(value)[:80]
         raise ConfigError(
-            f"noise: {what} is not allowed: a scale, an object such as glr_dist.Gaussian(0.3), or an own law with the "
-            "methods sample(shape, stream, dtype) and score(eps)"
+            f"noise: {what} is not allowed: a scale, an object such as glr_dist.Gaussian(0.3), or a custom law with "
+            "the methods sample(shape, stream, dtype) and score(eps)"
         )
     options = {name: getattr(value, name) for name in ("scale", "learn", "floor") if hasattr(value, name)}
     return checked(_Adapted(**options, inner=value))
 
 
 def checked(noise: Noise) -> Noise:
-    """Verifies that the methods of an own law belong together, and returns it.
+    """Verifies that the methods of a custom law match, and returns the law.
 
     A density p that vanishes at the ends of its support has E[s(ε)] = 0 and E[ε s(ε)] = 1. Both are tested on a sample
     of 65,536, as are equal draws from equal streams and, if there is a quantile, the deciles.

@@ -49,7 +49,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._added: dict[str, T] = {}
 
     def add(self, name: str) -> Callable[[T], T]:
-        """Returns a decorator that enters its argument under `name`; a later entry of that name replaces it.
+        """Returns a decorator that registers its argument under `name`; a later entry of that name replaces it.
 
         Raises:
             ConfigError: a built-in entry has this name.

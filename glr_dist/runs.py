@@ -124,7 +124,7 @@ class RunFolder:
                 )
 
     def change_epochs(self, epochs: int) -> None:
-        """Changes the number of epochs in the configuration; before, deletes the summary, which is no longer the run's.
+        """Deletes the summary, which becomes outdated, and then changes the number of epochs in the configuration.
 
         A crash in between leaves the finished run without its summary, which resuming writes again.
         """

@@ -50,7 +50,7 @@ class Site:
 
     @property
     def units(self) -> int:
-        """D, the number of the site's logits per example."""
+        """Number of logits of the site per example, D."""
         return self.shape.numel()
 
 

@@ -34,7 +34,7 @@ class Role(IntEnum):
 
 
 class Key(NamedTuple):
-    """Name of one stream: all that its random numbers depend on.
+    """Identifies one stream: its random numbers depend on nothing else.
 
     Attributes:
         seed: seed of the run.

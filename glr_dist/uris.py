@@ -66,7 +66,7 @@ def _clean(text: str, secrets: set[str]) -> str:
 
 
 def _split(text: str) -> _Parts:
-    """Takes a text apart at the first `://`."""
+    """Splits a text at the first `://`."""
     scheme, _, rest = text.partition("://")
     authority, tail = _cut(rest, "/?#")
     user, at, host = authority.rpartition("@")

@@ -34,7 +34,7 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(6, 3, generator=stream), torch.tensor([0, 1, 0, 1, 1, 0])
 
 
-# ---------------------------------------------------------------- own laws
+# ---------------------------------------------------------------- custom laws
 
 
 class Cosh(Noise):

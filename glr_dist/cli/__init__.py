@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM, with which a cluster stops a job, ends a command as Ctrl-C does."""
+    """Makes SIGTERM, with which a cluster stops a job, end a command as Ctrl-C does."""
     from glr_dist.execution.watch import expect_end
 
     def interrupt(number: int, frame: FrameType | None) -> None:

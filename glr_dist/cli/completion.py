@@ -110,7 +110,7 @@ def _fish(commands: list[_Command]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text in single quotes, which all three shells read alike if it has none itself."""
+    """Returns the text in single quotes; its own become ’, since the shells escape them differently."""
     return "'" + text.replace("'", "’") + "'"
 
 

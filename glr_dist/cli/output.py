@@ -13,7 +13,7 @@ _NAMES = 19  # columns of the names: as long as validation_accuracy
 
 
 def show(name: str, value: Any) -> None:
-    """Prints a line at once; a terminal gets no longer line than fits."""
+    """Prints a line immediately, cut to the width of a terminal."""
     line = f"{name:<{_NAMES}}  {figure(value)}"
     if sys.stdout.isatty() and len(line) > (columns := shutil.get_terminal_size().columns):
         line = f"{line[: columns - 1]}…"
@@ -32,7 +32,7 @@ def next_command(name: str, path: Path) -> str:
 
 
 def figure(value: Any) -> str:
-    """Returns a value as a person reads it: a number that is not whole has four digits."""
+    """Formats a value for people; a float has four significant digits, or none after the point from 10,000 on."""
     if isinstance(value, list):
         return ", ".join(map(figure, value))
     if not isinstance(value, float):

@@ -22,7 +22,7 @@ class OutputError(Exception):
 
 
 class _Guarded:
-    """A stream whose failures are `OutputError`s."""
+    """Wraps a stream; raises an `OutputError` if it fails."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -49,7 +49,7 @@ def _failures() -> Iterator[None]:
 
 @contextmanager
 def guarded_stdout() -> Iterator[None]:
-    """While it is open, a failure of the standard output is an `OutputError`; leaving it writes what is pending.
+    """Raises an `OutputError` if the standard output fails within the context; flushes it at the end.
 
     After a failure, the rest of the output is dropped: Python would try to write it again at exit.
     """

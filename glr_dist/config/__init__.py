@@ -58,7 +58,7 @@ __all__ = [
 
 
 class Config(Section):
-    """The settings of a run."""
+    """Configuration of a run."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     data: Data = Data()

@@ -83,7 +83,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _merged(node: yaml.Node) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-    """The keys and values, by key, that `<<: node` stands for; of several mappings, the first one counts."""
+    """Returns the keys and values that `<<: node` merges in, by key; earlier mappings take precedence."""
     found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
     for mapping in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
         if not isinstance(mapping, yaml.MappingNode):
@@ -100,7 +100,7 @@ _Loader.yaml_implicit_resolvers = {}  # those of YAML 1.2 are added below
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that a reader of YAML 1.1 or 1.2 would take for something else."""
+    """Quotes text that YAML 1.1 or 1.2 would not read back as text."""
 
 
 def _resolve(kind: str, pattern: re.Pattern[str], first: str) -> None:

@@ -67,7 +67,7 @@ def _message(section: type[BaseModel], error: ValidationError, values: Mapping[s
 
 
 def _nearest(root: type[BaseModel], known: type[BaseModel], name: str, where: str) -> str:
-    """Suggests fields for an unknown key: those of this name in other sections, else the nearest in its section."""
+    """Suggests fields for an unknown key: those of its name in other sections, else the most similar in its own."""
     elsewhere = [field for field in _fields(root) if field.rpartition(".")[2] == name][:3]
     if elsewhere:
         return f"did you mean {' or '.join(repr(where + field) for field in elsewhere)}?"
@@ -75,7 +75,7 @@ def _nearest(root: type[BaseModel], known: type[BaseModel], name: str, where: st
 
 
 def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all fields of a section, and of the arguments that its defaults have."""
+    """Yields the dotted names of all fields of a section, and of the arguments of its defaults."""
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
         for inner in _models(field.annotation):
@@ -117,7 +117,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tag(model: type[BaseModel]) -> Any:
-    """The value of the field `name` that selects this section in a union."""
+    """Returns the value of the field `name` that selects this section in a union."""
     return model.model_fields["name"].default if "name" in model.model_fields else None
 
 

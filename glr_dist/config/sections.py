@@ -172,7 +172,7 @@ class Training(Section):
 
 
 class Execution(Section):
-    """Place where a step is computed. On one type of device it does not change results, but for rounding in `replicas`.
+    """Executor of a step. On one type of device it does not change results, except for rounding in `replicas`.
 
     `inline`: in this process. `layers`: the work items of a step on Ray actors. `replicas`: the examples of a batch on
     Ray Train workers. `auto`: `layers` if it is predicted to be faster than `inline`.

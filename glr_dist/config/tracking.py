@@ -23,7 +23,7 @@ class Tracking(Section):
     """Tracking of a run. The run's folder is always complete; tracking uploads a copy.
 
     Credentials in the URI (`https://user:password@host`) are used but never written: JSON and YAML dumps contain the
-    URI without them. Tags lose the credentials of URIs in them at once.
+    URI without them. Credentials in the URIs of tags are removed when the tags are read.
     """
 
     kind: Literal["auto", "none", "mlflow"] = Field(

@@ -16,7 +16,7 @@ def resolve_sampler(estimator: Estimator, noise: Noise) -> str:
 
 
 def per_site(value: int | Mapping[str, int]) -> list[int]:
-    """Returns the values that the sites can have: one number, or those of a mapping of site-name patterns."""
+    """Returns the possible values of an option at a site: the number itself, or all values of a mapping by pattern."""
     return list(value.values()) if isinstance(value, Mapping) else [value]
 
 

@@ -4,11 +4,11 @@ With ĝ_1 … ĝ_R independent estimates of a site's gradient g (all parameters 
 mean and r̄ the mean of C reference estimates:
 
     cosine         mean of ĝ·r̄ / (|ĝ| |g|)
-    relative bias  ḡ·r̄ / |g|² - 1; a factor k on every estimate appears as k - 1
+    relative bias  ḡ·r̄ / |g|² - 1; a factor k on every estimate shows up as k - 1
     variance       Σ |ĝ - ḡ|² / (R - 1) / |g|²
 
 |g|² is |r̄|² minus the variance of r̄, so that the reference's own error, which is reported, does not lower the cosine.
-Figures are NaN (null in the file) if the reference is nothing but noise; raise `diagnose.reference_passes` then.
+If the reference is pure noise, figures are NaN (null in the file); raise `diagnose.reference_passes` in that case.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _REFERENCE_STEP, _DRAW_STEP = 2**40, 2**41
 
 
 class Subject:
-    """Networks of a configuration at the same weights, and the batch of all estimates.
+    """Networks of a configuration with the same weights, and the batch that all estimates use.
 
     Args:
         config: the configuration.
@@ -50,7 +50,7 @@ class Subject:
         self._loss = LOSSES[config.training.loss]
 
     def batch(self, bar: tqdm[Any]) -> Batch:
-        """Returns the batch of all estimates."""
+        """Returns the batch that all estimates use."""
         return Batch(self._x, self._y, self._loss, bar)
 
     def net(self, config: Config) -> GLR:
@@ -79,7 +79,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Batch:
-    """Batch and loss of all estimates, and the progress bar that counts them."""
+    """Batch and loss that all estimates use, and the progress bar that counts the estimates."""
 
     x: Tensor
     y: Tensor
@@ -115,7 +115,7 @@ def reference_of(config: Config, net_of: Callable[[Config], GLR], batch: Batch) 
     """Returns the name of the reference estimator and its estimates [C, P] by site.
 
     Raises:
-        ConfigError: the network has no such gradient.
+        ConfigError: no reference estimator gives a gradient of this network.
     """
     chosen = config.diagnose
     estimator = config.estimator.name
@@ -141,7 +141,7 @@ def reference_of(config: Config, net_of: Callable[[Config], GLR], batch: Batch) 
 
 
 def norm_squared(reference: Tensor) -> float:
-    """Returns |g|² without the reference's own variance; NaN if the reference is nothing but noise."""
+    """Returns |g|² without the reference's own variance; NaN if the reference is pure noise."""
     corrected = (reference.mean(0).square().sum() - variance_of_mean(reference)).item()
     return corrected if corrected > 0 else math.nan
 

@@ -5,12 +5,12 @@ With ĝ an estimate at (σ, K), g_σ the gradient of J with noise of that scale,
     cosine         mean over sites and draws of the cosine of ĝ and g_σ: a smaller variance raises it
     target cosine  the same with g: a larger σ lowers the variance of ĝ, but moves g_σ away from g
 
-The target is the gradient without noise, since accuracy is measured without noise. A network that has none (threshold
-units, the 0-1 loss) is compared with the gradient at the smallest σ of the grid. The mean over the sites gives all of
-them the same weight.
+The target is the gradient without noise, since accuracy is measured without noise. If that gradient does not exist
+(threshold units, the 0-1 loss), the target is the gradient at the smallest σ of the grid. The mean over the sites
+weights all of them equally.
 
-Recommended is the pair of the fewest forward passes whose target cosine reaches `SHARE` of the highest one in the grid;
-of pairs with equally many passes, the one with the highest target cosine.
+The recommended pair has the fewest forward passes among those whose target cosine reaches `SHARE` of the highest one in
+the grid; ties go to the highest target cosine.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Grid:
         reference_errors: its relative error, by σ and site.
         target: description of the target.
         pairs: the pairs, in the order of σ and K.
-        recommended: the recommended pair; None if the references are nothing but noise.
+        recommended: the recommended pair; None if the references are pure noise.
     """
 
     estimator: str
@@ -70,7 +70,7 @@ class Grid:
     recommended: Pair | None
 
     def table(self, columns: int | None = None) -> str:
-        """Returns the table and the recommendation; a table that is wider than `columns` loses its last ones."""
+        """Returns the table and the recommendation; columns that do not fit into the width `columns` are left out."""
         names = ", ".join(dict.fromkeys(self.references.values()))
         error = max((e for errors in self.reference_errors.values() for e in errors.values()), default=math.nan)
         rows = grid_table(self.pairs, self.recommended, clean=self.target == CLEAN, columns=columns)
@@ -84,7 +84,7 @@ class Grid:
 def diagnose_grid(config: Config, out: Path, weights: Path | None = None) -> Grid:
     """Measures each pair of `diagnose.scales` and `diagnose.copies`; writes `grid.json`, `grid.png`, `diagnose.yaml`.
 
-    Each σ holds at all sites, in place of the configuration's scales and those of the checkpoint.
+    Each σ applies to all sites and replaces the scales of the configuration and of the checkpoint.
 
     Args:
         config: the configuration.
@@ -136,13 +136,13 @@ def diagnose_grid(config: Config, out: Path, weights: Path | None = None) -> Gri
 
 
 def _with(config: Config, scale: float, options: Estimator) -> Config:
-    """Returns the configuration with fixed noise of one scale, and these options of the estimator."""
+    """Returns the configuration with fixed noise of one scale and with the given estimator options."""
     noise = config.noise.model_copy(update={"scale": scale, "schedule": {}, "learn": "none"})
     return config.model_copy(update={"noise": noise, "estimator": options})
 
 
 def _clean_gradient(config: Config, subject: Subject, batch: Batch) -> dict[str, Tensor] | None:
-    """Returns the gradient without noise by site [C, P], None if autograd gives none."""
+    """Returns the gradient without noise by site [C, P]; None if it does not exist."""
     noise = config.noise.model_copy(update={"law": "none", "schedule": {}, "learn": "none"})
     options = Estimator(name="pathwise", sampler="iid")
     try:
@@ -188,7 +188,7 @@ def _cosines(estimates: Tensor, reference: Tensor) -> Tensor:
 
 
 def _mean(cosines: dict[str, Tensor]) -> Cosine:
-    """Returns the mean over sites and draws; all sites of a draw share their noise, so draws give the error."""
+    """Returns the mean over sites and draws; its error is that over draws, since the sites of a draw share noise."""
     by_draw = torch.stack(list(cosines.values())).mean(0)
     return Cosine(by_draw.mean().item(), (by_draw.std() / len(by_draw) ** 0.5).item())
 

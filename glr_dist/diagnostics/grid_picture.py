@@ -13,7 +13,7 @@ _COLOURS = "cividis"  # its lightness grows with the value, for any colour visio
 
 
 def draw_grid(pairs: Sequence[Pair], chosen: Pair | None, path: Path) -> None:
-    """Draws the cosine to the target and to the gradient at each σ as a PNG; the recommended pair has a frame.
+    """Draws the cosine to the target and to the gradient at each σ as a PNG; a frame marks the recommended pair.
 
     Args:
         pairs: the pairs of the whole grid.

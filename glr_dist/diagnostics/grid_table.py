@@ -20,7 +20,7 @@ _FEWEST = 4  # columns that are never left out
 
 
 def grid_table(pairs: Sequence[Pair], chosen: Pair | None, *, clean: bool, columns: int | None = None) -> list[str]:
-    """Returns the lines of the table, with `*` at the recommended pair, and the line of the recommendation.
+    """Returns the lines of the table, where `*` marks the recommended pair, and the recommendation.
 
     Args:
         pairs: the pairs.

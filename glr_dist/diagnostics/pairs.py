@@ -1,4 +1,4 @@
-"""A pair of a noise scale and a number of copies, and the choice of one."""
+"""Pairs of a noise scale and a number of copies, and the choice of the best one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SHARE = 0.95  # of the highest target cosine, which the recommended pair reaches
+SHARE = 0.95  # fraction of the highest target cosine that the recommended pair must reach
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Pair:
         target_cosine: cosine to the target, mean over the sites.
         variance: Σ |ĝ - ḡ|² / (R - 1) / |g_σ|², mean over the sites.
         forward_passes: forward passes of a step.
-        milliseconds: time of a step on this machine.
+        milliseconds: time of an estimate on this machine.
         sites: cosine to the target, by site.
     """
 
@@ -43,7 +43,7 @@ class Pair:
 
 
 def recommended(pairs: Sequence[Pair]) -> Pair | None:
-    """Returns the cheapest pair whose target cosine reaches `SHARE` of the highest one, None if none is measurable."""
+    """Returns the cheapest pair that reaches `SHARE` of the highest target cosine; None if no cosine is positive."""
     highest = max((p.target_cosine.mean for p in pairs if p.target_cosine.mean > 0), default=math.nan)
     enough = [pair for pair in pairs if pair.target_cosine.mean >= SHARE * highest]
     return min(enough, key=lambda pair: (pair.forward_passes, -pair.target_cosine.mean), default=None)
@@ -55,10 +55,10 @@ def advice(pairs: Sequence[Pair], chosen: Pair | None, *, clean: bool) -> str:
     Args:
         pairs: the pairs.
         chosen: the recommended one.
-        clean: True if the target is the gradient without noise, so that it judges every σ alike.
+        clean: True if the target is the gradient without noise, which does not favour any σ.
     """
     if chosen is None:
-        return "recommended: nothing, the references are nothing but noise; raise diagnose.reference_passes"
+        return "recommended: nothing, since the references are pure noise; raise diagnose.reference_passes"
     highest = max(pair.target_cosine.mean for pair in pairs if not math.isnan(pair.target_cosine.mean))
     share = 100 * chosen.target_cosine.mean / highest
     scales = sorted({pair.scale for pair in pairs})

@@ -20,7 +20,7 @@ from glr_dist.streams import Key, Role, generator
 
 
 class DirectionBlock(NamedTuple):
-    """A block of directions: numbers start … stop - 1 of the `total` of one site, shared pass and example block."""
+    """Directions start … stop - 1 out of the `total` directions of one site, shared pass and example block."""
 
     number: int
     start: int

@@ -84,7 +84,7 @@ def accumulate(totals: dict[K, Tensor], key: K, value: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """All that one estimate depends on.
+    """Everything that one estimate depends on.
 
     Attributes:
         network: the prepared network.
@@ -118,12 +118,12 @@ class Step:
 
     @property
     def signs(self) -> int:
-        """2 when every direction is used with both signs, else 1."""
+        """Number of signs that each direction is used with: 2 for antithetic pairs, else 1."""
         return 2 if self.options.antithetic else 1
 
     @property
     def example_blocks(self) -> range:
-        """The numbers of the example blocks that this replica estimates from."""
+        """Numbers of the example blocks that this replica estimates from."""
         rank, number = self.replica
         return range(rank, -(-len(self.x) // self.options.example_block), number)
 

@@ -38,7 +38,7 @@ def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[D
     """Cuts the directions of a site into blocks that end at frame edges.
 
     Args:
-        directions: pairs when antithetic, else copies.
+        directions: number of directions: of antithetic pairs, else of copies.
         frame: rows of a frame (D), or None if there are no frames.
         limit: maximum number of directions of a block.
         least: minimum number: 2 for leave-one-out, else 1.

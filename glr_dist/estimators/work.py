@@ -75,5 +75,5 @@ def elements_from(sites: Sequence[Site], first: Site) -> int:
 
 
 def learned_scales(step: Step, sites: Sequence[Site]) -> tuple[str, ...]:
-    """Names of those of the sites whose scale is learned."""
+    """Returns the names of the given sites whose scale is learned."""
     return tuple(site.name for site in sites if site.name in step.log_scales)

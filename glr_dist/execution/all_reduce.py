@@ -44,7 +44,7 @@ class Replicas(Inline):
 
         Raises:
             UserError: `torch.distributed` has no process group.
-            OtherReplicaError: another process failed, which raises its own error there.
+            OtherReplicaError: another process failed; that process raises its own error.
             LostReplicaError: another process has ended.
         """
         if not distributed.is_available() or not distributed.is_initialized():
@@ -57,7 +57,7 @@ class Replicas(Inline):
         try:
             share = super().gradients(estimator, replace(step, replica=replica))
         except (UserError, FloatingPointError) as error:
-            error_here = error  # without the all-reduce below, the others would wait for ever
+            error_here = error  # without the all-reduce below, the others would wait forever
         total, errors = summed(share, step, errors=1 if error_here else 0)
         if errors:
             raise error_here or OtherReplicaError("another replica failed")
@@ -99,11 +99,11 @@ def summed(share: Gradients, step: Step, errors: int = 0) -> tuple[Gradients, in
 
 
 def begun_alike(begin: Callable[[], A], state: Callable[[A], object]) -> A:
-    """Calls `begin` in every process and checks that all of them begin with the same state.
+    """Calls `begin` in every process and checks that they all start from the same state.
 
     Args:
-        begin: makes the object that this process begins with; the function returns it.
-        state: returns a plain value that differs if two such objects do.
+        begin: makes the object that this process starts from, which the function returns.
+        state: returns a plain value that differs between different objects.
 
     Raises:
         UserError, FloatingPointError: raised by `begin`; the other processes raise OtherReplicaError.
@@ -121,6 +121,6 @@ def begun_alike(begin: Callable[[], A], state: Callable[[A], object]) -> A:
     if None in states:
         raise OtherReplicaError("another replica failed")
     if any(other != states[0] for other in states):
-        raise RuntimeError(f"the replicas begin differently: {states}")
+        raise RuntimeError(f"the replicas start from different states: {states}")
     assert begun is not None
     return begun

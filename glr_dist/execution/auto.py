@@ -31,7 +31,7 @@ def choose(execution: Execution, estimator: Estimator, step: Step, threads: int)
     actors = cluster.available(execution.cpus_per_actor, execution.gpus_per_actor)
     actors = min(execution.actors or actors, actors)  # more of them would share cores
     if not actors:
-        print("execution auto: inline; the cluster has no place for an actor", file=sys.stderr)
+        print("execution auto: inline; the cluster has no room for an actor", file=sys.stderr)
         return "inline"
     load, hardware = measured_load(estimator, step), Hardware()
     pays = predict.layers_pay(load, hardware, threads, actors)

@@ -1,4 +1,4 @@
-"""Identifies the software of a process: nodes with other software would compute other parameters without a word."""
+"""Identifies the software of a process: a node with different software would silently compute different parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Software = Mapping[str, str]  # version of each part
 
 @cache
 def software() -> dict[str, str]:
-    """Returns the versions of Python and of the libraries that decide results, and a digest of this package's files."""
+    """Returns the versions of Python and of the libraries that affect results, and a digest of this package's files."""
     return {"Python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}, _SOURCE: _digest()}
 
 
@@ -30,7 +30,7 @@ def node() -> str:
 
 
 def check_same(node: str, found: Software, expected: Software) -> None:
-    """Checks that a node has the software of the driver.
+    """Checks that a node runs the same software as the driver.
 
     Args:
         node: the name of the node.
@@ -38,7 +38,7 @@ def check_same(node: str, found: Software, expected: Software) -> None:
         expected: `software()` of the driver.
 
     Raises:
-        ClusterError: names the node and what differs.
+        ClusterError: the software differs; the message names the node and the differences.
     """
     differing = [
         f"{name} {found.get(name, 'unknown')} instead of {wanted}"
@@ -46,7 +46,8 @@ def check_same(node: str, found: Software, expected: Software) -> None:
         if found.get(name) != wanted
     ]
     if differing:
-        raise ClusterError(f"node {node} has other software, which may compute other results: {', '.join(differing)}")
+        different = "runs different software, which may give different results"
+        raise ClusterError(f"node {node} {different}: {', '.join(differing)}")
 
 
 def _version(name: str) -> str:

@@ -29,13 +29,13 @@ from glr_dist.execution import local_ray, watch
 from glr_dist.execution.address import ray_address
 from glr_dist.text import one_line
 
-_JOIN_TIMEOUT = 30.0  # seconds in which a cluster must answer
-_START_TIMEOUT = 120.0  # seconds in which a local Ray must have started; on a busy machine it takes half a minute
-_PROBE_TIMEOUT = 1.5  # seconds in which the cluster must accept a TCP connection
-_ANSWER_TIMEOUT = 10.0  # seconds in which its gRPC server must answer
-_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # ends with an empty frame SETTINGS
-_SIGNAL_INTERVAL = 0.2  # seconds between two looks at pending signals
-_START_GRACE = 10.0  # seconds in which an interrupted `ray.init` may complete
+_JOIN_TIMEOUT = 30.0  # seconds that a cluster has to answer
+_START_TIMEOUT = 120.0  # seconds that a local Ray has to start; a busy machine needs half a minute
+_PROBE_TIMEOUT = 1.5  # seconds that the cluster has to accept a TCP connection
+_ANSWER_TIMEOUT = 10.0  # seconds that its gRPC server has to answer
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # ends with an empty SETTINGS frame
+_SIGNAL_INTERVAL = 0.2  # seconds between two checks for pending signals
+_START_GRACE = 10.0  # seconds that an interrupted `ray.init` has to complete
 _SOCKET = "/ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store.00"  # the longest path in TMPDIR
 _MAX_SOCKET_PATH = 107 if sys.platform.startswith("linux") else 103  # bytes
 
@@ -44,7 +44,7 @@ def connect(cpus: float = 0) -> bool:
     """Joins the cluster at RAY_ADDRESS, or starts a local Ray if RAY_ADDRESS is not set.
 
     Args:
-        cpus: minimum number of logical CPUs of a local Ray, whatever the number of cores.
+        cpus: minimum number of logical CPUs of a local Ray, even if the machine has fewer cores.
 
     Returns:
         True if it started a local Ray, which `disconnect` ends.
@@ -74,7 +74,7 @@ def connect(cpus: float = 0) -> bool:
         _short_folders.append(folder)
     _held_sockets.extend(local_ray.held_sockets())
     watch.begin({name: process.poll for name, process in local_ray.processes().items()}, ray.is_initialized)
-    shared = f" on {_cores()} cores, which they share" if number > _cores() else ""
+    shared = f" that share {_cores()} cores" if number > _cores() else ""
     where = ray.util.get_node_ip_address()
     print(f"started a local Ray with {number} CPUs{shared}; it listens on {where}", file=sys.stderr)
     return True
@@ -86,7 +86,7 @@ def disconnect() -> None:
     watch.expect_end()
     if killed := watch.unresponsive():
         local_ray.kill_processes()
-        atexit.unregister(ray.shutdown)  # it would wait for the dead
+        atexit.unregister(ray.shutdown)  # it would wait for the dead processes
     else:
         ray.shutdown()
         while _held_sockets:
@@ -106,13 +106,13 @@ _disconnected: list[threading.Event] = []  # end the threads that called `ray.in
 
 
 def _init(address: str, failure: str, **options: object) -> None:
-    """Calls `ray.init` with a time limit, and so that Ctrl-C and SIGTERM interrupt the wait.
+    """Calls `ray.init` with a time limit; Ctrl-C and SIGTERM interrupt the wait.
 
-    Another thread calls it: Ctrl-C in the middle of `ray.init` would leave half-started processes behind, and parts of
-    it wait without hearing signals.
+    The call runs in another thread: Ctrl-C in the middle of `ray.init` would leave half-started processes behind, and
+    parts of `ray.init` do not react to signals while they wait.
 
     Raises:
-        ClusterError: it fails, or exceeds the limit. The message begins with `failure`.
+        ClusterError: `ray.init` fails or exceeds the limit. The message begins with `failure`.
     """
     done, disconnected = Future[None](), threading.Event()
     _disconnected.append(disconnected)
@@ -124,13 +124,13 @@ def _init(address: str, failure: str, **options: object) -> None:
         except BaseException as error:
             done.set_exception(error)
             return
-        disconnected.wait()  # the system may end what a thread has started when the thread ends
+        disconnected.wait()  # processes that a thread has started may end with the thread
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     terminate = signal.getsignal(signal.SIGTERM)
 
     def restore() -> None:
-        # Ray's core installs a handler that aborts, below Python's own record of handlers.
+        # Ray's core installs a C handler that aborts, without Python's knowledge.
         if in_main_thread:
             signal.signal(signal.SIGTERM, terminate)
 
@@ -149,14 +149,14 @@ def _init(address: str, failure: str, **options: object) -> None:
             raise
         raise ClusterError(f"{failure} ({one_line(error)})") from None
     except BaseException:
-        wait([done], timeout=_START_GRACE)  # Ray ends at exit if it is complete
+        wait([done], timeout=_START_GRACE)  # a complete Ray is shut down at exit
         raise
     finally:
         restore()
 
 
 def _probe(address: str) -> None:
-    """Checks that a gRPC server answers at the address; Ray itself retries for minutes and does not hear Ctrl-C.
+    """Checks that a gRPC server answers at the address; Ray itself retries for minutes and ignores Ctrl-C.
 
     Raises:
         ClusterError: the address is malformed or unknown, or no gRPC server answers there.
@@ -193,7 +193,7 @@ def _probe(address: str) -> None:
 
 
 def _short_folder() -> str | None:
-    """Returns a new short folder for the sockets of a local Ray if those in TMPDIR would exceed the system's limit."""
+    """Makes a folder for the sockets of a local Ray if their paths in TMPDIR would exceed the system's limit."""
     root = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     if len(os.fsencode(f"{root}{_SOCKET}")) <= _MAX_SOCKET_PATH:
         return None
@@ -207,7 +207,7 @@ def _short_folder() -> str | None:
 
 @contextmanager
 def connected(cpus: float) -> Iterator[bool]:
-    """Connects to Ray, and disconnects afterwards if it was not connected before; yields the result of `connect`."""
+    """Connects to Ray; yields the result of `connect`; disconnects at the end unless Ray was connected before."""
     before = ray.is_initialized()
     try:
         yield connect(cpus)
@@ -231,7 +231,7 @@ def _cores() -> int:
 
 
 def bundle_of(cpus: float, gpus: float) -> dict[str, float]:
-    """Returns the resources of one actor by Ray's names."""
+    """Returns the resources of one actor under Ray's names."""
     return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
 
 
@@ -253,12 +253,12 @@ def reserve(number: int, bundle: Mapping[str, float], timeout: float, *, own: bo
     Args:
         number: number of bundles.
         bundle: resources of each bundle.
-        timeout: seconds to wait until the cluster has placed it; Ray itself has no limit.
+        timeout: seconds to wait until the cluster has placed the group; Ray itself has no limit.
         own: True if this process started the cluster. Such a cluster never grows, so a request beyond its size fails
             at once.
 
     Raises:
-        ClusterError: the cluster has no place; the message names the request and the cluster's resources.
+        ClusterError: the cluster has no room; the message names the request and the cluster's resources.
     """
     too_large = own and fitting(bundle) < number
     if not too_large:
@@ -272,16 +272,16 @@ def reserve(number: int, bundle: Mapping[str, float], timeout: float, *, own: bo
         if placed:
             return group
     raise ClusterError(
-        f"{asked(number, bundle)}: no place for them, the cluster has {resources()}; "
+        f"{no_room(number, bundle)}; the cluster has {resources()}; "
         "lower execution.actors, execution.cpus_per_actor or execution.gpus_per_actor"
         + ("" if too_large else f", or raise execution.placement_timeout ({timeout:g} s)")
     )
 
 
-def asked(number: int, bundle: Mapping[str, float]) -> str:
-    """Describes a request in words."""
+def no_room(number: int, bundle: Mapping[str, float]) -> str:
+    """Describes a request that does not fit, as the start of an error message."""
     each = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
-    return f"execution.actors: {number} of {each} each"
+    return f"execution.actors: no room for {number} x ({each})"
 
 
 def resources() -> str:
@@ -291,7 +291,7 @@ def resources() -> str:
 
 
 def memory_kills() -> int:
-    """Returns the number of processes that Ray has killed because a node ran out of memory; 0 if it does not tell."""
+    """Returns the number of processes that Ray killed because a node ran out of memory; 0 if Ray does not report it."""
     common, messages = cast(Any, common_pb2), cast(Any, gcs_pb2)
     state: Any = ray._private.state.state
     with suppress(Exception):  # private names of Ray, and a cluster that does not answer

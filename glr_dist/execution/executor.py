@@ -1,4 +1,4 @@
-"""The base of all executors: it adds the partial sums of a step, always in the same order."""
+"""Base class of all executors; adds the partial sums of a step, always in the same order."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class TapedItem(NamedTuple):
 class Executor(ABC):
     """Computes the items of a step: always in the same shapes, on one intra-op thread each, without autograd.
 
-    A context manager, which releases its resources on leaving.
+    An executor is a context manager that releases its resources on exit.
     """
 
     def begin(self, estimator: Estimator, step: Step) -> None:  # noqa: B027  # most executors need none
-        """Called before `gradients`, while the network is without the hooks of a pass."""
+        """Called before `gradients`, while the network does not have the hooks of a pass."""
 
     def gradients(self, estimator: Estimator, step: Step) -> Gradients:
         """Returns the estimate: the sum of the partial sums, in the order of the work items."""
@@ -71,7 +71,7 @@ class Executor(ABC):
 
     def tapes(self, estimator: Estimator, step: Step, shared_pass: int) -> list[Tape]:
         """Runs a shared pass; returns the tape of each example block."""
-        return list(self.map(lambda examples: estimator.tape(step, shared_pass, examples), step.example_blocks))
+        return list(self.map(lambda block: estimator.tape(step, shared_pass, block), step.example_blocks))
 
     @abstractmethod
     def partials(

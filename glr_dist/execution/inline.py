@@ -30,7 +30,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _begin_worker() -> None:
-    """Sets two options that each thread has for itself: one intra-op thread, and no autograd by default."""
+    """Sets two options of this thread: one intra-op thread, and no autograd by default."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
 
@@ -47,7 +47,7 @@ class Inline(Executor):
         self._pool: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Leaves the threads out: a copy makes its own."""
+        """Leaves out the threads; a copy starts its own."""
         return {"threads": self.threads, "_pool": None}
 
     def partials(

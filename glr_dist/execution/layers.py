@@ -1,8 +1,8 @@
 """`layers`: Ray actors compute the work items of a step in parallel, from one shared forward pass.
 
 The state of a step goes into the object store once, as one array of bytes, and so does the tape of each shared pass.
-Actors return one partial sum per item, which are added in the order of the items. So the result is bitwise identical
-to `inline` for any number of actors and any actor failures.
+Actors return one partial sum per item, and this process adds these in the order of the items. The result is therefore
+bitwise identical to `inline` for any number of actors and any actor failures.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from glr_dist.text import one_line
 A = TypeVar("A")
 B = TypeVar("B")
 
-_LEAST_CALL = 0.005  # seconds of work per call; the call itself takes about one millisecond
+_LEAST_CALL = 0.005  # minimum seconds of work per call; the call itself costs about one millisecond
 
 
 class Layers(Executor):
     """Computes work items on Ray actors, and the shared passes and all sums in this process.
 
-    It joins the cluster that RAY_ADDRESS names, or starts a Ray of its own, which ends with it. Use it as a context
+    It joins the cluster that RAY_ADDRESS names, or else starts a local Ray that ends with it. Use it as a context
     manager, or call `close`.
 
     Args:
         actors: number of actors; by default as many as the cluster has room for.
-        cpus_per_actor: CPUs that an actor reserves, and items that it computes at a time (at least one).
+        cpus_per_actor: CPUs that an actor reserves, and number of items that it computes at a time (at least one).
         gpus_per_actor: GPUs that an actor reserves; if above 0, the actors compute on CUDA, otherwise on the CPU.
         threads: threads of this process, for the shared pass and evaluation; torch's own number by default.
         placement_timeout: seconds to wait until the cluster has placed the actors.
-        hang_timeout: seconds without an answer until an actor is restarted.
+        hang_timeout: seconds without an answer after which an actor is restarted.
 
     Raises:
-        ClusterError: the cluster has no place for the actors.
+        ClusterError: the cluster has no room for the actors.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Layers(Executor):
         self._program_of: object = None
         self._program: Shared | None = None
         self._state: Shared | None = None
-        self._pass_seconds: deque[float] = deque(maxlen=3)  # last shared passes here; the first is slow
+        self._pass_seconds: deque[float] = deque(maxlen=3)  # of the last shared passes here; the first is slow
         self.pool = Pool(
             Worker,
             (self.device, 1 if gpus_per_actor else max(1, int(cpus_per_actor))),
@@ -81,11 +81,11 @@ class Layers(Executor):
         )
 
     def begin(self, estimator: Estimator, step: Step) -> None:
-        """Sends the state of the step, and before that the program, if it has changed."""
+        """Sends the state of the step, after the program if that has changed."""
         if step.x.device.type != self.device.type:
             raise ClusterError(
                 f"execution.gpus_per_actor: the actors compute on {self.device.type}, this process on "
-                f"{step.x.device.type}; both must be of one kind, as their noise must be"
+                f"{step.x.device.type}; both must use the same kind, since their noise must be the same"
             )
         network = step.network
         parts = (
@@ -111,13 +111,11 @@ class Layers(Executor):
         """Runs a shared pass in this process, or on the actors by example blocks if that is faster."""
         if not self._spread(step):
             started = time.perf_counter()
-            tapes = list(
-                self.inline.map(lambda examples: estimator.tape(step, shared_pass, examples), step.example_blocks)
-            )
+            tapes = list(self.inline.map(lambda block: estimator.tape(step, shared_pass, block), step.example_blocks))
             self._pass_seconds.append(time.perf_counter() - started)
             return tapes
         sent = dict(
-            self.pool.run(Call("tape", (self._program, self._state, shared_pass, e)) for e in step.example_blocks)
+            self.pool.run(Call("tape", (self._program, self._state, shared_pass, b)) for b in step.example_blocks)
         )
         self.bytes += sum(tape.size for tape in sent.values())
         return [Tape(**unpacked(sent[place], self.device)) for place in sorted(sent)]
@@ -125,7 +123,7 @@ class Layers(Executor):
     def partials(
         self, estimator: Estimator, step: Step, passes: Iterable[list[TapedItem]]
     ) -> Iterator[tuple[TapedItem, Partial]]:
-        """Yields the partial sum of each item, in order; the items of two shared passes are in flight at a time."""
+        """Yields the partial sum of each item, in order; items of up to two shared passes are in flight."""
         sent: list[list[tuple[int, TapedItem]]] = []
 
         def calls() -> Iterator[Call]:
@@ -175,7 +173,7 @@ class Layers(Executor):
         self.pool.close()
 
     def _spread(self, step: Step) -> bool:
-        """True if the actors would finish a shared pass sooner than this process, judged by its time here."""
+        """True if the actors would finish a shared pass sooner than this process, estimated from recent passes here."""
         blocks = len(step.example_blocks)
         here, there = min(self.inline.threads, blocks), min(len(self.pool), blocks)
         seen = self._pass_seconds

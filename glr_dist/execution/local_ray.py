@@ -1,4 +1,4 @@
-"""Settings with which a local Ray starts: loopback only, a token, sessions of its own, and sockets that outlive it."""
+"""Isolates a local Ray: loopback only, its own token and process sessions; keeps its sockets open if it dies."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ import ray
 from ray import _raylet as core
 from ray._private import ray_constants, services
 
-_raylet: Any = core  # its type hints lack what differs between versions of Ray
+_raylet: Any = core  # its type hints omit names that differ between versions of Ray
 _LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"
 _PIDFD_GETFD = 438  # number of the system call, the same on all architectures
-_CRASHES = (b"*** SIG", b"Fatal Python error")  # in the output of a process that crashed
+_CRASHES = (b"*** SIG", b"Fatal Python error")  # in the log of a process that crashed
 
 
 @contextmanager
 def local_settings() -> Iterator[None]:
     """Makes `ray.init`, within the context, start a Ray that only this user on this machine can reach.
 
-    - All of its ports listen on the loopback interface, as Ray does on systems where it forms no clusters.
-    - It asks for a token, which exists only in its processes: a cluster's token stays unused, and none is written.
-    - Its processes form sessions of their own, so that a signal to this process's group does not reach them. They
-      still die with this process: Ray asks the kernel for it.
+    - All its ports listen on the loopback interface only, as on systems where Ray does not support clusters.
+    - It requires a token that only its processes know. The token of a cluster is not used, and none is written to disk.
+    - Its processes run in separate sessions, so that a signal to this process's group does not reach them. They still
+      die with this process, because Ray asks the kernel to end them.
     """
     environment: dict[str, str | None] = {
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", _LOOPBACK),
@@ -83,14 +83,14 @@ def _replaced(module: Any, name: str, made: Callable[[Any], Any]) -> Iterator[No
 
 
 def _forget_token() -> None:
-    """Makes Ray's core read the token of the next Ray from the environment or the file again."""
+    """Makes Ray's core forget its token and read the next one from the environment or the file."""
     with suppress(AttributeError):
         _raylet.Config.initialize("")
         _raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def processes() -> dict[str, Any]:
-    """Returns the processes of the local Ray without which it does not work, as objects of `subprocess.Popen`."""
+    """Returns the essential processes of the local Ray, as `subprocess.Popen` objects."""
     node = ray._private.worker._global_node
     found = getattr(node, "all_processes", {})
     return {name: found[name][0].process for name in ("raylet", "gcs_server") if found.get(name)}
@@ -99,9 +99,9 @@ def processes() -> dict[str, Any]:
 def held_sockets() -> list[int]:
     """Duplicates the raylet's ends of its connections to this process, and returns their descriptors.
 
-    If the raylet dies, Ray's core would see these connections close, and end this process at once, with code 1 and
-    without a word. While the duplicates exist, it waits instead, and the watch has time to tell what happened. Without
-    the permission, or on other systems than Linux, there are no duplicates.
+    If the raylet dies, Ray's core sees these connections close and immediately ends this process with code 1 and no
+    message. While the duplicates exist, it waits instead, and the watch has time to report what happened. Without the
+    necessary permission, or on systems other than Linux, the list is empty.
     """
     if not hasattr(os, "pidfd_open") or (raylet := processes().get("raylet")) is None:
         return []
@@ -132,12 +132,12 @@ def _held(pidfd: int, number: int) -> list[int]:
 
 
 def kill_processes() -> None:
-    """Kills what is left of a local Ray that does not answer."""
+    """Kills the remaining processes of a local Ray that does not answer."""
     node: Any = ray._private.worker._global_node
     if (raylet := processes().get("raylet")) is not None and os.name == "posix":
         with suppress(OSError):
             os.killpg(raylet.pid, signal.SIGKILL)  # its group: itself and its agents
-    with suppress(Exception):  # whatever Ray thinks of its own state
+    with suppress(Exception):  # Ray's own record of its processes may be inconsistent
         node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 

@@ -1,4 +1,4 @@
-"""Ends the processes of actors whose raylet has gone; Ray itself waits until their current call ends."""
+"""Ends actor processes whose raylet is gone; Ray itself would let them finish their current call first."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 import threading
 import time
 
-_INTERVAL = 1.0  # seconds between two looks at the parent process
+_INTERVAL = 1.0  # seconds between two checks of the parent process
 _NAME = "watch of the raylet"  # of the thread
 _GRACE = 3.0  # seconds that Ray has to end the process itself
 
 
 def end_with_raylet() -> None:
-    """Makes this process of an actor or task end a few seconds after its parent, the raylet.
+    """Makes this actor or task process end a few seconds after its parent process, the raylet.
 
     A local Ray dies with the driver. On a cluster, Ray ends the actors of a driver that has died.
     """

@@ -1,7 +1,7 @@
 """A pool of Ray actors that survives dead actors, frozen actors, and nodes that leave and join.
 
 A call is a pure function of its arguments. The pool therefore repeats a lost call on any actor, and a restarted actor
-fetches the shared values that it lacks.
+fetches the shared values again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from glr_dist.errors import ClusterError
 from glr_dist.execution import watch
 from glr_dist.execution.build_id import Software, check_same, node, software
 from glr_dist.execution.cluster import (
-    asked,
     bundle_of,
     connect,
     disconnect,
     fitting,
     memory_kills,
+    no_room,
     reserve,
     resources,
     room,
@@ -37,25 +37,25 @@ from glr_dist.execution.orphans import end_with_raylet
 from glr_dist.text import one_line
 
 _MAX_IN_FLIGHT = 2  # calls per actor: it computes one while the next one waits there
-_MAX_LOSSES = 10  # actors that one call may lose; beyond that, the call itself is at fault
-_MAX_STARTS = 3  # starts of one actor that never answers
-_MAX_SILENCE = 120.0  # seconds without a healthy actor
-_MAX_MEMORY_KILLS = 3  # actors killed for their memory while no actor answers
+_MAX_LOSSES = 10  # actors that one call may lose; after that, the call itself is considered faulty
+_MAX_STARTS = 3  # failed starts of an actor before the pool gives up
+_MAX_SILENCE = 120.0  # seconds without a healthy actor before the pool gives up
+_MAX_MEMORY_KILLS = 3  # processes killed for lack of memory, while no actor is healthy, before the pool gives up
 
 
 class Shared(NamedTuple):
     """A value in the object store. An actor caches the latest version of each name.
 
-    The pool sends the reference only with the first call that needs it on an actor: each reference costs a millisecond.
+    The pool sends the reference only with the first call that needs it on an actor: each one costs a millisecond.
     """
 
     name: str
     version: int
-    ref: tuple[Any, ...]  # in a tuple, as Ray fetches the value of a bare reference for each call
+    ref: tuple[Any, ...]  # in a tuple, because Ray would fetch the value of a bare reference for each call
 
 
 class StaleError(Exception):
-    """Raised by an actor without the version of a shared value that a call names: the actor was restarted."""
+    """Raised by a restarted actor that does not have the version of a shared value that a call uses."""
 
 
 class Call(NamedTuple):
@@ -114,7 +114,7 @@ class _Slot:
 
     actor: Any
     ping: Any  # the pending answer of an actor that starts; None for a healthy actor
-    since: float  # time from which the pool has waited for the oldest call, or for the ping
+    since: float  # start of the wait for the oldest call, or for the ping
     in_flight: deque[tuple[Any, _Task]] = field(default_factory=deque)  # in the order of computation
     versions: dict[str, int] = field(default_factory=dict)  # of the shared values that were sent to it
     starts: int = 1  # consecutive starts without an answer
@@ -138,14 +138,14 @@ class Pool:
         placement_timeout: seconds to wait until the cluster has placed the actors.
         hang_timeout: seconds that a call may take before its actor is restarted; doubled each time the call is
             repeated.
-        role: what the actors do: Ray's dashboard and `ps` show them as `GLR` + role + `Actor`.
+        role: role of the actors; Ray's dashboard and `ps` show them as `GLR` + role + `Actor`.
 
     Attributes:
         restarts: number of times that an actor was lost.
 
     Raises:
-        ClusterError: the cluster cannot be joined, or has no place for the actors. `run` also raises it for a node
-            that has another version of this package or of a library.
+        ClusterError: the cluster cannot be joined, or has no room for the actors. `run` also raises it for a node
+            with another version of this package, Python or a library.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class Pool:
 
         Raises:
             Exception: any exception that a call raises.
-            ClusterError: no actor answers, or one call has lost too many actors.
+            ClusterError: no actor answers, a call has lost too many actors, or an actor fails to start.
         """
         source, mine = enumerate(calls), dict[_Task, int]()
         more = True
@@ -245,7 +245,7 @@ class Pool:
         """Ends the actors and releases their resources; ends Ray if the pool started it."""
         if not ray.is_initialized():
             return
-        if not watch.unresponsive():  # a dead Ray takes its actors along
+        if not watch.unresponsive():  # the actors of a dead Ray end with it
             for slot in self._slots:
                 self._end(slot)
             if self._own_group is not None:
@@ -258,7 +258,7 @@ class Pool:
     # ------------------------------------------------------------ calls
 
     def _has_room(self) -> bool:
-        """True if the queue should take another call: it holds one more per healthy actor than the actors take."""
+        """True if the queue should take another call: it holds about one per healthy actor beyond those in flight."""
         healthy = [slot for slot in self._slots if slot.healthy]
         pending = len(self._queue) + sum(len(slot.in_flight) for slot in healthy)
         return pending < (_MAX_IN_FLIGHT + 1) * max(1, len(healthy))
@@ -268,7 +268,7 @@ class Pool:
         healthy = [(number, slot) for number, slot in enumerate(self._slots) if slot.healthy]
         while self._queue and healthy:
             number, slot = min(healthy, key=lambda numbered: len(numbered[1].in_flight))
-            # An actor gets a second call only while the queue has one for each; free actors take the last ones.
+            # An actor gets a second call only while the queue has more calls than actors; idle actors take the rest.
             if len(slot.in_flight) == _MAX_IN_FLIGHT or (slot.in_flight and len(self._queue) <= len(healthy)):
                 return
             task = next((task for task in self._queue if task.call.actor == number), self._queue[0])
@@ -310,7 +310,7 @@ class Pool:
                 self._replace(slot)
 
     def _hangs(self, slot: _Slot, now: float) -> bool:
-        """True if the oldest call is late and its answer has not arrived while this process was busy."""
+        """True if the oldest call is late and has no answer yet; one may have arrived while this process was busy."""
         ref, task = slot.in_flight[0]
         late = now - slot.since > self._hang_timeout * 2**task.losses
         return late and not ray.wait([ref], timeout=0, fetch_local=False)[0]
@@ -359,7 +359,7 @@ class Pool:
             head.losses += 1
             if head.needed and head.losses >= _MAX_LOSSES:
                 raise ClusterError(
-                    f"one call lost {_MAX_LOSSES} actors; the last time: {one_line(reason)}{self._remedy()}"
+                    f"one call lost {_MAX_LOSSES} actors; last failure: {one_line(reason)}{self._remedy()}"
                 )
 
     def _take_ping(self, slot: _Slot, ref: Any) -> None:
@@ -371,7 +371,7 @@ class Pool:
         except RayError as error:
             if slot.starts >= _MAX_STARTS:
                 raise ClusterError(
-                    f"an actor died {_MAX_STARTS} times as it started; the last time: {one_line(error)}{self._remedy()}"
+                    f"an actor died {_MAX_STARTS} times while starting; last error: {one_line(error)}{self._remedy()}"
                 ) from None
             self._replace(slot)
         else:
@@ -385,11 +385,11 @@ class Pool:
         slot.actor, slot.ping, slot.since, slot.starts = fresh.actor, fresh.ping, fresh.since, slot.starts + 1
 
     def _memory_kills(self) -> int:
-        """Number of processes that Ray has killed for their memory since the pool was made."""
+        """Number of processes that Ray has killed for lack of memory since the pool was created."""
         return memory_kills() - self._earlier_memory_kills
 
     def _remedy(self) -> str:
-        """Returns what to do if Ray kills actors for their memory, else an empty string."""
+        """Returns advice if Ray has killed actors for lack of memory, else an empty string."""
         if not (kills := self._memory_kills()):
             return ""
         return (
@@ -403,7 +403,7 @@ class Pool:
             ray.kill(slot.actor)
 
     def _placed(self, actors: int | None, cpus: float, gpus: float, timeout: float) -> tuple[int, PlacementGroup]:
-        """Returns the number of actors and their placement group, inside a Tune trial the trial's own."""
+        """Returns the number of actors and their placement group; in a Tune trial, the group is that of the trial."""
         bundle = bundle_of(cpus, gpus)
         group = ray.util.get_current_placement_group()
         if group is None:
@@ -415,6 +415,6 @@ class Pool:
         free = [{name: amount - taken.get(name, 0) for name, amount in first.items()}, *others]
         places = sum(fitting(bundle, available) for available in free)
         if places < (actors or 1):
-            has = f"the trial's placement group has {free} beside the trial itself"
-            raise ClusterError(f"{asked(actors or 1, bundle)}: no place for them, {has}")
+            has = f"the trial's placement group has {free} besides the trial itself"
+            raise ClusterError(f"{no_room(actors or 1, bundle)}; {has}")
         return actors or places, group

@@ -1,4 +1,4 @@
-"""`replicas`: runs a group of Ray Train workers, restarts it when one of them fails, and collects their errors."""
+"""`replicas`: runs a group of Ray Train workers, restarts it when a worker fails, and collects errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from glr_dist.text import one_line
 A = TypeVar("A")
 
 _WATCH_INTERVAL = 0.2  # seconds between two calls of `watch`
-_END_TIMEOUT = 15.0  # seconds in which Ray Train must end its workers
+_END_TIMEOUT = 15.0  # seconds that Ray Train has to end its workers
 _HEALTH_CHECK_INTERVAL = 0.5  # seconds between two health checks of the workers by Ray Train
 _ERROR, _FAILURES = "error-{}.json", "failures.jsonl"
 
@@ -50,11 +50,10 @@ def check_workers(execution: Execution, batch: int, example_block: int) -> int:
     """
     blocks = -(-batch // example_block)
     if (workers := execution.actors or 1) > blocks:
-        advice = f"set estimator.example_block to at most {batch // workers}" if workers <= batch else "lower it"
+        smaller = f"estimator.example_block to at most {batch // workers}, or " if workers <= batch else ""
         raise ConfigError(
-            f"execution.actors: {workers} replicas need as many example blocks, but a batch of {batch} examples has "
-            f"{blocks} of estimator.example_block={example_block}; {advice}, or actors to at most "
-            f"{blocks if workers <= batch else batch}"
+            f"execution.actors: {workers} replicas need at least {workers} example blocks, but a batch of {batch} "
+            f"examples has {blocks} (estimator.example_block={example_block}); set {smaller}actors to at most {blocks}"
         )
     given = "cuda" if execution.gpus_per_actor else "cpu"
     if execution.device not in ("auto", given):
@@ -78,17 +77,17 @@ def run_replicas(
     set, else on a local Ray that ends with the run. On several machines, `folder` must be shared by all of them.
 
     Args:
-        function: `function(device)`, the same in all workers, which `torch.distributed` connects.
+        function: `function(device)`, runs in every worker; `torch.distributed` connects the workers.
         execution: the section `execution` of the config.
-        max_workers: maximum number of workers that have work.
+        max_workers: maximum number of workers that can have work.
         folder: holds the errors of the workers during the run; deleted at the end.
         watch: called several times a second in this process, and once at the end.
 
     Raises:
         UserError, FloatingPointError: a worker raised it; the group is not restarted.
-        ClusterError: the cluster has no place for the workers, or they failed more than `max_failures` times.
+        ClusterError: the cluster has no room for the workers, or they failed more than `max_failures` times.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # left by a run whose driver was killed
+    shutil.rmtree(folder, ignore_errors=True)  # of a run whose driver was killed
     folder.mkdir(parents=True)
     try:
         with connected(execution.cpus_per_actor * (execution.actors or 1)) as local:
@@ -104,7 +103,7 @@ def run_replicas(
         shutil.rmtree(folder, ignore_errors=True)
     if reason:
         raise ClusterError(
-            f"the replicas failed more often than execution.max_failures={execution.max_failures} allows, at last by "
+            f"the replicas failed more than execution.max_failures={execution.max_failures} times; last failure: "
             f"{reason}; continue with --resume"
         )
 
@@ -114,7 +113,7 @@ def _fitted(
 ) -> str | None:
     """Runs Ray Train to its end; returns the reason of a failure.
 
-    It runs in a process of its own, as its handler of Ctrl-C would end this process with code 0.
+    It runs in a separate process, because its Ctrl-C handler would end this process with code 0.
     """
     environment = {
         "RAY_TRAIN_V2_ENABLED": "1",
@@ -199,7 +198,7 @@ def _fit(work: Callable[[], None], execution: Execution, workers: int, folder: P
 
 
 def _by_file(backend: str) -> Any:
-    """Returns a TorchConfig whose workers meet through a file: torch's store listens on all interfaces."""
+    """Returns a TorchConfig whose workers connect through a file, because torch's store listens on all interfaces."""
     import ray.train.torch.config
 
     config: Any = ray.train.torch.config  # private names of Ray
@@ -222,7 +221,7 @@ def _by_file(backend: str) -> Any:
             ray.get(joining)
 
     class FileConfig(config.TorchConfig):  # type: ignore[misc]
-        """Names the backend."""
+        """Selects `FileBackend`."""
 
         @property
         def backend_cls(self) -> type:
@@ -233,7 +232,7 @@ def _by_file(backend: str) -> Any:
 
 
 def _work(function: Callable[[torch.device], None], folder: Path, expected: Software) -> None:
-    """Runs in a worker: sends errors that a user must fix to the driver; Ray Train handles all others by a restart.
+    """Runs in a worker; sends errors that a user must fix to the driver. Ray Train handles all others by a restart.
 
     Args:
         function: `run_replicas`' function.
@@ -274,10 +273,13 @@ def failures(folder: Path) -> list[str]:
 
 
 def _reason(failed: Mapping[int, Exception]) -> str:
-    """Returns the first cause among the errors of workers, or of Ray Train (-1): one lost worker fails all sums."""
+    """Returns the original failure among the errors of the workers and of Ray Train (-1).
+
+    One lost worker makes the sum fail in all others, so a LostReplicaError comes last.
+    """
     causes = {rank: getattr(error, "_base_exc", error) for rank, error in failed.items()}  # without its traceback
     rank = min(causes, key=lambda rank: (isinstance(causes[rank], LostReplicaError), rank))
     cause = causes[rank]
     died = isinstance(cause, RayActorError) or type(cause).__name__ == "WorkerHealthCheckFailedError"  # Ray Train's own
-    reason = "its process died or hangs" if died else f"{type(cause).__name__}: {one_line(cause)}"
+    reason = "its process died or stopped responding" if died else f"{type(cause).__name__}: {one_line(cause)}"
     return f"worker {rank}: {reason}" if rank >= 0 else f"Ray Train ({reason})"

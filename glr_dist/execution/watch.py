@@ -1,7 +1,7 @@
-"""Watches the processes of a local Ray: Ray's core ends this process without a word, or after a minute, if one dies.
+"""Watches the processes of a local Ray. If one dies, Ray's core ends this process silently or after a minute.
 
-The watch interrupts the main thread, which raises a `ClusterError` in place of the error that it meets. If the main
-thread does not answer, because it waits for the dead process in Ray's core, the watch ends this process.
+The watch interrupts the main thread, which then raises a `ClusterError` that names the dead process. If the main thread
+does not react, because Ray's core waits for the dead process, the watch ends this process.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from contextlib import contextmanager
 
 from glr_dist.errors import ClusterError
 
-_INTERVAL = 0.1  # seconds between two looks at the processes
-_GRACE = 10.0  # seconds in which the main thread must have disconnected from a dead Ray
+_INTERVAL = 0.1  # seconds between two checks of the processes
+_GRACE = 10.0  # seconds that the main thread has to disconnect from a dead Ray
 _FAILED, _STOPPED = 2, 130  # exit codes of the command line
 
 ExitCode = Callable[[], int | None]  # of a process: None while it runs, -N if signal N killed it
 
 
 class Watch:
-    """Watches processes from a thread, until `close`.
+    """Watches processes in a thread until `close` is called.
 
     Args:
         processes: name and exit code of each process.
-        in_use: returns False once this process has begun to end its Ray without `expect_end`, as `ray.shutdown` does.
+        in_use: returns False once this process itself shuts down Ray without `expect_end`, as with `ray.shutdown`.
     """
 
     def __init__(self, processes: Mapping[str, ExitCode], in_use: Callable[[], bool]) -> None:
         self.reason: str | None = None  # of the first death
-        self.expected = False  # True if this process is about to end its Ray
+        self.expected = False  # True if this process itself is ending Ray
         self.killed = False  # True if Ray's processes were killed instead of shut down
-        self.hurried = False  # True if a scheduler told this process to end, and perhaps Ray's processes too
+        self.hurried = False  # True if a scheduler asked this process to end, and perhaps Ray's processes too
         self._processes, self._in_use = processes, in_use
         self._closed = threading.Event()
         self._interrupts = threading.current_thread() is threading.main_thread()
@@ -62,22 +62,22 @@ class Watch:
             self._exit()
 
     def _interrupt(self) -> None:
-        """Sends Ctrl-C to the main thread, which ends what it waits for."""
+        """Sends SIGINT to the main thread, which interrupts its wait."""
         if self._interrupts and callable(signal.getsignal(signal.SIGINT)):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def _described(self) -> str:
         name, code = next((n, c) for n, code in self._processes.items() if (c := code()) is not None)
         if code >= 0:
-            return f"Ray's process {name} on this machine ended with code {code}"
+            return f"Ray's {name} process on this machine ended with code {code}"
         try:
             killer = signal.Signals(-code).name
         except ValueError:
             killer = f"signal {-code}"
-        return f"Ray's process {name} on this machine was killed by {killer}"
+        return f"Ray's {name} process on this machine was killed by {killer}"
 
     def _exit(self) -> None:
-        """Ends this process, whose main thread waits for the dead process for ever."""
+        """Ends this process because its main thread would wait for the dead process forever."""
         if not self.expected:
             print(f"glr-dist: {self.reason}{_advice()}", file=sys.stderr)
         for stream in (sys.stdout, sys.stderr):
@@ -94,7 +94,7 @@ _advice: Callable[[], str] = str  # what to do after a loss
 
 
 def begin(processes: Mapping[str, ExitCode], in_use: Callable[[], bool]) -> None:
-    """Begins to watch the processes of a local Ray; arguments as `Watch`."""
+    """Starts to watch the processes of a local Ray; takes the arguments of `Watch`."""
     global _watch
     _watch = Watch(processes, in_use)
 
@@ -103,8 +103,8 @@ def expect_end(*, hurried: bool = False) -> None:
     """Declares that the end of the local Ray is not a loss, because this process ends it.
 
     Args:
-        hurried: True if a scheduler told this process to end. Ray's own processes may be ending too, so that a proper
-            shutdown would wait for their answers.
+        hurried: True if a scheduler asked this process to end. It may have asked Ray's processes too, in which case an
+            orderly shutdown would wait for answers that never come.
     """
     if _watch is not None and _watch.reason is None:
         _watch.expected = True
@@ -122,7 +122,7 @@ def end(*, killed: bool) -> None:
 
 
 def unresponsive() -> bool:
-    """Returns True if the local Ray is dead or dying, so that its answers must not be waited for."""
+    """Returns True if the local Ray is dead or may be dying, so that waiting for its answers could hang."""
     return _watch is not None and (_watch.hurried or _watch.dead)
 
 
@@ -139,16 +139,16 @@ def check() -> None:
 
 @contextmanager
 def explained(advice: Callable[[], str] = str) -> Iterator[None]:
-    """Raises a LostRayError in place of the error that follows the death of the local Ray.
+    """Replaces the error that follows the death of the local Ray by a LostRayError.
 
     Args:
-        advice: returns the end of the message.
+        advice: returns the end of the message, which says what to do.
     """
     global _advice
     before, _advice = _advice, advice
     try:
         yield
-    except LostRayError:  # by an inner context, whose advice is better
+    except LostRayError:  # from an inner context, whose advice is more specific
         raise
     except BaseException:
         if (reason := lost()) is not None:
@@ -159,7 +159,7 @@ def explained(advice: Callable[[], str] = str) -> Iterator[None]:
 
 
 def exit_if_killed(code: int) -> int:
-    """Returns the exit code; ends the process with it at once if its Ray was killed: Ray's core would wait for it."""
+    """Returns the exit code; if Ray was killed, exits with it at once, since Ray's core would wait for the dead Ray."""
     if _watch is not None and _watch.killed:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -1,4 +1,4 @@
-"""The worker of `layers`: a plain class without Ray, which receives all that it needs with each call."""
+"""The worker of `layers`: a plain class without Ray, which receives everything that it needs with each call."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def state_of(step: Step) -> Packed:
 
 
 def tapes_for_items(step: Step, tapes: Mapping[int, Tape]) -> Packed:
-    """Packs what items need of the tapes: inputs only of the sites whose items form parameter gradients."""
+    """Packs the parts of tapes that items need: inputs only of sites whose items form parameter gradients."""
     needed = step.formed_by_items()
     return packed(
         {
-            examples: {**vars(tape), "inputs": {name: x for name, x in tape.inputs.items() if name in needed}}
-            for examples, tape in tapes.items()
+            block: {**vars(tape), "inputs": {name: x for name, x in tape.inputs.items() if name in needed}}
+            for block, tape in tapes.items()
         }
     )
 
@@ -50,7 +50,7 @@ def numbers_of(step: Step) -> list[Tensor]:
 
 
 class Worker:
-    """Computes work items and tapes; keeps its last inputs, so that equal ones are not unpacked again.
+    """Computes work items and tapes; keeps its last inputs, so that repeated ones are not unpacked again.
 
     Args:
         device: where it computes.
@@ -79,7 +79,7 @@ class Worker:
         """
         if tapes is not self._sent:
             found = unpacked(tapes, self.device)
-            self._sent, self._tapes = tapes, {examples: Tape(**tape) for examples, tape in found.items()}
+            self._sent, self._tapes = tapes, {block: Tape(**tape) for block, tape in found.items()}
 
         def timed(item: WorkItem) -> tuple[Partial, float]:
             started = time.perf_counter()
@@ -91,10 +91,10 @@ class Worker:
             partials, seconds = zip(*self._inline.map(timed, items), strict=True)
             return packed([vars(partial) for partial in partials]), list(seconds)
 
-    def tape(self, program: bytes, state: Packed, shared_pass: int, examples: int) -> Packed:
+    def tape(self, program: bytes, state: Packed, shared_pass: int, example_block: int) -> Packed:
         """Returns the packed tape of one example block's shared pass."""
         with self._loaded(program, state):
-            return packed(vars(self.estimator.tape(self.step, shared_pass, examples)))
+            return packed(vars(self.estimator.tape(self.step, shared_pass, example_block)))
 
     @contextmanager
     def _loaded(self, program: bytes, state: Packed) -> Iterator[None]:

@@ -19,7 +19,7 @@ ModelBuilder = Callable[[Model, torch.Size, int, torch.Generator], nn.Module]
 
 
 def build_mlp(model: Model, shape: torch.Size, classes: int, stream: torch.Generator) -> nn.Sequential:
-    """Builds the multilayer perceptron of a configuration; arguments as of `ModelBuilder`.
+    """Builds the multilayer perceptron of a configuration; takes the arguments of `ModelBuilder`.
 
     Raises:
         ConfigError: its parameters do not fit into the memory of this machine.

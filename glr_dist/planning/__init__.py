@@ -38,7 +38,7 @@ def plan_step(config: Config, out: Path, numbers: Sequence[int], gpu: Hardware =
         gpu: the assumed GPU.
 
     Raises:
-        ConfigError: the configuration does not fit.
+        ConfigError: the configuration is invalid for its network or data.
         OSError: the folder cannot be written.
     """
     keep_freed_memory()

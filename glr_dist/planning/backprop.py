@@ -17,7 +17,7 @@ from glr_dist.execution.predict import Hardware, Prediction, parameters
 def data_parallel(step: Step, machine: Hardware, gpus: int) -> Prediction:
     """Predicts a step of backpropagation with the batch split over GPUs and a ring all-reduce of the gradients.
 
-    The all-reduce begins with the backward pass, the earliest possible time.
+    The all-reduce is assumed to start together with the backward pass, the earliest possible time.
     """
     examples = len(step.y)
     used = min(gpus, examples)

@@ -30,7 +30,7 @@ _SHOWN = 3.0  # predicted seconds above which a progress bar is shown
 
 
 class Bench:
-    """Measures a step of a network by its first example block, and by its last if that is shorter.
+    """Measures a step of a network on its first example block, and on its last one if that is shorter.
 
     Args:
         config: the configuration.
@@ -48,7 +48,7 @@ class Bench:
 
     @property
     def tape_bytes(self) -> int:
-        """Bytes of the tape of one shared pass of the whole batch."""
+        """Number of bytes of the tape of one shared pass over the whole batch."""
         with self._prepared():
             return round(plan.tape_bytes(self.step, self._tape(0)) * self._share)
 
@@ -91,7 +91,7 @@ class Bench:
         return Driver(estimator.passes(step) * shared * self._share, formed * self._share, stepped)
 
     def whole(self) -> float:
-        """Measures the seconds of a whole estimate inline."""
+        """Measures the seconds of a whole estimate, computed inline."""
         self.net.executor = Inline(1)
         with one_thread():
             return self._median(lambda: self.net.estimate(self.x, self.y, self.loss))

@@ -37,7 +37,7 @@ class Column:
     Attributes:
         title: name of the run, unique in the comparison.
         report: its report.
-        model: name of the paper's model of its kind; None if the paper has none.
+        model: name of the corresponding model in the paper; None if there is none.
         entries: its cells by condition.
     """
 

@@ -32,7 +32,7 @@ _ROWS = {
 
 
 def published(config: Mapping[str, Any]) -> tuple[str, dict[str, float]] | None:
-    """Returns the name of the paper's model of a run's kind and its accuracies in % by column.
+    """Returns the name of the paper's model that corresponds to a run, and its accuracies in % by column.
 
     Args:
         config: the run's config.

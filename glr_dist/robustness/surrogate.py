@@ -71,7 +71,7 @@ def _digest(config: Config, dataset: Dataset) -> str:
 
 
 def _cached(folder: Path, config: Config, device: str | None, dataset: Dataset) -> TrainedRun:
-    """Loads the surrogate and checks that it is complete and the one that the config trains.
+    """Loads the surrogate; checks that it is complete and matches the config.
 
     Raises:
         ConfigError: it is incomplete, or another one.

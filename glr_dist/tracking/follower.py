@@ -75,7 +75,7 @@ def _start(config: Config, folder: Path, resources: ExitStack) -> Follower | Non
 
 
 class Follower(threading.Thread):
-    """Uploads new content of a run's folder until everything is uploaded after the end, or nobody waits any longer.
+    """Uploads new content of a run's folder, until the run has ended and either all is uploaded or the wait is over.
 
     Args:
         folder: the run's folder.
@@ -99,7 +99,7 @@ class Follower(threading.Thread):
             local_work=self._patience.local_work,
         )
         self._ended = threading.Event()
-        self._abandoned = False  # nobody waits for the rest
+        self._abandoned = False  # True once `finish` no longer waits
         self._error: Exception | None = None
 
     @property
@@ -139,7 +139,7 @@ class Follower(threading.Thread):
         self._error = None
 
     def finish(self, error: type[BaseException] | None) -> None:
-        """Waits a while for the rest to be uploaded after the end of the run; prints how to upload it otherwise.
+        """Waits a limited time for the remaining uploads after a run; if some are left, prints how to upload them.
 
         Args:
             error: the exception that ended the run, if any.

@@ -27,7 +27,7 @@ def warn_incomplete(folder: Path, error: BaseException | None) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns the first part of MLflow's message, or the error of ours behind it, as one line without credentials."""
+    """Returns the first part of MLflow's message, or our own error that caused it, as one line without credentials."""
     if isinstance(error.__context__, TrackingError):
         error = error.__context__
     first, *_ = str(error).split(" with exception ")  # the rest is a traceback through its libraries

@@ -76,7 +76,7 @@ def report_curves(report: Report) -> dict[str, list[tuple[int, float]]]:
 
 
 def valid_names(names: Iterable[str]) -> dict[str, str]:
-    """Returns for each name of a metric or parameter a different one that MLflow accepts.
+    """Maps each name of a metric or parameter to a distinct name that MLflow accepts.
 
     Characters that MLflow refuses become underscores. Where that makes two names equal, the later ones are numbered.
     """

@@ -34,7 +34,7 @@ def log_model(
         client: the client of the server.
         folder: the run's folder.
         state: the state of its tracking; the run exists on the server.
-        local_work: context of the export, which does not wait for the server.
+        local_work: returns a context for the export; its time does not count as waiting for the server.
     """
     assert state.run_id is not None
     if state.model_id is None:

@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 def _read_limited(response: Any, *_: Any, **options: Any) -> None:
-    """Reads an answer up to the limit; a hook of requests, which is called before the body is read.
+    """Reads an answer up to the limit; a response hook for `requests`, called before the body is read.
 
     Raises:
         TrackingError: the answer is longer.
@@ -66,7 +66,7 @@ def _read_limited(response: Any, *_: Any, **options: Any) -> None:
 
 
 def _limit_answers() -> None:
-    """Gives the sessions that MLflow opens the limit for answers. MLflow has no setting for it."""
+    """Limits the size of answers in all sessions that MLflow opens; MLflow has no setting for this."""
     session_of: Callable[..., Any] = request_utils._get_request_session
 
     def limited(*args: Any, **kwargs: Any) -> Any:
@@ -160,7 +160,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 
 
 def is_unreachable(error: Exception) -> bool:
-    """Returns whether no other request would succeed now either."""
+    """Returns whether any other request would fail now, too."""
     return not isinstance(error, MlflowException) or error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
 
@@ -223,15 +223,15 @@ def log_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None
 
 
 def address_of(uri: str, experiment: str, run_id: str) -> str:
-    """Returns the address of a run's page on a server; the page opens among the training runs."""
+    """Returns the web address of a run on a server, in the view of training runs."""
     server = without_credentials(uri).rstrip("/")
     return f"{server}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
 def _client_uri(uri: str) -> str:
-    """Returns the URI for MLflow, which would make a folder of the escaped name of the folder of a database.
+    """Returns the URI for MLflow, with the name of the driver if the path of a SQLite database has escapes.
 
-    It does so only for a URI without the name of the driver.
+    Without the driver, MLflow creates a folder whose name is the escaped path.
     """
     return uri.replace(SQLITE, "sqlite+pysqlite:///", 1) if "%" in uri else uri
 

@@ -107,7 +107,7 @@ class State:
             write_atomically(self.folder / FILE, (json.dumps(fields, indent=2) + "\n").encode())
 
     def move(self, uri: str) -> None:
-        """Starts to track the run on another server, which has received nothing of it.
+        """Starts to track the run on another server, to which nothing has been uploaded yet.
 
         The run keeps its key, so that a server that had it before continues the same run.
         """

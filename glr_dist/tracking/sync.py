@@ -25,7 +25,7 @@ _PATIENCE = 5.0  # seconds for the processes that still track a run
 
 
 def sync(folder: Path, uri: str | None = None) -> State:
-    """Uploads what MLflow is missing of a finished run; uploads nothing twice.
+    """Uploads what MLflow is missing from a finished run; uploads nothing twice.
 
     Asks the server what it has: a run that was deleted there is created again.
 
@@ -60,7 +60,7 @@ def send_report(folder: Path) -> None:
 
 
 def sync_children(tracking: Tracking, folders: Sequence[Path], parent: str | None) -> None:
-    """Uploads what MLflow is missing of the trials of a search; prints a warning instead of raising.
+    """Uploads what MLflow is missing from the trials of a search; prints a warning instead of raising.
 
     Trials end with the processes of the search, often before everything is uploaded.
 

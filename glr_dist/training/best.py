@@ -1,6 +1,6 @@
-"""The best epoch of a run: the highest validation accuracy; of equal ones, the earliest.
+"""The best epoch of a run: the one with the highest validation accuracy; ties go to the earliest.
 
-The test set has no part in the choice: it is read once, after the last epoch.
+The test set does not influence the choice: it is read once, after the last epoch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def best_record(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Args:
         history: the metrics of at least one epoch, oldest first.
     """
-    return max(history, key=lambda record: record["validation_accuracy"])  # the first of equal ones
+    return max(history, key=lambda record: record["validation_accuracy"])  # `max` returns the earliest of several
 
 
 def load_best(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any]]:
@@ -49,10 +49,10 @@ def load_best(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, d
 
 
 def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any]]:
-    """Returns the file and state of the newest checkpoint of a run; arguments as `load_best`.
+    """Returns the file and state of the newest checkpoint of a run; takes the arguments of `load_best`.
 
     Raises:
-        CheckpointError: it is missing or damaged (an older one is another network).
+        CheckpointError: it is missing or damaged; an older one would be another network.
     """
     found = checkpoint.listed(folder)
     if not found:
@@ -61,7 +61,7 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path,
 
 
 def digest_of(folder: Path, epoch: int) -> str | None:
-    """Returns the digest of the parameters after an epoch, None if the folder holds no whole checkpoint of it."""
+    """Returns the digest of the parameters after an epoch; None if its checkpoint is missing or damaged."""
     try:
         return checkpoint.digest(checkpoint.load(folder / checkpoint.name_of(epoch))["network"])
     except CheckpointError:

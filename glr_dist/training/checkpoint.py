@@ -70,7 +70,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def _verified(path: Path, content: bytes) -> bytes:
-    """Returns the archive that the digest was taken of."""
+    """Verifies the digest of a checkpoint file; returns the archive without the digest."""
     if content.startswith(_FIRST_FORMAT):
         header, _, archive = content.partition(b"\n")
         digest = header.removeprefix(_FIRST_FORMAT)
@@ -163,9 +163,9 @@ def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, dict
 
 
 def prune(folder: Path, keep: int, epoch: int, best: int | None = None) -> None:
-    """Deletes the checkpoints before the last `keep` up to `epoch`, the one just written, but not that of `best`.
+    """Deletes old checkpoints; keeps that of epoch `best` and the last `keep` up to `epoch`, the one just written.
 
-    A stray file of a later epoch neither counts nor is deleted.
+    A stray file of a later epoch is neither counted nor deleted.
     """
     found = _by_epoch(folder)
     for old in sorted((number for number in found if number <= epoch), reverse=True)[keep:]:

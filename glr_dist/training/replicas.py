@@ -26,7 +26,7 @@ class ReplicasTrainer(Trainer):
     The first worker writes the run's folder as `inline` does; a group that is restarted continues from the newest
     checkpoint there. On several machines the folder and the data must be shared by all of them.
 
-    Arguments and errors as `Trainer`; training also raises `ClusterError`.
+    Takes the arguments of `Trainer` and raises its errors; training also raises `ClusterError`.
     """
 
     def __init__(self, config: Config, out: Path, *, resume: bool = False) -> None:
@@ -83,7 +83,7 @@ class _WorkerTrainer(Trainer):
         self._restore()  # the driver holds the claim
 
     def train_to(self, epochs: int) -> None:
-        """Trains until `epochs` epochs are done, without a claim of its own."""
+        """Trains until `epochs` epochs are done, without claiming the folder, which the driver has claimed."""
         if self.epoch < epochs:
             self._advance(epochs)
 

@@ -10,7 +10,7 @@ from glr_dist.training.trainer import Trainer
 
 
 def trainer_of(config: Config, out: Path, *, resume: bool = False) -> Trainer:
-    """Returns the trainer for the configuration's executor; arguments and errors as `Trainer`."""
+    """Returns the trainer for the configuration's executor; takes the arguments of `Trainer` and raises its errors."""
     if config.execution.kind == "replicas":
         from glr_dist.training.replicas import ReplicasTrainer  # importing Ray takes a second
 
@@ -19,5 +19,8 @@ def trainer_of(config: Config, out: Path, *, resume: bool = False) -> Trainer:
 
 
 def train(config: Config, out: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Trains as configured and returns the summary; arguments and errors as `Trainer` and `Trainer.run`."""
+    """Trains as configured and returns the summary.
+
+    Takes the arguments of `Trainer`; raises the errors of `Trainer` and `Trainer.run`.
+    """
     return trainer_of(config, out, resume=resume).run()

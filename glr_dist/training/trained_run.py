@@ -23,7 +23,7 @@ from glr_dist.training.checkpoint import restore_network
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run's network with everything that it was trained by; calling it gives the network's outputs without noise.
+    """A run's network, configuration, data set and metrics; calling it returns the network's outputs without noise.
 
     Attributes:
         folder: the run's files.
@@ -43,7 +43,7 @@ class TrainedRun:
 
     @property
     def device(self) -> torch.device:
-        """The device of the network."""
+        """Device of the network."""
         return next(self.net.model.parameters()).device
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class Trainer:
         """Trains until `epochs` epochs are done, counted from the beginning of the run.
 
         Raises:
-            As `run`.
+            Exception: the errors of `run`.
         """
         try:
             with claim(self.folder.path):
@@ -271,7 +271,7 @@ class Trainer:
         checkpoint.prune(path.parent, self.config.training.keep_checkpoints, self.epoch, best)
 
     def _finish(self) -> dict[str, Any]:
-        """Tests the network and writes the summary; a picture that fails costs a warning and nothing else."""
+        """Tests the network and writes the summary; a picture that cannot be drawn only causes a warning."""
         accuracy, loss = accuracy_and_loss(self.net, self.test, self.loss)
         summary = summary_of(
             self.config,

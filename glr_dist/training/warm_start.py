@@ -1,8 +1,8 @@
-"""Warm start: a run begins with the parameters of another one, named by `model.weights`.
+"""Warm start: a run starts from the parameters of another run, which `model.weights` names.
 
-The optimizer begins afresh. Learned noise scales are carried over where both runs learn them with the same shape; all
-others begin at `noise.scale`. The digest of the parameters goes into the run's configuration, and the parameters into
-its first checkpoint, so that a resumed run does not read the other one again.
+The optimizer starts afresh. Learned noise scales are carried over if both runs learn them with the same shape; all
+others start at `noise.scale`. The digest of the parameters goes into the run's configuration, and the parameters into
+its first checkpoint, so that a resumed run does not read the other run again.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Weights:
 
 
 def weights_of(model: Model, device: torch.device | str = "cpu") -> Weights | None:
-    """Reads the parameters that `model.weights` names, None if it names none.
+    """Reads the parameters that `model.weights` names; returns None if it is not set.
 
     Raises:
-        ConfigError: the folder does not hold a run, or the parameters have another digest than the configuration says.
+        ConfigError: the folder does not hold a run, or the digest of the parameters is not `weights_sha256`.
         CheckpointError: the checkpoint is missing or damaged.
     """
     if model.weights is None:
@@ -77,7 +77,7 @@ def begin_with(net: GLR, weights: Weights) -> list[str]:
         The keys of the noise scales that were carried over.
 
     Raises:
-        ConfigError: the parameters do not fit; names the first one that differs.
+        ConfigError: the parameters do not fit; the message names the first one that differs.
     """
     own, given = net.state_dict(), weights.state
     _check_fit(_part(own, _MODEL), _part(given, _MODEL), weights.path)
@@ -93,7 +93,7 @@ def begin_with(net: GLR, weights: Weights) -> list[str]:
 
 
 def adopted(before: Config, now: Config, folder: Path) -> Config:
-    """Returns the configuration that resumes a run, with the digest that the run recorded of the weights it began with.
+    """Returns the configuration that resumes a run, with the recorded digest of the run's initial weights.
 
     Args:
         before: the configuration of the run so far.
@@ -114,7 +114,7 @@ def adopted(before: Config, now: Config, folder: Path) -> Config:
 
 
 def located(config: Config) -> Config:
-    """Returns the configuration with an absolute path of its weights."""
+    """Returns the configuration with the absolute path of its weights."""
     if config.model.weights is None:
         return config
     path = str(Path(config.model.weights).expanduser().absolute())
@@ -122,7 +122,7 @@ def located(config: Config) -> Config:
 
 
 def pinned(config: Config, digest: str | None) -> Config:
-    """Returns the configuration with an absolute path of its weights and their digest."""
+    """Returns the configuration with the absolute path of its weights, and their digest."""
     model = located(config).model.model_copy(update={"weights_sha256": digest})
     return config.model_copy(update={"model": model})
 

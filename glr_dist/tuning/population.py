@@ -6,8 +6,8 @@ that `glr-dist train` repeats any trial bit for bit from its configuration.
 
 Trials are compared at the same epoch, once all of them are ready. A selection depends only on the seed and on what was
 measured, not on the order in which trials finish, and is repeated from the records when a search is resumed. A trial
-that fails because of its own numbers is replaced; the population waits for one that was lost with its machine, if need
-be until the search is resumed.
+that fails because of its own numbers is replaced. The population waits for a trial that was lost with its machine, if
+necessary until the search is resumed.
 
 Reference: Jaderberg et al., Population Based Training of Neural Networks, 2017, arXiv:1711.09846: truncation selection,
 perturbation by a factor, and occasional resampling. Here the factor is drawn from a range instead of two values: trials

@@ -32,7 +32,7 @@ _PARENT_RUN = ".mlflow_run"  # id of the run under which the trials are nested
 
 
 def tune(search: Search, out: Path, *, resume: bool = False) -> str:
-    """Runs a search, or what is left of it, and writes `trials.json`, `best.yaml` and plots.
+    """Runs a search, or the rest of it, and writes `trials.json`, `best.yaml` and plots.
 
     Args:
         search: the search.
@@ -82,7 +82,7 @@ def _run(search: Search, out: Path) -> str:
 
 
 def _run_folders(search: Search, out: Path) -> list[Path]:
-    """Returns the folders of the runs of all trials whose records are whole."""
+    """Returns the folders of the runs of all trials; none if a record is damaged."""
     with suppress(ConfigError):
         records = read_records(out)
         return [folder for r in records for _, folder in runs_of(search, r.point, out, r.number)]
@@ -158,7 +158,7 @@ def _save_search(search: Search, out: Path) -> None:
 
 
 def _train_surrogate(search: Search) -> None:
-    """Trains the surrogate of the transfer attacks here, so that the first trials do not each train it."""
+    """Trains the surrogate of the transfer attacks once, before any trial would have to train it."""
     suite, base = search.tune.robustness, search.base
     if suite is not None and "surrogate" in networks_of(suite, conditions_of(suite, 1)):
         trained_surrogate(surrogate_config(suite.surrogate, base), data.load(base.data))

@@ -19,7 +19,7 @@ MAX_RESTARTS = 3  # of a trial whose process dies
 
 
 class QueueSearcher(Searcher):
-    """Hands the intervals of a queue to Ray Tune, which runs each as a trial of its own, and saves their results.
+    """Hands the intervals of a queue to Ray Tune, which runs each as a separate trial, and saves their results.
 
     Args:
         runner: runs the trials.

@@ -217,7 +217,7 @@ def _every_epoch(record: TrialRecord) -> dict[str, float]:
 
 
 def _claimed(folder: Path) -> Claim:
-    """Claims a trial's folder; waits for its owner, because a trial outlives a killed driver by some seconds.
+    """Claims a trial's folder; waits for its owner, because a trial outlives a killed driver by a few seconds.
 
     Raises:
         ClaimedError: another process, perhaps a frozen one, still holds the claim after a minute.

@@ -1,4 +1,4 @@
-"""`auto`: what is measured of a step, and what is chosen by it."""
+"""`auto`: measures a step, and chooses an executor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_step_is_measured_with_all_its_items_and_bytes(name):
         ]
     assert load.out == plan.state_bytes(step) + sum(plan.tape_bytes(step, tape) for tape in tapes)
     assert load.back == sum(plan.partial_bytes(step, item) for item in items)
-    # Measuring is no step.
+    # The measurement does not advance the network.
     assert net.step == 0
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -41,7 +41,7 @@ def test_a_step_is_measured_with_all_its_items_and_bytes(name):
     [(0.1, 8, "layers"), (0.1, 2, "inline"), (1e-5, 8, "inline")],
     ids=["much work for many", "no more actors than threads", "little work"],
 )
-def test_actors_are_taken_when_they_pay(monkeypatch, capsys, seconds, actors, kind):
+def test_actors_are_chosen_if_they_are_faster(monkeypatch, capsys, seconds, actors, kind):
     load = Load((seconds,) * 64, (Frames((0, None), 0.0),) * 64, serial=0.001, back=10**6, out=10**6)
     monkeypatch.setattr("glr_dist.execution.auto.measured_load", lambda estimator, step: load)
     monkeypatch.setattr("glr_dist.execution.cluster.available", lambda cpus, gpus: 8)
@@ -62,7 +62,7 @@ def test_actors_that_would_share_cores_are_not_counted(monkeypatch, fit, kind):
 
 
 @pytest.mark.parametrize(("cpus", "gpus", "actors"), [(1, 0, 8), (3, 0, 2), (1, 1, 2), (1, 0.5, 4), (16, 0, 0)])
-def test_without_a_cluster_the_places_are_this_machines(monkeypatch, cpus, gpus, actors):
+def test_without_a_cluster_the_resources_are_those_of_this_machine(monkeypatch, cpus, gpus, actors):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr(cluster, "_cores", lambda: 8)

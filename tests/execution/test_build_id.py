@@ -1,4 +1,4 @@
-"""The software of a node is compared with that of the driver."""
+"""Compares the software of a node with that of the driver."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from glr_dist.errors import ClusterError
 from glr_dist.execution.build_id import check_same, software
 
 
-def test_the_software_names_the_versions_that_decide_results():
+def test_the_software_names_the_versions_that_affect_results():
     assert set(software()) == {"Python", "torch", "numpy", "ray", "source of glr_dist"}
     assert "unknown" not in software().values()
     check_same("a", software(), software())
@@ -18,7 +18,7 @@ def test_the_software_names_the_versions_that_decide_results():
 def test_each_part_that_differs_is_refused_and_named(name):
     with pytest.raises(ClusterError) as caught:
         check_same("node-7", {**software(), name: "0"}, software())
-    assert str(caught.value).startswith("node node-7 has other software")
+    assert str(caught.value).startswith("node node-7 runs different software")
     assert str(caught.value).endswith(f": {name} 0 instead of {software()[name]}")
 
 

@@ -1,4 +1,4 @@
-"""Joining a cluster and starting a local Ray: addresses, time limits, signals, and files left behind."""
+"""Joins a cluster or starts a local Ray: addresses, time limits, signals, and files left behind."""
 
 from __future__ import annotations
 
@@ -77,20 +77,20 @@ def test_a_signal_ends_the_wait_for_a_silent_cluster(start, tiny_yaml, tmp_path,
         assert process.stderr is not None
         while "stopped after epoch" not in (line := process.stderr.readline()):
             assert line, "it ended without its last line"
-        assert time.monotonic() - sent < 5  # the end of the interpreter takes seconds more on a busy machine
+        assert time.monotonic() - sent < 5  # on a busy machine, the interpreter needs more seconds to exit
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in error
 
 
-def test_a_server_that_never_answers_is_given_up(monkeypatch, silent):
+def test_connect_gives_up_on_a_server_that_never_answers(monkeypatch, silent):
     monkeypatch.setattr(cluster, "_ANSWER_TIMEOUT", 0.2)
     with pytest.raises(ClusterError, match=r"cannot be joined \(no answer\)"):
         connect()
 
 
 @pytest.mark.ray
-def test_the_server_of_a_cluster_answers_the_probe(local_ray):
+def test_a_cluster_answers_the_probe(local_ray):
     address = ray.get_runtime_context().gcs_address
     cluster._probe(address)
     with pytest.raises(ClusterError):
@@ -150,10 +150,10 @@ with connected(1):
 
 
 @pytest.mark.ray
-def test_a_local_ray_listens_on_loopback_alone_and_asks_for_a_token(python, tmp_path):
+def test_a_local_ray_listens_on_loopback_only_and_requires_a_token(python, tmp_path):
     others = {each.address for name in psutil.net_if_addrs() for each in psutil.net_if_addrs()[name]} - {"127.0.0.1"}
     if not others:
-        pytest.skip("this machine has the loopback interface alone")
+        pytest.skip("this machine has the loopback interface only")
     done = python(LISTENING, HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     token, listening = json.loads(done.stdout.splitlines()[-1])

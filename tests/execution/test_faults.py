@@ -1,4 +1,4 @@
-"""Runs in which things go wrong end with the parameters of a quiet run, and leave nothing behind."""
+"""Runs with failures end with the parameters of an undisturbed run, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEPS = 60
 
 
 def trained(executor: object, before_step: Callable[[int], None] = lambda step: None) -> dict[str, torch.Tensor]:
-    """The parameters after STEPS steps of threshold units and 0-1 loss."""
+    """Returns the parameters after STEPS steps with threshold units and the 0-1 loss."""
     net, (x, y) = made("conditional, three passes", executor), batch("conditional")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for step in range(STEPS):
@@ -42,30 +42,30 @@ def trained(executor: object, before_step: Callable[[int], None] = lambda step: 
 
 
 @pytest.mark.slow
-def test_twelve_deaths_and_freezes_in_one_run_change_no_bit(local_ray):
+def test_twelve_killed_or_frozen_actors_in_one_run_change_no_bit(local_ray):
     from glr_dist.execution.layers import Layers
 
     rng = random.Random(0)
-    blows = {step: rng.choice([signal.SIGKILL, signal.SIGSTOP]) for step in rng.sample(range(2, STEPS), 12)}
-    struck = []
+    signals = {step: rng.choice([signal.SIGKILL, signal.SIGSTOP]) for step in rng.sample(range(2, STEPS), 12)}
+    targets = []
 
     with Layers(2, hang_timeout=1.5) as executor:
 
         def strike(step: int) -> None:
-            """Kills or freezes an actor while the step is under way."""
-            if step in blows:
-                while not (pids := executor.pool.pids):  # none is known to be alive yet
+            """Kills or freezes an actor during the step."""
+            if step in signals:
+                while not (pids := executor.pool.pids):  # no actor is known to be healthy yet
                     list(executor.pool.run([]))
                     executor.pool._wait()
-                victim = rng.choice(pids)
-                struck.append(victim)
-                threading.Timer(rng.random() * 0.02, os.kill, (victim, blows[step])).start()
+                target = rng.choice(pids)
+                targets.append(target)
+                threading.Timer(rng.random() * 0.02, os.kill, (target, signals[step])).start()
 
         found = trained(executor, strike)
         restarts = executor.progress()["actor_restarts"]
-    assert len(struck) == 12
-    assert set(blows.values()) == {signal.SIGKILL, signal.SIGSTOP}
-    # A blow that falls on an actor already struck is not another loss.
+    assert len(targets) == 12
+    assert set(signals.values()) == {signal.SIGKILL, signal.SIGSTOP}
+    # A signal to an actor that is already dead or frozen is not another loss.
     assert 10 <= restarts <= 12
     assert same(found, trained(Inline()))
 
@@ -117,7 +117,7 @@ print("the same bits")
 
 
 @pytest.mark.slow
-def test_a_node_that_goes_and_one_that_joins_change_no_bit(python):
+def test_a_node_that_leaves_and_one_that_joins_change_no_bit(python):
     done = python(NODES, Path(__file__).parents[1])
     assert done.stdout.endswith("the same bits\n"), done.stderr[-2000:]
 
@@ -128,7 +128,7 @@ LONG = ("execution.kind=layers", "execution.actors=2", "training.epochs=400")
 
 
 def after_epochs(process: subprocess.Popen[str], epochs: int) -> list[psutil.Process]:
-    """The processes that a run has started, once so many epochs are done."""
+    """Waits until a run has finished the given number of epochs; returns the processes that it has started."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(f"epoch {epochs}/"):
@@ -137,19 +137,19 @@ def after_epochs(process: subprocess.Popen[str], epochs: int) -> list[psutil.Pro
 
 
 def gone(processes: Iterable[psutil.Process], seconds: float) -> bool:
-    """Whether processes end in time."""
+    """Returns whether all processes end in time."""
     return not psutil.wait_procs(list(processes), timeout=seconds)[1]
 
 
 @pytest.mark.parametrize(
-    "blow", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=lambda blow: blow.name
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=lambda number: number.name
 )
-def test_a_run_that_is_stopped_keeps_its_epochs_and_leaves_no_process(start, tiny_yaml, tmp_path, blow):
+def test_a_stopped_run_keeps_its_epochs_and_leaves_no_process(start, tiny_yaml, tmp_path, number):
     out = tmp_path / "run"
     process = start("train", tiny_yaml, *LONG, "--out", out)
     children = after_epochs(process, 2)
     assert len(children) > 4  # Ray's own and the actors
-    process.send_signal(blow)
+    process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped after epoch" in error
@@ -174,10 +174,10 @@ def test_a_run_whose_driver_is_killed_resumes_to_the_same_parameters(start, tiny
         assert process.returncode == 0, error
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("killed", "inline")]
     assert summaries[0]["params_sha256"] == summaries[1]["params_sha256"]
-    assert gone(children, 120)  # Ray's agents notice the death of the rest after a minute
+    assert gone(children, 120)  # Ray's agents notice the death of the other processes after a minute
 
 
-def test_a_finished_run_leaves_no_process_and_tells_of_its_actors(start, tiny_yaml, tmp_path):
+def test_a_finished_run_leaves_no_process_and_reports_its_actors(start, tiny_yaml, tmp_path):
     process = start("train", tiny_yaml, *LONG[:2], "training.epochs=30", "--out", tmp_path / "run")
     children = after_epochs(process, 1)
     output, error = process.communicate(timeout=120)
@@ -192,23 +192,23 @@ def test_a_finished_run_leaves_no_process_and_tells_of_its_actors(start, tiny_ya
         assert record["actor_restarts"] == 0
 
 
-def test_a_request_that_has_no_place_ends_in_one_line(start, tiny_yaml, tmp_path):
+def test_a_request_that_does_not_fit_ends_in_one_line(start, tiny_yaml, tmp_path):
     if torch.cuda.device_count() >= 3:
-        pytest.skip("three GPUs have a place here")
+        pytest.skip("this machine has three GPUs")
     overrides = ("execution.kind=layers", "execution.actors=1", "execution.gpus_per_actor=3")
     process = start("train", tiny_yaml, *overrides, "--out", tmp_path / "run")
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2
-    mistake = error.splitlines()[-1]
-    assert mistake.startswith("glr-dist: execution.actors: 1 of 1 CPU and 3 GPU each")
+    message = error.splitlines()[-1]
+    assert message.startswith("glr-dist: execution.actors: no room for 1 x (1 CPU and 3 GPU)")
     assert "Traceback" not in error
 
 
 # ---------------------------------------------------------------- the end of Ray itself
 
 
-def test_a_signal_to_the_whole_group_ends_a_run_as_one_to_the_driver_does(start, tiny_yaml, tmp_path):
-    """A batch system sends SIGTERM to all processes of a job."""
+def test_sigterm_to_the_process_group_ends_a_run_like_sigterm_to_the_driver(start, tiny_yaml, tmp_path):
+    """Some batch systems send SIGTERM to the process group of a job."""
     process = start("train", tiny_yaml, *LONG, "--out", tmp_path / "run", start_new_session=True)
     children = after_epochs(process, 2)
     sent = time.monotonic()
@@ -222,8 +222,8 @@ def test_a_signal_to_the_whole_group_ends_a_run_as_one_to_the_driver_does(start,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["layers", "replicas"])
-def test_a_signal_to_every_process_of_a_job_ends_a_run_too(start, tiny_yaml, tmp_path, kind):
-    """A batch system that tracks processes by control group reaches those of other sessions."""
+def test_sigterm_to_every_process_of_a_job_ends_a_run(start, tiny_yaml, tmp_path, kind):
+    """A batch system that tracks processes by control group also reaches those in other sessions."""
     process = start("train", tiny_yaml, *on_two(kind), "--out", tmp_path / "run")
     children = after_epochs(process, 2)
     for each in [psutil.Process(process.pid), *children]:
@@ -235,7 +235,7 @@ def test_a_signal_to_every_process_of_a_job_ends_a_run_too(start, tiny_yaml, tmp
 
 
 def on_two(kind: str) -> tuple[str, ...]:
-    """The overrides of a long run on two actors or replicas."""
+    """Returns the overrides of a long run on two actors or replicas."""
     return f"execution.kind={kind}", "execution.actors=2", "training.epochs=4000", "estimator.example_block=256"
 
 
@@ -248,7 +248,7 @@ def on_two(kind: str) -> tuple[str, ...]:
         pytest.param("replicas", "gcs_server", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_process_of_ray_ends_a_run_with_one_line_and_nothing_is_lost(start, tiny_yaml, tmp_path, kind, victim):
+def test_a_killed_ray_process_ends_a_run_with_one_line_and_keeps_its_epochs(start, tiny_yaml, tmp_path, kind, victim):
     out = tmp_path / "run"
     process = start("train", tiny_yaml, *on_two(kind), "--out", out)
     children = after_epochs(process, 2)
@@ -260,7 +260,7 @@ def test_a_killed_process_of_ray_ends_a_run_with_one_line_and_nothing_is_lost(st
     done = checkpoint.newest(out / "checkpoints")[1]["epoch"]
     assert done >= 2
     line = error.splitlines()[-1]
-    assert line.startswith(f"glr-dist: Ray's process {victim} on this machine was killed by SIGKILL; ")
+    assert line.startswith(f"glr-dist: Ray's {victim} process on this machine was killed by SIGKILL; ")
     assert line.endswith(f"stopped after epoch {done}; continue with --resume --out {out}")
     assert "Traceback" not in error
     assert gone(children, 15)
@@ -283,11 +283,11 @@ list(pool.run([Call("work", (100,))]))
 """
 
 
-def test_an_actor_at_work_ends_soon_after_its_driver_is_killed(tmp_path):
+def test_a_busy_actor_ends_soon_after_its_driver_is_killed(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     actor = psutil.Process(int(process.stdout.readline()))
-    time.sleep(1)  # its call is under way
+    time.sleep(1)  # it is computing the call
     process.kill()
     process.communicate()
     assert gone([actor], 10)
@@ -306,14 +306,14 @@ def test_actors_whose_package_differs_by_one_number_are_refused(start, tiny_yaml
     assert process.returncode == 2, error
     line = error.splitlines()[-1]
     assert re.fullmatch(
-        r"glr-dist: node \S+ has other software, which may compute other results: "
+        r"glr-dist: node \S+ runs different software, which may give different results: "
         r"source of glr_dist \w{12} instead of \w{12}",
         line,
     )
 
 
 @pytest.mark.slow
-def test_actors_that_ray_kills_for_their_memory_end_a_run_with_the_remedy(start, tiny_yaml, tmp_path):
+def test_a_run_whose_actors_ray_kills_for_lack_of_memory_ends_with_advice(start, tiny_yaml, tmp_path):
     environment = {**os.environ, "RAY_memory_usage_threshold": "0.01"}  # Ray thinks that the node is full
     process = start("train", tiny_yaml, *LONG, "--out", tmp_path / "run", env=environment)
     _, error = process.communicate(timeout=120)

@@ -50,7 +50,7 @@ def test_the_number_of_results_in_memory_is_bounded(threads):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_an_error_of_an_item_reaches_the_caller_and_the_executor_works_on(threads):
+def test_an_error_of_an_item_reaches_the_caller_and_leaves_the_executor_usable(threads):
     executor = Inline(threads)
 
     def function(number: int) -> int:
@@ -73,7 +73,7 @@ def test_items_run_with_one_torch_thread():
         assert set(Inline(2).map(lambda _: torch.get_num_threads(), range(8))) == {1}
 
 
-def test_one_thread_gives_back_the_number_that_was_set_after_an_error_too():
+def test_one_thread_restores_the_number_of_threads_even_after_an_error():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -85,6 +85,6 @@ def test_one_thread_gives_back_the_number_that_was_set_after_an_error_too():
         torch.set_num_threads(before)
 
 
-def test_the_number_of_threads_is_torch_s_own_by_default():
+def test_the_default_number_of_threads_is_that_of_torch():
     assert Inline().threads == torch.get_num_threads()
     assert Inline(7).threads == 7

@@ -1,4 +1,4 @@
-"""`layers`: the bits of `inline`, whatever the number of actors."""
+"""`layers`: bitwise identical to `inline` for any number of actors."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def layers(local_ray: None) -> Iterator[dict[int, Layers]]:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_parameters_are_those_of_inline_bit_by_bit(layers, name):
-    expected = trained(name, Inline())  # at its default threads
+def test_the_parameters_are_bitwise_identical_to_inline(layers, name):
+    expected = trained(name, Inline())  # with the default number of threads
     assert expected["loss"] != 0
     for number in layers:
         assert same(trained(name, layers[number]), expected), f"{number} actors"
@@ -47,7 +47,7 @@ def test_a_shared_pass_that_is_spread_over_the_actors_gives_the_same_bits(layers
     calls = []
     run = layers[3].pool.run
 
-    def spied(given):  # what each call asks for
+    def spied(given):  # records the method of each call
         return run(calls.append(call.method) or call for call in given)
 
     monkeypatch.setattr(layers[3].pool, "run", spied)
@@ -56,7 +56,7 @@ def test_a_shared_pass_that_is_spread_over_the_actors_gives_the_same_bits(layers
     assert calls.count("tape") == 3 * 3 * VARIANTS[name][2].get("passes", 1)  # steps, blocks of examples, passes
 
 
-def test_a_shared_pass_is_spread_when_the_actors_are_more_and_it_takes_long(layers):
+def test_a_shared_pass_is_spread_if_it_is_long_and_there_are_more_actors_than_threads(layers):
     net, (x, y) = made("conditional", layers[3]), batch("conditional")
     net.prepare(x)
     step = net.bind(x, y)  # three blocks of examples
@@ -64,14 +64,14 @@ def test_a_shared_pass_is_spread_when_the_actors_are_more_and_it_takes_long(laye
         executor = layers[number]
         executor._pass_seconds.clear()  # of earlier tests
         executor._pass_seconds.extend([9.0, seconds])
-        assert not executor._spread(step)  # too little seen
+        assert not executor._spread(step)  # too few measurements
         executor._pass_seconds.append(9.0)
         assert executor._spread(step) == spread
         executor._pass_seconds.clear()
 
 
 def digests(settings: config.Config, executors: list[object], steps: int) -> set[str]:
-    """The digests of the parameters after so many steps from the training set's first example on."""
+    """Returns the digests of the parameters that each executor computes in `steps` steps."""
     dataset, found = data.load(settings.data), set()
     for executor in executors:
         net = network_of(settings, dataset, torch.device("cpu"))
@@ -106,7 +106,7 @@ training: {loss: zero_one}
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("which", ["digits", "mnist"])
-def test_one_digest_on_real_data_for_inline_and_any_number_of_actors(layers, which, name, tmp_path, request):
+def test_inline_and_any_number_of_actors_give_one_digest_on_real_data(layers, which, name, tmp_path, request):
     (tmp_path / "run.yaml").write_text(DATA)
     overrides = [f"data.name={which}", *ESTIMATORS[name]]
     if which == "mnist":
@@ -117,11 +117,11 @@ def test_one_digest_on_real_data_for_inline_and_any_number_of_actors(layers, whi
     assert len(digests(settings, [Inline(), Inline(1), *layers.values()], steps=6)) == 1
 
 
-# ---------------------------------------------------------------- what changes under way
+# ---------------------------------------------------------------- changes between steps
 
 
 def test_a_network_that_changes_is_sent_again(layers):
-    """Freezing a layer, another mode, another loss, another network on the same actors."""
+    """Changes the mode, a frozen layer, the loss and the seed; another network uses the same actors in between."""
     x, y = batch("mixed network")
     nets = [made("mixed network", executor) for executor in (Inline(), layers[2])]
     other = made("conditional", layers[2])
@@ -153,10 +153,10 @@ def test_a_copy_of_a_network_shares_its_actors(layers):
     assert same(twin.gradients(x, y).grads, net.gradients(x, y).grads)
 
 
-# ---------------------------------------------------------------- mistakes
+# ---------------------------------------------------------------- errors
 
 
-def test_an_error_in_an_actor_is_the_error_of_inline_and_the_actors_work_on(layers):
+def test_an_error_in_an_actor_is_that_of_inline_and_leaves_the_actors_usable(layers):
     x, y = batch("conditional")
 
     def message(executor) -> str:
@@ -164,7 +164,7 @@ def test_an_error_in_an_actor_is_the_error_of_inline_and_the_actors_work_on(laye
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 3))
 
         def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-            return outputs.sum(1) if len(outputs) == 20 else outputs.sum()  # right in the shared pass alone
+            return outputs.sum(1) if len(outputs) == 20 else outputs.sum()  # valid in the shared pass only
 
         net = glr_dist.GLR(model, copies=4, executor=executor)
         with pytest.raises(UserError) as caught:
@@ -186,7 +186,7 @@ def test_an_error_in_this_process_leaves_the_actors_usable(layers):
     assert same(trained("conditional", layers[2]), trained("conditional", Inline()))
 
 
-def test_what_cannot_be_sent_is_named_in_one_line(layers):
+def test_a_loss_that_cannot_be_sent_is_refused_in_one_line(layers):
     net, (x, y) = made("conditional", layers[2]), batch("conditional")
     lock = threading.Lock()
 
@@ -208,27 +208,27 @@ def test_tensors_of_another_kind_of_device_are_refused(layers):
         layers[2].begin(net.estimator, replace(net.bind(x, y), x=x.to("meta")))
 
 
-# ---------------------------------------------------------------- what is told
+# ---------------------------------------------------------------- statistics
 
 
-def test_the_progress_tells_of_the_work_since_it_was_last_asked(layers):
+def test_progress_covers_the_work_since_the_previous_call(layers):
     executor = layers[2]
     executor.progress()
     net, (x, y) = made("conditional", executor), batch("conditional")
     for _ in range(5):
         net.estimate(x, y)
-    told = executor.progress()
-    assert told["items_per_second"] > 0
-    assert len(told["actor_busy_share"]) == 2
-    assert all(0 <= share < 1 for share in told["actor_busy_share"])
-    assert any(told["actor_busy_share"])
-    assert told["actor_restarts"] == 0
+    found = executor.progress()
+    assert found["items_per_second"] > 0
+    assert len(found["actor_busy_share"]) == 2
+    assert all(0 <= share < 1 for share in found["actor_busy_share"])
+    assert any(found["actor_busy_share"])
+    assert found["actor_restarts"] == 0
     assert executor.progress()["items_per_second"] == 0
 
 
 @pytest.mark.parametrize("name", ["conditional", "joint", "pathwise"])
-def test_the_bytes_that_travel_are_those_of_the_plan(layers, name, tmp_path):
-    """What was put into the object store and what came back, within 5 %: arrays begin at multiples of 64 bytes."""
+def test_the_bytes_sent_are_those_predicted(layers, name, tmp_path):
+    """Bytes put into the object store and returned; within 5 %, because arrays begin at multiples of 64 bytes."""
     (tmp_path / "run.yaml").write_text(DATA)
     settings = config.load_config(tmp_path / "run.yaml", ["model.hidden=[100, 50]", *ESTIMATORS[name]])
     dataset = data.load(settings.data)

@@ -44,14 +44,14 @@ def convolutions() -> nn.Sequential:
 
 
 def bound(model: nn.Module, x: Tensor, classes: int, **options: object) -> tuple[glr_dist.GLR, Step]:
-    """A network and a step on the batch x; blocks of 5 examples unless the options say otherwise."""
+    """Returns a network and a step on the batch x, with blocks of 5 examples by default."""
     noise = options.pop("noise", glr_dist.Gaussian(0.5))
     net = glr_dist.GLR(model, noise, **{"copies": 12, "example_block": 5, "block_elements": 400, **options})
     return net, net.bind(x, torch.arange(len(x)) % classes, cross_entropy)
 
 
 def counted(net: glr_dist.GLR, step: Step, item: WorkItem) -> int:
-    """The FLOPs of products and convolutions that an item really runs."""
+    """Returns the FLOPs of products and convolutions that an item actually runs."""
     with one_thread(), torch.no_grad(), net.network.hooked():
         tape = net.estimator.tape(step, item.shared_pass, item.example_block)
         with FlopCounterMode(display=False) as counter:
@@ -92,7 +92,7 @@ def test_predicted_products_are_those_that_run(network, options):
         assert plan.work_of(step, item).flops == pytest.approx(counted(net, step, item), rel=0.05 if nested else 1e-9)
 
 
-def test_a_segment_without_a_rule_of_its_own_is_charged_for_running_again():
+def test_a_segment_without_a_direct_rule_is_charged_for_running_again():
     model = nn.Sequential(nn.Linear(6, 7), nn.LayerNorm(7), nn.Linear(7, 3))
     _, step = bound(model, torch.rand(5, 6), 3)
     assert "2" not in step.rules  # its segment holds the LayerNorm's parameters too
@@ -137,7 +137,7 @@ def test_the_last_example_block_is_shorter():
     )
 
 
-def test_predictions_depend_on_the_configuration_alone():
+def test_predictions_depend_only_on_the_configuration():
     predictions = []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -149,13 +149,13 @@ def test_predictions_depend_on_the_configuration_alone():
 # ---------------------------------------------------------------- seconds
 
 
-def test_costs_begin_with_the_nominal_rate():
+def test_costs_start_from_the_nominal_rate():
     net, step = bound(mlp(10, 6, 4), torch.rand(5, 10), 4)
     (item, *_) = net.estimator.items(step, 0)
     assert plan.Costs(rate=1e6).seconds(step, item) == plan.item_work(step, item) / 1e6
 
 
-def test_costs_become_what_was_measured_and_teach_other_kinds():
+def test_costs_converge_to_the_measurements_and_inform_other_kinds():
     net, step = bound(mlp(10, 6, 4), torch.rand(5, 10), 4, block_elements=2**19)
     known, unknown = net.estimator.items(step, 0)
     costs = plan.Costs()
@@ -210,7 +210,7 @@ def test_packing_by_hand(seconds, actors, packed):
 
 
 def best_makespan(seconds: list[float], actors: int) -> float:
-    """By trying everything."""
+    """Returns the smallest possible load of the busiest actor, by exhaustive search."""
     loads = (
         [sum(s for s, at in zip(seconds, places, strict=True) if at == actor) for actor in range(actors)]
         for places in itertools.product(range(actors), repeat=len(seconds))
@@ -231,7 +231,7 @@ def test_packing_keeps_to_its_bound_and_loses_nothing(seed):
 
 
 @pytest.mark.parametrize("actors", [1, 2, 3, 8, 500])
-def test_lanes_hold_every_item_once_longest_first_and_are_alike(actors):
+def test_lanes_hold_every_item_once_longest_first_and_are_balanced(actors):
     rng = random.Random(actors)
     seconds = [rng.choice([0.001, 0.002, 0.005]) for _ in range(300)]
     lanes = plan.lanes(seconds, actors)
@@ -257,7 +257,7 @@ def test_batches_cut_each_lane_into_calls_that_get_shorter_and_are_worth_one(act
     assert [actor for actor, _ in calls[:actors]] == list(range(actors))  # all actors' first calls come first
 
 
-def test_batches_of_nothing_and_of_little():
+def test_batches_of_no_items_and_of_few_items():
     assert plan.batches([], 3, 0.005) == []
     assert plan.batches([0.001, 0.002], 1, 0.005) == [(0, [1, 0])]
     assert plan.batches([1, 1, 1, 1], 2, 0.0) == [(0, [0]), (1, [2]), (0, [1]), (1, [3])]
@@ -297,7 +297,7 @@ def test_bytes_of_parameter_gradients_inputs_and_learned_scales_by_hand():
 @pytest.mark.parametrize("learn", ["none", "site", "unit"])
 @pytest.mark.parametrize("estimator", ["conditional", "layerwise", "joint", "pathwise"])
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_bytes_that_come_back_are_those_of_the_partial_sums(network, estimator, learn):
+def test_bytes_returned_are_those_of_the_partial_sums(network, estimator, learn):
     make, shape = network
     copies = 100 if estimator == "pathwise" else 4
     noise = glr_dist.Gaussian(0.5, learn=learn)

@@ -1,4 +1,4 @@
-"""The pool: every call answered once, whatever happens to the actors."""
+"""The pool: it answers every call exactly once, even if actors die or freeze."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 class Server:
-    """What the actors of these tests hold."""
+    """The object inside the actors of these tests."""
 
     def __init__(self, base: int = 0) -> None:
         self.base = base
@@ -46,8 +46,8 @@ class Server:
         time.sleep(seconds)
         return os.getpid()
 
-    def fail_untold(self, unpicklable: bool) -> int:
-        raise Unpicklable() if unpicklable else Unbuilt(1, "cannot be built again")
+    def fail_untransferably(self, unpicklable: bool) -> int:
+        raise Unpicklable() if unpicklable else Unreconstructible(1, "cannot be built again")
 
     def die(self) -> None:
         os._exit(1)
@@ -62,21 +62,21 @@ class Unpicklable(Exception):
         raise TypeError("no")
 
 
-class Unbuilt(Exception):
-    """An exception that is pickled, but not unpickled."""
+class Unreconstructible(Exception):
+    """An exception that can be pickled but not unpickled."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
 
 
-class Stillborn:
+class FailsToStart:
     def __init__(self) -> None:
         raise RuntimeError("no libcuda")
 
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., Pool]]:
-    """Pools of `Server`, closed after the test."""
+    """Makes pools, by default of `Server`; closes them after the test."""
     made = []
 
     def pool(actors: int | None = 2, kind: type = Server, arguments: tuple = (), **options: object) -> Pool:
@@ -96,19 +96,19 @@ def groups_in_use() -> list[str]:
     return [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"]
 
 
-def alive_in(pool: Pool) -> list[int]:
-    """The processes of a pool once all its actors are alive."""
+def healthy_pids(pool: Pool) -> list[int]:
+    """Waits until all actors of a pool are healthy; returns their process ids."""
     assert until(lambda: bool(list(pool.run(squares(range(2))))) and len(pool.pids) == len(pool))
     return pool.pids
 
 
-def free_again() -> None:
+def wait_for_free_cpus() -> None:
     """Waits until Ray knows that the actors of other tests are gone."""
     assert until(lambda: ray.available_resources().get("CPU") == 4)
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> bool:
-    """Whether something comes true in time."""
+    """Waits until a condition holds; returns whether it did in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -120,7 +120,7 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> bool:
 # ---------------------------------------------------------------- calls
 
 
-def test_every_call_is_answered_once_at_its_place(make):
+def test_every_call_is_answered_once_with_its_index(make):
     pool = make(2, arguments=(1000,))
     for _ in range(2):
         answers = list(pool.run(squares(range(50))))
@@ -128,11 +128,11 @@ def test_every_call_is_answered_once_at_its_place(make):
     assert list(pool.run([])) == []
 
 
-def test_answers_come_when_they_are_ready(make):
+def test_answers_arrive_in_the_order_of_completion(make):
     pool = make(2)
-    alive_in(pool)
+    healthy_pids(pool)
     calls = [Call("slow_square", (0, 3.0)), *squares(range(1, 4))]
-    assert [place for place, _ in pool.run(calls)] == [1, 2, 3, 0]  # the other actor makes all that is left
+    assert [place for place, _ in pool.run(calls)] == [1, 2, 3, 0]  # the other actor makes all other calls
 
 
 def test_calls_are_taken_only_when_an_actor_will_soon_be_free(make):
@@ -145,12 +145,12 @@ def test_calls_are_taken_only_when_an_actor_will_soon_be_free(make):
             yield Call("square", (number,))
 
     pool = make(2)
-    alive_in(pool)
+    healthy_pids(pool)
     for answered, _ in enumerate(pool.run(calls())):
         assert taken - answered <= 3 * 2 + 1
 
 
-def test_calls_may_depend_on_other_calls_that_run_meanwhile(make):
+def test_the_source_of_calls_may_itself_run_calls(make):
     pool = make(2)
 
     def calls() -> Iterator[Call]:
@@ -161,30 +161,30 @@ def test_calls_may_depend_on_other_calls_that_run_meanwhile(make):
     assert sorted(pool.run(calls())) == [(n, n**4) for n in range(6)]
 
 
-def test_an_error_reaches_the_caller_as_it_is_and_the_pool_works_on(make):
+def test_an_error_reaches_the_caller_unchanged_and_the_pool_stays_usable(make):
     pool = make(2)
     for _ in range(3):
         with pytest.raises(KeyError, match="number 7"):
             list(pool.run([*squares(range(5)), Call("fail", (7,)), *squares(range(5))]))
     started = time.monotonic()
     assert len(list(pool.run(squares(range(10))))) == 10
-    assert time.monotonic() - started < 30  # no actor had to be given up
+    assert time.monotonic() - started < 30  # no actor had to be replaced
     assert pool.restarts == 0
 
 
 @pytest.mark.parametrize("unpicklable", [True, False])
-def test_an_error_that_cannot_travel_is_no_lost_actor(make, unpicklable):
+def test_an_error_that_cannot_be_transferred_is_not_a_lost_actor(make, unpicklable):
     pool = make(1)
     with pytest.raises(Exception) as caught:
-        list(pool.run([Call("fail_untold", (unpicklable,))]))
+        list(pool.run([Call("fail_untransferably", (unpicklable,))]))
     assert not isinstance(caught.value, ClusterError)
     assert pool.restarts == 0
     assert sorted(pool.run(squares(range(3)))) == [(0, 0), (1, 1), (2, 4)]
 
 
-def test_actors_that_have_answered_while_this_process_was_busy_are_left_alone(make):
+def test_actors_that_answered_while_this_process_was_busy_are_not_restarted(make):
     pool = make(3, hang_timeout=1)
-    alive_in(pool)
+    healthy_pids(pool)
     answers = pool.run([Call("slow_square", (number, 0.1)) for number in range(12)])
     found = [next(answers)]
     time.sleep(2.5)
@@ -192,9 +192,9 @@ def test_actors_that_have_answered_while_this_process_was_busy_are_left_alone(ma
     assert pool.restarts == 0
 
 
-def test_restarts_are_told_once(make):
+def test_restarts_are_reported_once(make):
     pool = make(1)
-    (pid,) = alive_in(pool)
+    (pid,) = healthy_pids(pool)
     answers = pool.run([Call("slow_square", (number, 0.2)) for number in range(4)])
     next(answers)
     os.kill(pid, signal.SIGKILL)
@@ -202,7 +202,7 @@ def test_restarts_are_told_once(make):
     assert [pool.progress()["actor_restarts"] for _ in range(2)] == [1, 0]
 
 
-def test_answers_that_nobody_waits_for_any_more_do_no_harm(make):
+def test_answers_of_an_abandoned_run_are_ignored(make):
     pool = make(1)
     answers = pool.run([Call("slow_square", (number, 0.2)) for number in range(20)])
     assert next(answers) == (0, 0)
@@ -210,9 +210,9 @@ def test_answers_that_nobody_waits_for_any_more_do_no_harm(make):
     assert sorted(pool.run(squares(range(3)))) == [(0, 0), (1, 1), (2, 4)]
 
 
-def test_calls_go_to_the_actor_that_they_name_unless_another_has_nothing_to_do(make):
+def test_calls_go_to_their_preferred_actor_unless_another_is_idle(make):
     pool = make(2)
-    alive_in(pool)
+    healthy_pids(pool)
     calls = [Call("where", (0.05,), number % 2) for number in range(12)]
     found = dict(pool.run(calls))
     assert all(found[place] == found[place % 2] for place in range(12))
@@ -225,51 +225,51 @@ def test_calls_go_to_the_actor_that_they_name_unless_another_has_nothing_to_do(m
 def test_a_restarted_actor_gets_the_shared_values_again(make, actors):
     pool = make(actors, hang_timeout=5)
     values = pool.share("values", [1, 2, 3])
-    alive_in(pool)
+    healthy_pids(pool)
     for answered, (_, (total, _)) in enumerate(pool.run([Call("total", (values,))] * 40)):
         assert total == 6
         if answered in (10, 20):
-            with suppress(ProcessLookupError):  # still on its way back
+            with suppress(ProcessLookupError):  # it is still restarting
                 os.kill(pool.pids[0], signal.SIGKILL)
     assert 1 <= pool.restarts <= 2
 
 
-def test_a_shared_value_reaches_each_actor_once_and_the_newest_counts(make):
+def test_a_shared_value_is_fetched_once_per_actor_and_version(make):
     pool = make(1)
     first, other = pool.share("values", [1, 2, 3]), pool.share("others", [10])
     answers = [answer for _, answer in pool.run([Call("total", (first,))] * 3)]
-    assert answers == [(6, 1)] * 3  # the same object each time
+    assert answers == [(6, 1)] * 3  # the same object every time
     ((_, (total, objects)),) = pool.run([Call("total", (other,))])
     assert (total, objects) == (10, 2)
     newer = pool.share("values", [4])
     assert [total for _, (total, _) in pool.run([Call("total", (newer,)), Call("total", (first,))])] == [4, 6]
 
 
-def test_the_processes_of_actors_say_what_they_are(make):
-    (pid,) = alive_in(make(1, role="Layers"))
+def test_actor_processes_are_named_after_their_role(make):
+    (pid,) = healthy_pids(make(1, role="Layers"))
     assert psutil.Process(pid).cmdline()[0].startswith("ray::GLRLayersActor")
 
 
-# ---------------------------------------------------------------- actors that die, freeze, never live
+# ---------------------------------------------------------------- actors that die, freeze or cannot start
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=lambda blow: blow.name)
-def test_lost_calls_are_made_again(make, blow):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_lost_calls_are_repeated(make, number):
     pool = make(2, hang_timeout=2)
-    struck, _ = alive_in(pool)
+    victim, _ = healthy_pids(pool)
     answers = []
-    for answer in pool.run([Call("slow_square", (number, 0.1)) for number in range(30)]):
+    for answer in pool.run([Call("slow_square", (index, 0.1)) for index in range(30)]):
         if len(answers) == 5:
-            os.kill(struck, blow)
+            os.kill(victim, number)
         answers.append(answer)
     assert sorted(answers) == [(n, n * n) for n in range(30)]
     assert pool.restarts == 1
-    assert struck not in alive_in(pool)  # another took its place
+    assert victim not in healthy_pids(pool)  # a new actor took its place
 
 
-def test_when_all_actors_die_the_calls_wait_until_one_is_back(make):
+def test_if_all_actors_die_calls_wait_until_one_has_restarted(make):
     pool = make(2)
-    pids = alive_in(pool)
+    pids = healthy_pids(pool)
     answers = pool.run([Call("slow_square", (number, 0.2)) for number in range(8)])
     found = [next(answers)]
     for pid in pids:
@@ -278,14 +278,14 @@ def test_when_all_actors_die_the_calls_wait_until_one_is_back(make):
     assert pool.restarts == 2
 
 
-def test_a_call_that_takes_longer_than_the_timeout_gets_more_time_when_it_is_made_again(make):
+def test_a_call_that_exceeds_the_timeout_gets_more_time_when_repeated(make):
     pool = make(1, hang_timeout=0.5)
     list(pool.run(squares(range(1))))
     assert list(pool.run([Call("slow_square", (3, 1.5))])) == [(0, 9)]
     assert pool.restarts == 2  # after 0.5 s and 1 s
 
 
-def test_a_call_that_kills_every_actor_is_given_up(make, monkeypatch):
+def test_the_pool_gives_up_on_a_call_that_kills_every_actor(make, monkeypatch):
     monkeypatch.setattr(pool_module, "_MAX_LOSSES", 3)
     pool = make(2)
     with pytest.raises(ClusterError, match="one call lost 3 actors") as caught:
@@ -294,14 +294,14 @@ def test_a_call_that_kills_every_actor_is_given_up(make, monkeypatch):
     assert sorted(pool.run(squares(range(3)))) == [(0, 0), (1, 1), (2, 4)]
 
 
-def test_actors_that_cannot_start_are_given_up_with_their_reason(make):
-    pool = make(1, kind=Stillborn)
-    with pytest.raises(ClusterError, match=r"died 3 times as it started.*no libcuda") as caught:
+def test_the_pool_gives_up_on_actors_that_cannot_start_and_names_the_reason(make):
+    pool = make(1, kind=FailsToStart)
+    with pytest.raises(ClusterError, match=r"died 3 times while starting.*no libcuda") as caught:
         list(pool.run(squares(range(3))))
     assert "\n" not in str(caught.value)
 
 
-def test_without_any_actor_for_long_the_pool_says_so(make, monkeypatch):
+def test_the_pool_gives_up_after_a_long_time_without_a_healthy_actor(make, monkeypatch):
     pool = make(1)
     list(pool.run(squares(range(1))))
     monkeypatch.setattr(pool_module, "_MAX_SILENCE", 0.0)
@@ -312,17 +312,17 @@ def test_without_any_actor_for_long_the_pool_says_so(make, monkeypatch):
             list(pool.run([Call("slow_square", (1, 0.2))] * 5))
 
 
-# ---------------------------------------------------------------- their place
+# ---------------------------------------------------------------- placement
 
 
 @pytest.mark.parametrize(("cpus", "actors"), [(1, 4), (2, 2), (1.5, 2), (3, 1)])
-def test_by_default_there_are_as_many_actors_as_fit(make, cpus, actors):
-    free_again()
+def test_by_default_as_many_actors_start_as_fit(make, cpus, actors):
+    wait_for_free_cpus()
     assert len(make(None, cpus=cpus)) == actors
 
 
-def test_what_others_hold_is_not_counted(make):
-    free_again()
+def test_resources_in_use_are_not_counted(make):
+    wait_for_free_cpus()
     make(3)
     assert until(lambda: ray.available_resources()["CPU"] == 1)
     assert len(make(None)) == 1
@@ -331,11 +331,11 @@ def test_what_others_hold_is_not_counted(make):
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ({"gpus": 3}, ["2 of 1 CPU and 3 GPU each: no place", "4 CPU (4 free) and 0 GPU (0 free)"]),
-        ({"cpus": 5}, ["2 of 5 CPU each"]),
+        ({"gpus": 3}, ["no room for 2 x (1 CPU and 3 GPU); the cluster has", "4 CPU (4 free) and 0 GPU (0 free)"]),
+        ({"cpus": 5}, ["no room for 2 x (5 CPU)"]),
     ],
 )
-def test_a_request_that_has_no_place_says_what_was_asked_and_what_there_is(make, request_, words):
+def test_a_request_that_does_not_fit_names_the_request_and_the_resources(make, request_, words):
     assert until(lambda: not groups_in_use())
     started = time.monotonic()
     with pytest.raises(ClusterError) as caught:
@@ -347,15 +347,15 @@ def test_a_request_that_has_no_place_says_what_was_asked_and_what_there_is(make,
     assert until(lambda: not groups_in_use())
 
 
-def test_a_closed_pool_leaves_nothing(make):
+def test_a_closed_pool_leaves_nothing_behind(make):
     pool = make(2)
-    pids = alive_in(pool)
+    pids = healthy_pids(pool)
     assert len(groups_in_use()) == 1
     pool.close()
     pool.close()  # twice does no harm
     assert until(lambda: not groups_in_use())
     assert until(lambda: not any(alive(pid) for pid in pids))
-    assert ray.is_initialized()  # it was here before
+    assert ray.is_initialized()  # it was running before the pool
     assert not connect()
 
 
@@ -367,7 +367,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-def test_inside_a_trial_its_own_placement_group_holds_the_actors():
+def test_inside_a_trial_the_actors_use_its_placement_group():
     group = placement_group([{"CPU": 1}, {"CPU": 1}, {"CPU": 1}])
     assert group.wait(30)
 
@@ -388,13 +388,13 @@ def test_inside_a_trial_its_own_placement_group_holds_the_actors():
     before = len(placement_group_table())
     try:
         size, answers, groups = ray.get(trial.options(scheduling_strategy=place).remote(2), timeout=60)
-        assert (size, groups) == (2, before)  # no group of its own
+        assert (size, groups) == (2, before)  # the pool makes no other group
         assert answers == [(n, n * n) for n in range(4)]
         size, _, _ = ray.get(trial.options(scheduling_strategy=place).remote(None), timeout=60)
         assert size == 2  # the trial itself takes one of the three
         for number in (3, 9):
-            mistake = ray.get(trial.options(scheduling_strategy=place).remote(number), timeout=60)
-            assert f"execution.actors: {number} of 1 CPU each" in mistake
-        assert "placement group has" in mistake
+            message = ray.get(trial.options(scheduling_strategy=place).remote(number), timeout=60)
+            assert f"execution.actors: no room for {number} x (1 CPU)" in message
+        assert "placement group has" in message
     finally:
         remove_placement_group(group)

@@ -1,4 +1,4 @@
-"""Predictions of whole steps: small cases by hand, and what must grow or shrink with the number of actors."""
+"""Predictions of whole steps: small cases by hand, and trends in the number of actors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_layers_by_hand():
     assert found.waiting == pytest.approx(1 - 8 / (2 * found.seconds))
 
 
-def test_without_any_cost_of_sending_the_actors_share_equal_items():
+def test_without_communication_costs_the_actors_share_equal_items():
     work = load(*[1.0] * 64, serial=2.0)
     for actors in (1, 2, 4, 8, 16, 32, 64):
         assert predict.layers(work, FREE, actors).seconds == pytest.approx(2.0 + 64 / actors)
@@ -67,7 +67,7 @@ def predict_numbers() -> list[int]:
     return [2**power for power in range(11)]
 
 
-def test_the_driver_s_handling_of_results_bounds_the_step():
+def test_the_time_to_handle_results_bounds_the_step():
     work = load(*[1.0] * 1000)
     machine = Hardware(step=0.0, call=0.5, result=0.1, least_call=0.0, memory=math.inf)
     assert predict.layers(work, machine, 1000).seconds == pytest.approx(0.5 + 1000 * 0.1)
@@ -108,11 +108,11 @@ def test_inline_divides_items_among_threads():
         (0.1, 1, 1, False),
     ],
 )
-def test_layers_is_chosen_where_it_pays(item, threads, actors, layers):
+def test_layers_is_chosen_if_it_is_faster(item, threads, actors, layers):
     assert predict.layers_pay(load(*[item] * 32, serial=0.001), Hardware(), threads, actors) is layers
 
 
-def test_layers_is_not_chosen_where_sending_takes_longer_than_computing():
+def test_layers_is_not_chosen_if_sending_takes_longer_than_computing():
     assert not predict.layers_pay(load(*[0.01] * 32, back=4 * 10**9), Hardware(), 1, 32)
 
 
@@ -126,7 +126,7 @@ def test_the_load_of_a_step():
     assert {frames.group for frames in found.frames} == {(m, name) for m in range(3) for name in ("0", "2", "4")}
 
 
-def test_the_driver_s_work_by_hand():
+def test_the_work_of_the_driver_by_hand():
     net, step = bound(passes={"0": 1, "*": 2}, example_block=2)
     parameters, weights = 10 * 6 + 6 + 6 * 4 + 4 + 4 * 3 + 3, (10 * 6, 6 * 4, 4 * 3)
     assert all(step.keeps_delta(site) for site in step.network.sites)
@@ -146,7 +146,7 @@ def test_the_driver_s_work_by_hand():
         ({"estimator": "layerwise"}, 2),
     ],
 )
-def test_only_shared_passes_are_the_driver_s(options, passes):
+def test_the_driver_runs_only_shared_passes(options, passes):
     net, step = bound(**options)
     assert predict.serial_work(net.estimator, step)[1] == passes
 
@@ -199,7 +199,7 @@ def test_the_bubble_of_a_pipeline():
     assert found.waiting == pytest.approx((3 - 1) / (8 + 3 - 1))
 
 
-def test_a_pipeline_uses_few_micro_batches_where_launching_a_pass_is_what_takes_time():
+def test_a_pipeline_uses_few_micro_batches_if_launching_a_pass_dominates():
     _, step = bound(batch=8)
     found = backprop.pipeline(step, Hardware(rate=1e15, block=1.0), 3)
     assert found.seconds == pytest.approx(3.0)  # one micro-batch, stage after stage

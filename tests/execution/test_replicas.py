@@ -1,4 +1,4 @@
-"""Replicas: what inline computes, on processes that sum their shares; with and without Ray."""
+"""Replicas: processes that sum their shares compute what `inline` computes; with and without Ray."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from glr_dist.training.replicas import ReplicasTrainer, _train
 from glr_dist.training.train import train, trainer_of
 from glr_dist.training.trainer import Trainer
 
-TIMEOUT = 120  # seconds after which a process is taken to hang
+TIMEOUT = 120  # seconds after which a process is assumed to hang
 CPU = torch.device("cpu")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import a test
 
-# 54 steps; the last batch of an epoch has 14 examples, one block: with two workers, one of them has nothing to do.
+# 54 steps; the last batch of an epoch has 14 examples, one block: of two workers, one has nothing to do.
 STEPS = ("training.epochs=9", "training.batch_size=256", "training.optimizer={name: SGD, lr: 0.3, momentum: 0.9}")
 ON_TWO = ("execution.kind=replicas", "execution.actors=2")
 VARIANTS = {
@@ -53,7 +53,7 @@ def metrics(out: Path) -> list[dict]:
 
 
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """The largest relative difference of a parameter, by the Euclidean norm."""
+    """Returns the largest relative difference of a parameter in the Euclidean norm."""
     assert one.keys() == other.keys()
     return max(((one[name] - other[name]).norm() / other[name].norm()).item() for name in one)
 
@@ -74,13 +74,13 @@ def process(rank: int, number: int, store: Path, function: Callable[..., None], 
 
 
 def in_processes(number: int, store: Path, function: Callable[..., None], arguments: list[tuple]) -> None:
-    """Runs a function in processes that `torch.distributed` joins."""
+    """Runs a function in processes that `torch.distributed` connects."""
     multiprocessing.spawn(process, (number, store, function, arguments), nprocs=number)
 
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory) -> dict[int, dict[str, Path]]:
-    """The folders of all variants by number of processes; 0 is inline."""
+    """Trains all variants; returns their folders by number of processes, where 0 is inline."""
     root = tmp_path_factory.mktemp("runs")
     found = {number: {name: root / str(number) / name for name in VARIANTS} for number in (0, 1, 2)}
     for name, overrides in VARIANTS.items():
@@ -94,30 +94,30 @@ def runs(tiny, tmp_path_factory) -> dict[int, dict[str, Path]]:
             runs.append((settings, found[number][name], settings.training.epochs, CPU))
         in_processes(number, root / f"store-{number}", _train, runs)
         for settings, out, _, _ in runs:
-            train(settings, out, resume=True)  # the driver's part: no epoch is left, so Ray does not start
+            train(settings, out, resume=True)  # the driver's part; no epoch is left, so Ray does not start
     return found
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_processes_train_what_inline_trains(tiny, tmp_path, runs, name, number):
+def test_processes_train_the_same_network_as_inline(tiny, tmp_path, runs, name, number):
     inline = parameters(runs[0][name])
     assert difference(parameters(runs[number][name]), inline) < 1e-5
     fresh = Trainer(tiny(*STEPS, *VARIANTS[name]), tmp_path / "fresh").net.state_dict()
-    assert difference(inline, fresh) > 0.05  # it would mean little of a network that stands still
+    assert difference(inline, fresh) > 0.05  # otherwise the network has not trained, and equality means little
     assert metrics(runs[0][name])[-1]["step"] == metrics(runs[number][name])[-1]["step"] == 54
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", VARIANTS)
-def test_one_process_has_the_bits_of_inline(runs, name):
+def test_one_process_is_bitwise_identical_to_inline(runs, name):
     assert difference(parameters(runs[1][name]), parameters(runs[0][name])) == 0
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_first_process_alone_fills_the_folder_as_inline_does(runs, name):
+def test_only_the_first_process_writes_the_folder_with_the_files_of_inline(runs, name):
     assert files(runs[2][name]) == files(runs[0][name])
     records = metrics(runs[2][name])
     assert [record["epoch"] for record in records] == list(range(1, 10))
@@ -131,7 +131,7 @@ def test_the_first_process_alone_fills_the_folder_as_inline_does(runs, name):
 
 
 def begin_and_step(settings: Config, out: Path) -> None:
-    """Mistakes of one process, or what differs, end all of them: none waits for another."""
+    """An error in one process, or a difference between them, ends all of them; none waits for another."""
     rank = distributed.get_rank()
 
     def begin() -> int:
@@ -140,7 +140,7 @@ def begin_and_step(settings: Config, out: Path) -> None:
         return 1
 
     assert begun_alike(lambda: 5, str) == 5
-    with pytest.raises(RuntimeError, match=r"begin differently: \[0, 1\]"):
+    with pytest.raises(RuntimeError, match=r"start from different states: \[0, 1\]"):
         begun_alike(lambda: rank, int)
     with pytest.raises(NoGradientError if rank == 1 else OtherReplicaError, match="mine" if rank == 1 else "another"):
         begun_alike(begin, int)
@@ -161,7 +161,7 @@ def begin_and_step(settings: Config, out: Path) -> None:
 
 
 def lose(settings: Config, out: Path, store: Path) -> None:
-    """The second process ends in mid-run; the first one must not wait for ever."""
+    """The second process ends in mid-run; the first one must not wait forever."""
     net = Trainer(settings, out / str(distributed.get_rank())).net
     net.executor = Replicas(1)
     x, y = torch.rand(256, 1, 8, 8), torch.zeros(256, dtype=torch.long)
@@ -176,27 +176,28 @@ def lose(settings: Config, out: Path, store: Path) -> None:
 
 
 @pytest.mark.process
-def test_processes_notice_what_differs_and_who_is_lost(tiny, tmp_path):
+def test_processes_notice_different_states_and_lost_processes(tiny, tmp_path):
     in_processes(2, tmp_path / "store", begin_and_step, [(tiny(), tmp_path)])
     in_processes(2, tmp_path / "other", lose, [(tiny(), tmp_path / "lost", tmp_path)])
     assert (tmp_path / "raised").exists()
 
 
-# ---------------------------------------------------------------- mistakes, before Ray
+# ---------------------------------------------------------------- errors found before Ray starts
 
 
 @pytest.mark.parametrize(
     ("execution", "batch", "block", "words"),
     [
         ({"actors": 2}, 128, 128, ["2 replicas", "batch of 128", "=128", "at most 64", "actors to at most 1"]),
-        ({"actors": 4}, 9, 3, ["has 3 of", "at most 2, or actors to at most 3"]),
-        ({"actors": 9}, 4, 1, ["actors to at most 4"]),
+        ({"actors": 4}, 9, 3, ["has 3 (", "at most 2, or actors to at most 3"]),
+        ({"actors": 9}, 4, 1, ["set actors to at most 4"]),
+        ({"actors": 9}, 4, 2, ["set actors to at most 2"]),
         ({"device": "cuda"}, 128, 128, ["execution.device: 'cuda'", "gpus_per_actor=0"]),
         ({"device": "cpu", "gpus_per_actor": 0.5}, 128, 128, ["execution.device: 'cpu'", "gpus_per_actor=0.5"]),
         ({"device": "cuda:1", "gpus_per_actor": 1}, 128, 128, ["execution.device: 'cuda:1'"]),
     ],
 )  # fmt: skip
-def test_what_the_workers_cannot_do_is_refused(execution, batch, block, words):
+def test_workers_without_blocks_and_contradicting_devices_are_refused(execution, batch, block, words):
     with pytest.raises(ConfigError) as caught:
         check_workers(Execution(kind="replicas", **execution), batch, block)
     assert all(word in str(caught.value) for word in words), caught.value
@@ -209,7 +210,7 @@ def test_the_advised_block_is_small_enough():
             execution = Execution(kind="replicas", actors=workers)
             if workers <= batch:
                 assert check_workers(execution, batch, batch // workers) >= workers, (workers, batch)
-            else:  # no block is small enough: fewer workers are advised
+            else:  # no block is small enough; the message advises fewer workers
                 with pytest.raises(ConfigError, match=f"actors to at most {batch}$"):
                     check_workers(execution, batch, 1)
 
@@ -224,7 +225,7 @@ def test_the_advised_block_is_small_enough():
         (["noise.scale={'7': 1.0}"], "matches no site"),
     ],
 )
-def test_a_mistake_is_one_line_and_starts_no_ray(tiny_yaml, tmp_path, capsys, monkeypatch, overrides, words):
+def test_an_invalid_config_is_refused_before_ray_starts(tiny_yaml, tmp_path, capsys, monkeypatch, overrides, words):
     monkeypatch.setattr(replicas, "connected", None)
     assert cli.main(["train", str(tiny_yaml), "--out", str(tmp_path / "run"), *ON_TWO, *overrides]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -241,7 +242,7 @@ def test_a_finished_run_is_tested_again_without_ray(tiny, tmp_path, monkeypatch)
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """The processes under one, with their titles."""
+    """Returns the titles of all descendants of a process by process id."""
     children: dict[int, list[int]] = {}
     titles = {}
     for path in Path("/proc").glob("[0-9]*"):
@@ -286,7 +287,7 @@ def test_training_on_replicas_advances_by_epochs_and_continues(local_ray, tiny, 
 
 
 @pytest.mark.ray
-def test_a_killed_worker_costs_the_epoch_under_way_and_no_bit(local_ray, tiny, tmp_path, capfd):
+def test_a_killed_worker_costs_only_the_current_epoch_and_changes_no_bit(local_ray, tiny, tmp_path, capfd):
     settings, whole, out = tiny(*LONG), tmp_path / "whole", tmp_path / "killed"
     ReplicasTrainer(settings, whole)
     in_processes(2, tmp_path / "store", _train, [(settings, whole, 5, CPU)])  # without Ray, without a failure
@@ -314,12 +315,12 @@ def test_a_killed_worker_costs_the_epoch_under_way_and_no_bit(local_ray, tiny, t
     assert [line.split()[:2] for line in lines] == [["epoch", f"{epoch}/5"] for epoch in range(1, 6)]
     (warning,) = captured.err.splitlines()
     assert warning.startswith("warning: worker")
-    assert "its process died or hangs" in warning
+    assert "its process died or stopped responding" in warning
     wait(lambda: not alive(workers))
 
 
 @pytest.mark.ray
-def test_what_a_person_must_mend_is_not_tried_again(local_ray, tiny_yaml, tmp_path, capsys):
+def test_an_error_that_a_user_must_fix_is_not_retried(local_ray, tiny_yaml, tmp_path, capsys):
     overrides = ["model.activation=relu", "training.optimizer={name: SGD, lr: 1e38}", *ON_TWO]
     assert cli.main(["train", str(tiny_yaml), "--out", str(tmp_path / "run"), *overrides]) == 2
     (line,) = capsys.readouterr().err.splitlines()  # no warning of a failure before it
@@ -329,17 +330,17 @@ def test_what_a_person_must_mend_is_not_tried_again(local_ray, tiny_yaml, tmp_pa
 
 
 def second_raises(device: torch.device) -> None:
-    """The first worker waits for the second one, in vain."""
+    """The first worker waits for the second one, which fails."""
     assert device == CPU
     if distributed.get_rank() == 1:
         raise KeyError("a bug")
     distributed.barrier()
 
 
-def second_is_mistaken(device: torch.device) -> None:
+def second_raises_user_error(device: torch.device) -> None:
     def begin() -> int:
         if distributed.get_rank() == 1:
-            raise NoGradientError("mend it")
+            raise NoGradientError("fix it")
         return 1
 
     begun_alike(begin, int)
@@ -349,28 +350,28 @@ def second_is_mistaken(device: torch.device) -> None:
 @pytest.mark.parametrize(
     ("function", "kind", "words"),
     [
-        (second_raises, ClusterError, "max_failures=0 allows, at last by worker 1: KeyError: 'a bug'"),
-        (second_is_mistaken, NoGradientError, "mend it"),
+        (second_raises, ClusterError, "max_failures=0 times; last failure: worker 1: KeyError: 'a bug'"),
+        (second_raises_user_error, NoGradientError, "fix it"),
     ],
 )
-def test_a_worker_that_fails_alone(local_ray, tmp_path, function, kind, words):
+def test_an_error_in_one_worker_reaches_the_driver(local_ray, tmp_path, function, kind, words):
     execution = Execution(kind="replicas", actors=2, max_failures=0)
     with pytest.raises(kind) as caught:
-        run_replicas(function, execution, 2, tmp_path / "told", lambda: None)
+        run_replicas(function, execution, 2, tmp_path / "errors", lambda: None)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "told").exists()
+    assert not (tmp_path / "errors").exists()
 
 
 @pytest.mark.ray
-def test_workers_without_a_place(local_ray, tmp_path):
+def test_workers_that_do_not_fit_are_refused(local_ray, tmp_path):
     for asked in ({"gpus_per_actor": 3.0}, {"cpus_per_actor": 1000.0}):
         execution = Execution(kind="replicas", actors=2, **asked)
         started = time.monotonic()
         with pytest.raises(ClusterError) as caught:
             run_replicas(second_raises, execution.model_copy(update={"placement_timeout": 1.0}), 2, tmp_path, None)
         assert time.monotonic() - started < 10
-        assert "2 of" in str(caught.value)
+        assert "no room for 2 x" in str(caught.value)
         assert f"{next(iter(asked.values())):g}" in str(caught.value)
         assert "the cluster has" in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""The watch of a local Ray's processes, with processes that only have exit codes."""
+"""The watch of a local Ray, tested with fake processes that only have exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from glr_dist.execution.watch import LostRayError, explained
 
 @pytest.fixture
 def codes(monkeypatch) -> Iterator[dict[str, int | None]]:
-    """Exit codes of a raylet and a GCS that are watched; None: it runs."""
+    """Exit codes of a watched raylet and GCS; None while the process runs."""
     found: dict[str, int | None] = {"raylet": None, "gcs_server": None}
     monkeypatch.setattr(watch, "_INTERVAL", 0.01)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -28,8 +28,8 @@ def codes(monkeypatch) -> Iterator[dict[str, int | None]]:
 @pytest.mark.parametrize(("code", "words"), [(-9, "was killed by SIGKILL"), (1, "ended with code 1")])
 def test_a_death_interrupts_the_main_thread_and_is_explained(codes, code, words):
     with (
-        pytest.raises(LostRayError, match=rf"^Ray's process raylet on this machine {words}; see there$"),
-        explained(),  # whose advice is worse
+        pytest.raises(LostRayError, match=rf"^Ray's raylet process on this machine {words}; see there$"),
+        explained(),  # whose advice is less specific
         explained(lambda: "; see there"),
     ):
         codes["raylet"] = code
@@ -55,7 +55,7 @@ def test_other_errors_stay_as_they_are(codes):
 
 
 @pytest.mark.parametrize("hurried", [False, True])
-def test_an_end_that_is_expected_is_not_a_loss(codes, hurried):
+def test_an_expected_end_is_not_a_loss(codes, hurried):
     watch.expect_end(hurried=hurried)
     codes["raylet"] = 0
     time.sleep(0.1)
@@ -63,7 +63,7 @@ def test_an_end_that_is_expected_is_not_a_loss(codes, hurried):
     assert watch.unresponsive()
 
 
-def test_a_ray_that_this_process_has_left_is_not_a_loss(monkeypatch):
+def test_a_ray_that_this_process_has_shut_down_is_not_a_loss(monkeypatch):
     monkeypatch.setattr(watch, "_INTERVAL", 0.01)
     watch.begin({"raylet": lambda: 0}, lambda: False)
     time.sleep(0.1)
@@ -87,7 +87,7 @@ with watch.explained(lambda: "; see there"):
 """
 
 
-def test_a_main_thread_that_hangs_is_ended_with_the_line(python):
+def test_the_watch_prints_the_line_and_ends_a_process_whose_main_thread_hangs(python):
     done = python(HANGS)
     assert done.returncode == 2
-    assert done.stderr == "glr-dist: Ray's process raylet on this machine was killed by SIGKILL; see there\n"
+    assert done.stderr == "glr-dist: Ray's raylet process on this machine was killed by SIGKILL; see there\n"

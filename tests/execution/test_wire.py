@@ -15,7 +15,7 @@ TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int6
 
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3, 4)])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_a_tensor_arrives_as_it_was(dtype, shape):
+def test_a_tensor_arrives_unchanged(dtype, shape):
     sent = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     form = packed(sent)
     found = unpacked(pickle.loads(pickle.dumps(form)), CPU)
@@ -32,12 +32,12 @@ def test_every_bit_of_a_float_arrives():
     assert torch.equal(found.view(torch.int32), sent.view(torch.int32))
 
 
-def test_tensors_that_are_no_whole_block_of_memory_arrive():
+def test_tensors_that_are_not_contiguous_arrive():
     sent = torch.arange(24.0).view(4, 6)[1:, ::2].T
     assert torch.equal(unpacked(packed(sent), CPU), sent)
 
 
-def test_what_is_around_the_tensors_stays():
+def test_the_nested_structure_arrives_unchanged():
     value = {"a": [torch.ones(2), {3: torch.zeros(1)}], "b": "text", "c": None, "d": 4.5}
     form = packed(value)
     assert form.size == 2 * 64  # each tensor begins at a multiple of 64 bytes
@@ -49,7 +49,7 @@ def test_what_is_around_the_tensors_stays():
     assert torch.equal(found["a"][1][3], torch.zeros(1))
 
 
-def test_what_arrives_is_a_copy_that_may_be_written_to():
+def test_unpacked_tensors_are_writable_copies():
     form = packed(torch.ones(3))
     form.data.setflags(write=False)  # as in the object store
     unpacked(form, CPU).add_(1)

@@ -72,21 +72,21 @@ VARIANTS = {
 
 
 def made(name: str, executor: Executor) -> GLR:
-    """The network of a variant; several example blocks and several work items of each site."""
+    """Returns the network of a variant; each site has several example blocks and several work items."""
     network, _, options = VARIANTS[name]
     torch.manual_seed(0)
     return GLR(network(), executor=executor, **{"example_block": 8, "block_elements": 2**12, **options})
 
 
 def batch(name: str) -> tuple[Tensor, Tensor]:
-    """Twenty examples: two whole example blocks and half a one."""
+    """Returns twenty examples: two and a half example blocks."""
     stream = torch.Generator().manual_seed(1)
     x = torch.rand(20, 1, 8, 8, generator=stream)
     return x.double() if "float64" in name else x, torch.randint(0, 3, (20,), generator=stream)
 
 
 def trained(name: str, executor: Executor, steps: int = 3) -> dict[str, Tensor]:
-    """Parameters, buffers and scales after a few steps, with other scales from the second on; the last loss."""
+    """Returns parameters, buffers, scales and loss after a few steps; the scales change after the first step."""
     net, (x, y), loss = made(name, executor), batch(name), VARIANTS[name][1]
     net.prepare(x)
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=0.01)
@@ -100,5 +100,5 @@ def trained(name: str, executor: Executor, steps: int = 3) -> dict[str, Tensor]:
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    """Returns whether all numbers are equal bit by bit."""
+    """Returns whether all numbers are bitwise equal."""
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)

@@ -61,7 +61,7 @@ def test_a_schedule_that_depends_on_the_number_of_epochs_is_refused(tiny, tmp_pa
     out, overrides = tmp_path / "run", (*SHORT, f"training.schedule={schedule}")
     first = train(tiny(*overrides), out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError, match=rf"has 2, not 5.* {name} .*model\.weights={out}") as caught:
+    with pytest.raises(ConfigError, match=rf"has 2 epochs, not 5.* {name} .*model\.weights={out}") as caught:
         Trainer(tiny(*overrides, "training.epochs=5"), out, resume=True)
     assert "\n" not in str(caught.value)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

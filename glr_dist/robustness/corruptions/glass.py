@@ -12,9 +12,9 @@ from glr_dist.robustness.corruptions.blur import smooth
 def glass_blur(x: Tensor, c: tuple[float, int, int], stream: torch.Generator) -> Tensor:
     """Blurs, swaps pixels in c[2] rounds with others up to c[1] pixels away, and blurs again.
 
-    Both blurs have standard deviation c[0]. Two differences from the benchmark's program: it swaps two views of one
-    array for colour pixels and so loses one of them, while a swap here always exchanges whole pixels; and pixels are
-    not rounded to 8 bits here.
+    Both blurs have standard deviation c[0]. This differs from the benchmark's program in two ways. The benchmark swaps
+    colour pixels through two views of the same array and so loses one of them; here, a swap always exchanges whole
+    pixels. The benchmark also rounds pixels to 8 bits; this function does not.
     """
     sigma, reach, rounds = c
     x = smooth(x, sigma)
