@@ -23,7 +23,7 @@ def digits(tiny):
     return data.load(tiny().data)
 
 
-def mistake(function, *arguments) -> str:
+def message_of(function, *arguments) -> str:
     with pytest.raises(ConfigError) as caught:
         function(*arguments)
     message = str(caught.value)
@@ -79,20 +79,20 @@ def test_the_paper_s_initial_weights_have_its_variance(tiny, digits):
 
 
 def test_an_unknown_site_type_is_named_with_the_nearest(tiny, digits):
-    message = mistake(network_of, tiny("noise.sites=[Linaer]"), digits, CPU)
+    message = message_of(network_of, tiny("noise.sites=[Linaer]"), digits, CPU)
     assert message.startswith("noise.sites: 'Linaer'")
     assert "did you mean 'Linear'?" in message
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "cuda:99999999999999999999", "cuda:1000000000"])
 def test_a_device_that_is_not_here_is_named(tiny, device):
-    message = mistake(device_of, tiny(f"execution.device='{device}'").execution)
+    message = message_of(device_of, tiny(f"execution.device='{device}'").execution)
     assert message.startswith(f"execution.device: '{device}' does not exist")
 
 
 @pytest.mark.parametrize("hidden", ["[1000000000]", "[100000000, 100000000]", "[3, 1000000000, 1000000000]"])
 def test_a_network_that_does_not_fit_into_memory_is_refused_before_it_is_built(tiny, digits, hidden):
-    message = mistake(network_of, tiny(f"model.hidden={hidden}"), digits, CPU)
+    message = message_of(network_of, tiny(f"model.hidden={hidden}"), digits, CPU)
     assert re.match(r"model\.hidden: [\d,]+ parameters need [\d,]+ GiB, this machine has \d+ GiB$", message)
 
 
@@ -101,7 +101,7 @@ def test_a_model_that_cannot_be_built_is_named(tiny, digits, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't\nallocate memory")
 
     monkeypatch.setitem(MODELS._added, "large", too_large)
-    message = mistake(network_of, tiny("model.name=large"), digits, CPU)
+    message = message_of(network_of, tiny("model.name=large"), digits, CPU)
     assert message == "model: large cannot be built (DefaultCPUAllocator: can't allocate memory)"
 
 
@@ -152,7 +152,7 @@ def test_the_optimizer_steers_learned_scales_and_only_those(tiny, digits, learn,
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_wrong_optimizer_is_one_line(tiny, net, optimizer, words):
-    message = mistake(optimizer_of, tiny(f"training.optimizer={optimizer}").training, net)
+    message = message_of(optimizer_of, tiny(f"training.optimizer={optimizer}").training, net)
     for word in words:
         assert word in message
 
@@ -256,7 +256,7 @@ def test_a_plateau_lowers_the_rate(tiny, tmp_path):
 )
 def test_a_wrong_schedule_is_one_line(tiny, net, schedule, words):
     training = tiny(f"training.schedule={schedule}").training
-    message = mistake(schedule_of, training, optimizer_of(training, net), 3)
+    message = message_of(schedule_of, training, optimizer_of(training, net), 3)
     for word in words:
         assert word in message
 

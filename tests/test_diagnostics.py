@@ -182,7 +182,7 @@ def test_a_threshold_network_shows_no_bias_against_the_other_estimator(run):
         assert row.bias_error < 0.5
 
 
-def test_a_reference_that_the_network_refuses_is_a_mistake(run):
+def test_a_reference_that_the_network_refuses_is_an_error(run):
     with pytest.raises(ConfigError, match=r"diagnose\.reference: .*autograd gives no gradient") as caught:
         run("model.activation=threshold", "diagnose.reference=pathwise")
     assert "\n" not in str(caught.value)
@@ -197,7 +197,7 @@ def test_a_reference_that_the_network_refuses_is_a_mistake(run):
     ],
     ids=str,
 )
-def test_a_k_or_m_that_the_estimator_refuses_is_a_mistake_before_anything_is_written(run, tmp_path, overrides, said):
+def test_a_k_or_m_that_the_estimator_refuses_is_an_error_before_anything_is_written(run, tmp_path, overrides, said):
     with pytest.raises(ConfigError, match=said):
         run(*overrides)
     assert not (tmp_path / "out").exists()
@@ -232,7 +232,7 @@ def test_it_measures_at_the_scale_that_the_schedule_has_at_the_checkpoint(tiny, 
     assert [row.cosine for row in found.qualities] == [row.cosine for row in plain.qualities]
 
 
-def test_a_checkpoint_of_another_network_is_a_mistake(tiny, tmp_path, trained):
+def test_a_checkpoint_of_another_network_is_an_error(tiny, tmp_path, trained):
     with pytest.raises(ConfigError, match="belongs to another network") as caught:
         diagnose(tiny(*SMALL, "model.hidden=[9]", "noise.learn=unit"), tmp_path / "out", trained)
     assert "\n" not in str(caught.value)

@@ -165,6 +165,8 @@ def test_pairs_without_a_figure_are_never_recommended():
     assert recommended(pairs) is pairs[1]
     assert recommended(pairs[:1]) is None
     assert "raise diagnose.reference_passes" in advice(pairs[:1], None, clean=True)
+    assert recommended(pairs[2:]) is None
+    assert "raise diagnose.copies" in advice(pairs[2:], None, clean=True)
 
 
 # ---------------------------------------------------------------- what is written

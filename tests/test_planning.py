@@ -1,4 +1,4 @@
-"""`glr-dist plan`: its output and files, and mistakes, which are one line."""
+"""`glr-dist plan`: its output and files, and errors, which are one line."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_defaults_of_the_command_are_those_of_the_library(tiny_yaml):
     ],
     ids=" ".join,
 )
-def test_a_mistake_is_one_line(tiny_yaml, tmp_path, capsys, arguments, words):
+def test_an_error_is_one_line(tiny_yaml, tmp_path, capsys, arguments, words):
     try:
         code = cli.main(["plan", str(tiny_yaml), "--out", str(tmp_path / "out"), *arguments])
     except SystemExit as end:  # argparse

@@ -180,7 +180,7 @@ def test_a_job_trains_and_its_results_outlive_it(head, kind):
     ],
     ids=["a bad configuration", "a relative folder"],
 )
-def test_a_mistake_fails_the_job_with_one_line(head, name, arguments, said):
+def test_an_error_fails_the_job_with_one_line(head, name, arguments, said):
     done = head.submit(name, "python", "jobs/train.py", *arguments)
     assert done.returncode == 1
     status, message = head.ended(name)

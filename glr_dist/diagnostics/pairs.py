@@ -58,6 +58,8 @@ def advice(pairs: Sequence[Pair], chosen: Pair | None, *, clean: bool) -> str:
         clean: True if the target is the gradient without noise, which does not favour any σ.
     """
     if chosen is None:
+        if any(not math.isnan(pair.target_cosine.mean) for pair in pairs):
+            return "recommended: nothing, since no target cosine is positive; raise diagnose.copies"
         return "recommended: nothing, since the references are pure noise; raise diagnose.reference_passes"
     highest = max(pair.target_cosine.mean for pair in pairs if not math.isnan(pair.target_cosine.mean))
     share = 100 * chosen.target_cosine.mean / highest

@@ -132,9 +132,11 @@ def lost() -> str | None:
 
 
 def check() -> None:
-    """Raises a ClusterError if the local Ray of this process died."""
+    """Raises a ClusterError if the local Ray of this process died or was killed."""
     if (reason := lost()) is not None:
         raise ClusterError(reason)
+    if _watch is not None and _watch.killed:
+        raise ClusterError("the local Ray of this process was killed; start another process")
 
 
 @contextmanager

@@ -386,7 +386,7 @@ def test_reference_does_not_depend_on_its_quadrature(kind: str, law: str, object
 
 
 def leave_one_out_inside_pairs(losses: Tensor, baseline: str, shared: Tensor) -> Tensor:
-    """The mistake: each copy is compared with all others, its own antithetic partner among them."""
+    """The bug: each copy is compared with all others, its own antithetic partner among them."""
     copies = losses.flatten(0, 1)
     return (losses - (copies.sum(0) - copies).view_as(losses) / (len(copies) - 1)) if baseline else losses
 

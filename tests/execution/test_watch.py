@@ -91,3 +91,10 @@ def test_the_watch_prints_the_line_and_ends_a_process_whose_main_thread_hangs(py
     done = python(HANGS)
     assert done.returncode == 2
     assert done.stderr == "glr-dist: Ray's raylet process on this machine was killed by SIGKILL; see there\n"
+
+
+def test_after_a_killed_ray_no_other_one_is_started(codes):
+    watch.expect_end(hurried=True)
+    watch.end(killed=True)
+    with pytest.raises(ClusterError, match="start another process"):
+        watch.check()

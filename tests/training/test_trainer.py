@@ -394,7 +394,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tiny, tmp_pat
 
 
 @pytest.mark.parametrize("content", ["", "3", "- 1\n", "a: [", "\x07"], ids=repr)
-def test_a_damaged_config_of_the_run_is_a_mistake(tiny, tmp_path, content):
+def test_a_damaged_config_of_the_run_is_a_config_error(tiny, tmp_path, content):
     out = tmp_path / "run"
     train(tiny("training.epochs=1"), out)
     (out / "config.yaml").write_text(content)
