@@ -6,13 +6,13 @@ import os
 import threading
 import time
 
-_INTERVAL = 1.0  # seconds between two checks of the parent process
+_INTERVAL = 0.2  # seconds between two checks of the parent process
 _NAME = "watch of the raylet"  # of the thread
-_GRACE = 3.0  # seconds that Ray has to end the process itself
+_GRACE = 0.5  # seconds that Ray has to end the process itself
 
 
 def end_with_raylet() -> None:
-    """Makes this actor or task process end a few seconds after its parent process, the raylet.
+    """Makes this actor or task process end a second after its parent process, the raylet.
 
     A local Ray dies with the driver. On a cluster, Ray ends the actors of a driver that has died.
     """

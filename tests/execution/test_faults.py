@@ -258,10 +258,12 @@ def test_a_killed_ray_process_ends_a_run_with_one_line_and_keeps_its_epochs(star
     assert time.monotonic() - sent < 30  # Ray's own limit is a minute
     assert process.returncode == 2
     done = checkpoint.newest(out / "checkpoints")[1]["epoch"]
-    assert done >= 2
     line = error.splitlines()[-1]
     assert line.startswith(f"glr-dist: Ray's {victim} process on this machine was killed by SIGKILL; ")
-    assert line.endswith(f"stopped after epoch {done}; continue with --resume --out {out}")
+    told = re.search(rf"stopped after epoch (\d+); continue with --resume --out {out}$", line)
+    assert told is not None, line
+    assert 2 <= int(told[1]) <= done  # a replica may finish an epoch before it notices
+    assert kind == "replicas" or int(told[1]) == done
     assert "Traceback" not in error
     assert gone(children, 15)
 
@@ -302,7 +304,7 @@ def test_actors_whose_package_differs_by_one_number_are_refused(start, tiny_yaml
     environment = {**os.environ, "PYTHONPATH": str(package.parent), "RAY_JOB_CONFIG_JSON_ENV_VAR": job}
     overrides = (f"execution.kind={kind}", "execution.actors=1")
     process = start("train", tiny_yaml, *overrides, "--out", tmp_path / "run", cwd=tmp_path, env=environment)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=240)
     assert process.returncode == 2, error
     line = error.splitlines()[-1]
     assert re.fullmatch(

@@ -129,7 +129,7 @@ def test_a_server_that_is_down_at_first_or_for_a_while(server, tiny, tmp_path, c
     assert version.run_id == State.read(early).run_id
 
     # A server that is killed in the middle of a run, and started again.
-    monkeypatch.setattr(follower, "_PATIENCE_AFTER_ERROR", 60.0)
+    monkeypatch.setattr(follower, "_PATIENCE", 60.0)
     monkeypatch.setattr(follower, "_ATTEMPTS", 100)
     epochs, out = 60, tmp_path / "run"
     config = tiny(f"training.epochs={epochs}", f"tracking={{kind: mlflow, uri: '{secret}', experiment: away}}")
