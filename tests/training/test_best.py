@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from crashes import Crash, crash_at
 
 from glr_dist import cli
 from glr_dist.errors import CheckpointError, ConfigError
@@ -147,34 +148,16 @@ def test_each_checkpoint_has_a_report_of_its_own(tiny, tmp_path, capsys):
 # ---------------------------------------------------------------- interrupted
 
 
-class Crash(BaseException):
-    """The end of the process, as far as the code under test can see."""
-
-
-def test_a_crash_at_any_write_or_deletion_keeps_the_best_checkpoint(unsteady, tiny, tmp_path, monkeypatch):
+def test_a_crash_at_any_write_or_deletion_keeps_the_best_checkpoint(unsteady, tiny, tmp_path):
     settings, whole, kept = tiny(*UNSTEADY), unsteady[1], checkpoints(unsteady[0])
-    fsync, unlink, crashes = os.fsync, Path.unlink, 0
-    while True:
-        out, left = tmp_path / f"crash {crashes}", crashes
-
-        def counted() -> None:
-            nonlocal left
-            if left == 0:
-                raise Crash
-            left -= 1
-
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", lambda descriptor: (counted(), fsync(descriptor)))
-            patched.setattr(
-                Path,
-                "unlink",
-                lambda path, **options: (counted() if path.suffix == ".pt" else None, unlink(path, **options)),
-            )
-            try:
+    for number in itertools.count(0, 11):  # another kind of place in each epoch
+        out = tmp_path / f"crash {number}"
+        try:
+            with crash_at(number, deletions=True):
                 train(settings, out)
-                break
-            except Crash:
-                crashes += 11  # another kind of place in each epoch
+            break
+        except Crash:
+            pass
         if (out / "config.yaml").exists():
             if checkpoint.listed(out / "checkpoints"):
                 load_run(out, checkpoint="best")  # at any time
@@ -182,7 +165,7 @@ def test_a_crash_at_any_write_or_deletion_keeps_the_best_checkpoint(unsteady, ti
             assert (again["best_epoch"], again["params_sha256"]) == (whole["best_epoch"], whole["params_sha256"])
             assert checkpoints(out) == kept
             assert again["best_params_sha256"] == whole["best_params_sha256"]
-    assert crashes >= 33
+    assert number >= 33
 
 
 def test_a_damaged_newest_checkpoint_that_was_the_best_is_made_again(tiny, tmp_path, planted):

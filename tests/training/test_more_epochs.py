@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import time
 
 import pytest
-from test_trainer import Crash, lasting, metrics, stopped_at
+from crashes import Crash, crash_at
+from test_trainer import lasting, metrics, stopped_at
 
 from glr_dist import cli
 from glr_dist.errors import ConfigError
@@ -99,35 +100,25 @@ def test_only_the_number_of_epochs_changes_in_the_configuration(tiny, tmp_path):
     assert RunFolder(out).config() == tiny(*SHORT, "training.epochs=3")
 
 
-def test_a_crash_at_any_write_leaves_a_folder_that_can_be_resumed(tiny, tmp_path, monkeypatch):
+def test_a_crash_at_any_write_leaves_a_folder_that_can_be_resumed(tiny, tmp_path):
     more = tiny(*SHORT, "training.epochs=4")
     whole = train(more, tmp_path / "whole")
-    fsync, crashes = os.fsync, 0
-    while True:
-        out, left = tmp_path / f"crash {crashes}", crashes
-
-        def counted(descriptor: int) -> None:
-            nonlocal left
-            if left == 0:
-                raise Crash
-            left -= 1
-            fsync(descriptor)
-
+    for number in itertools.count(0, 2):  # each kind of place; over the epochs these are all
+        out = tmp_path / f"crash {number}"
         first = train(tiny(*SHORT), out)
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", counted)
-            try:
+        try:
+            with crash_at(number):
                 train(more, out, resume=True)
-                break
-            except Crash:
-                crashes += 2  # each kind of place; over the epochs these are all
+            break
+        except Crash:
+            pass
         folder = RunFolder(out)
         epochs = folder.config().training.epochs
         assert not folder.summary_file.exists() or folder.summary()["epochs"] == epochs
         again = train(folder.config(), out, resume=True)  # as --resume --out does, without any override
         assert again["params_sha256"] == (whole if epochs == 4 else first)["params_sha256"]
         assert train(more, out, resume=True)["params_sha256"] == whole["params_sha256"]
-    assert crashes >= 8
+    assert number >= 8
 
 
 def test_a_report_from_before_is_not_taken_for_one_of_the_longer_run(tiny, tmp_path):

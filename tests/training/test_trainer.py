@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from crashes import Crash, crash_at
 
 from glr_dist import cli, config
 from glr_dist.data import Split
@@ -263,36 +265,22 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_is_the_uninterrupted_run(tiny, t
     assert lasting(metrics(out)) == lasting(metrics(tmp_path / "whole"))
 
 
-class Crash(BaseException):
-    """The end of the process, as far as the code under test can see."""
-
-
-def test_a_crash_at_any_write_loses_nothing_but_the_epoch_under_way(tiny, tmp_path, monkeypatch):
+def test_a_crash_at_any_write_loses_nothing_but_the_epoch_under_way(tiny, tmp_path):
     settings = tiny("training.epochs=2", "estimator.copies=2", "model.hidden=[2]")
     whole = train(settings, tmp_path / "whole")
-    fsync, crashes = os.fsync, 0
-    while True:
-        out, left = tmp_path / f"crash {crashes}", crashes
-
-        def counted(descriptor: int) -> None:
-            nonlocal left
-            if left == 0:
-                raise Crash
-            left -= 1
-            fsync(descriptor)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", counted)
-            try:
+    for number in itertools.count():
+        out = tmp_path / f"crash {number}"
+        try:
+            with crash_at(number):
                 train(settings, out)
-                break
-            except Crash:
-                crashes += 1
+            break
+        except Crash:
+            pass
         if not (out / "config.yaml").exists():  # it had not begun: it begins anew, in a new folder
             continue
         assert train(settings, out, resume=True)["params_sha256"] == whole["params_sha256"]
         assert [record["epoch"] for record in metrics(out)] == [1, 2]
-    assert crashes >= 8  # config, two epochs with metrics and a checkpoint, summary; files and folders
+    assert number >= 8  # config, two epochs with metrics and a checkpoint, summary; files and folders
 
 
 def test_a_run_that_crashed_before_its_config_was_written_can_be_resumed(tiny, tmp_path, monkeypatch):

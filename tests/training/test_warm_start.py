@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import Crash, lasting, metrics, stopped_at
+from crashes import Crash, crash_at
+from test_trainer import lasting, metrics, stopped_at
 
 from glr_dist import cli, config
 from glr_dist.errors import ConfigError, UserError
@@ -169,30 +170,20 @@ def test_a_digest_that_is_given_is_checked(other, tiny, tmp_path):
         tiny(given)
 
 
-def test_a_crash_at_any_write_of_the_beginning_can_be_resumed(other, tiny, tmp_path, monkeypatch):
+def test_a_crash_at_any_write_of_the_beginning_can_be_resumed(other, tiny, tmp_path):
     settings = tiny("estimator.copies=2", "training.epochs=1", f"model.weights={other[0]}")
     whole = train(settings, tmp_path / "whole")
-    fsync, crashes = os.fsync, 0
-    while True:
-        out, left = tmp_path / f"crash {crashes}", crashes
-
-        def counted(descriptor: int) -> None:
-            nonlocal left
-            if left == 0:
-                raise Crash
-            left -= 1
-            fsync(descriptor)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", counted)
-            try:
+    for number in itertools.count():
+        out = tmp_path / f"crash {number}"
+        try:
+            with crash_at(number):
                 train(settings, out)
-                break
-            except Crash:
-                crashes += 1
+            break
+        except Crash:
+            pass
         assert train(settings, out, resume=True)["params_sha256"] == whole["params_sha256"]
         assert RunFolder(out).config().model.weights_sha256 == other[1]["params_sha256"]
-    assert crashes >= 8
+    assert number >= 8
 
 
 # ---------------------------------------------------------------- refusals
