@@ -41,6 +41,7 @@ ONLY_IN = {
         "execution/local_ray.py",
         "execution/replicas.py",
         "execution/pool.py",
+        "execution/shell.py",
         "tuning/asha.py",
         "tuning/ray_tune.py",
         "tuning/searcher.py",
@@ -63,6 +64,7 @@ NOT_AT_TOP = {
         f"tuning/{name}.py": {"torch", "numpy", "ray", "optuna", "mlflow"}
         for name in ("search_config", "algorithms", "objectives", "ranges", "points", "ranking", "trial_record")
     },
+    **{f"execution/{name}.py": {"torch"} for name in ("cluster", "pool", "shell")},  # actors start without it
     "tuning/study.py": {"ray", "optuna", "mlflow"},
     "tuning/search.py": {"ray", "optuna", "mlflow"},
     **{

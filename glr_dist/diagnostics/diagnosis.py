@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,11 +26,13 @@ from glr_dist.config import Config, Estimator, build, check_estimator, dump_conf
 from glr_dist.diagnostics.estimates import (
     CHUNKS,
     Batch,
-    Subject,
+    Networks,
+    cosines_of,
     draws_of,
     norm_squared,
     reference_of,
     relative_errors,
+    variance_of,
     without_nan,
 )
 from glr_dist.figures import figure_of
@@ -106,18 +107,17 @@ def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosi
     ]
     for options in tried:
         check_estimator(options, config.noise, config.training.loss)
-    subject = Subject(config, weights)
-    net_of = subject.net
+    networks = Networks(config, weights)
 
     def with_options(options: Estimator) -> GLR:
-        return net_of(config.model_copy(update={"estimator": options}))
+        return networks.net(config.model_copy(update={"estimator": options}))
 
     with_options(tried[0])  # reports errors before anything is written
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "diagnose.yaml", dump_config(config).encode())
     with tqdm(total=CHUNKS + len(tried) * chosen.draws, disable=not sys.stderr.isatty(), desc="diagnose") as bar:
-        batch = subject.batch(bar)
-        name, reference = reference_of(config, net_of, batch)
+        batch = networks.batch(bar)
+        name, reference = reference_of(config, networks.net, batch)
         qualities = [
             found for options in tried for found in _qualities(with_options(options), batch, chosen.draws, reference)
         ]
@@ -133,16 +133,14 @@ def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosi
 
 def _qualities(net: GLR, batch: Batch, draws: int, reference: dict[str, Tensor]) -> list[Quality]:
     options = net.options
-    started = time.perf_counter()
-    estimates = draws_of(net, batch, draws)
-    milliseconds = 1000 * (time.perf_counter() - started) / draws
+    estimates, milliseconds = draws_of(net, batch, draws)
     _, forward_passes = net.cost(batch.x, batch.y)
     rows = []
     for site, g in estimates.items():
         r = reference[site]
         norm = norm_squared(r)
         along = g @ r.mean(0)
-        cosines = along / (g.norm(dim=1) * norm**0.5)
+        cosines = cosines_of(g, r)
         error = (along.var() / draws + (r @ g.mean(0)).var() / len(r)).sqrt() / norm
         rows.append(
             Quality(
@@ -153,7 +151,7 @@ def _qualities(net: GLR, batch: Batch, draws: int, reference: dict[str, Tensor])
                 cosine_error=(cosines.std() / draws**0.5).item(),
                 bias=(along.mean() / norm - 1).item(),
                 bias_error=error.item(),
-                variance=(g.var(0).sum() / norm).item(),
+                variance=variance_of(g, r),
                 forward_passes=forward_passes,
                 milliseconds=milliseconds,
             )

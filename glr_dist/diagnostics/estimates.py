@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ CHUNKS = 20  # independent parts of the reference; their spread gives its error
 _REFERENCE_STEP, _DRAW_STEP = 2**40, 2**41
 
 
-class Subject:
+class Networks:
     """Networks of a configuration with the same weights, and the batch that all estimates use.
 
     Args:
@@ -87,9 +88,11 @@ class Batch:
     bar: tqdm[Any]
 
 
-def draws_of(net: GLR, batch: Batch, draws: int) -> dict[str, Tensor]:
-    """Returns independent estimates by site [R, P], the site's P parameters flattened in float64."""
-    return _estimates(net, batch, range(_DRAW_STEP, _DRAW_STEP + draws))
+def draws_of(net: GLR, batch: Batch, draws: int) -> tuple[dict[str, Tensor], float]:
+    """Returns independent estimates by site [R, P], and the milliseconds that one of them takes."""
+    started = time.perf_counter()
+    estimates = _estimates(net, batch, range(_DRAW_STEP, _DRAW_STEP + draws))
+    return estimates, 1000 * (time.perf_counter() - started) / draws
 
 
 def chunks_of(net: GLR, batch: Batch) -> dict[str, Tensor]:
@@ -140,20 +143,31 @@ def reference_of(config: Config, net_of: Callable[[Config], GLR], batch: Batch) 
     raise AssertionError
 
 
+def cosines_of(estimates: Tensor, reference: Tensor) -> Tensor:
+    """Returns the cosine of each estimate [R, P] to the gradient that the reference [C, P] estimates: [R]."""
+    cosines: Tensor = estimates @ reference.mean(0) / (estimates.norm(dim=1) * norm_squared(reference) ** 0.5)
+    return cosines
+
+
+def variance_of(estimates: Tensor, reference: Tensor) -> float:
+    """Returns the variance of the estimates [R, P] relative to |g|²."""
+    return (estimates.var(0).sum() / norm_squared(reference)).item()
+
+
 def norm_squared(reference: Tensor) -> float:
     """Returns |g|² without the reference's own variance; NaN if the reference is pure noise."""
-    corrected = (reference.mean(0).square().sum() - variance_of_mean(reference)).item()
+    corrected = (reference.mean(0).square().sum() - _variance_of_mean(reference)).item()
     return corrected if corrected > 0 else math.nan
 
 
-def variance_of_mean(reference: Tensor) -> float:
+def _variance_of_mean(reference: Tensor) -> float:
     """Returns the variance of the reference's mean, summed over the parameters."""
     return (reference.var(0).sum() / len(reference)).item()
 
 
 def relative_errors(reference: dict[str, Tensor]) -> dict[str, float]:
     """Returns the standard error of the reference relative to |g|, by site."""
-    return {site: (variance_of_mean(g) / norm_squared(g)) ** 0.5 for site, g in reference.items()}
+    return {site: (_variance_of_mean(g) / norm_squared(g)) ** 0.5 for site, g in reference.items()}
 
 
 def without_nan(value: Any) -> Any:

@@ -18,8 +18,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,12 +29,13 @@ from glr_dist.config import Config, Estimator, build, check_estimator, dump_conf
 from glr_dist.diagnostics.estimates import (
     CHUNKS,
     Batch,
-    Subject,
+    Networks,
     chunks_of,
+    cosines_of,
     draws_of,
-    norm_squared,
     reference_of,
     relative_errors,
+    variance_of,
     without_nan,
 )
 from glr_dist.diagnostics.grid_picture import draw_grid
@@ -106,18 +105,18 @@ def diagnose_grid(config: Config, out: Path, weights: Path | None = None) -> Gri
     ]
     for each in options:
         check_estimator(each, config.noise, config.training.loss)
-    subject = Subject(config, weights)
-    subject.net(_with(config, scales[0], options[0]))  # reports errors before anything is written
+    networks = Networks(config, weights)
+    networks.net(_with(config, scales[0], options[0]))  # reports errors before anything is written
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "diagnose.yaml", dump_config(config).encode())
     total = (1 + len(scales)) * CHUNKS + len(scales) * len(options) * chosen.draws
     with tqdm(total=total, disable=not sys.stderr.isatty(), desc="diagnose") as bar:
-        batch = subject.batch(bar)
-        found = {scale: reference_of(_with(config, scale, options[0]), subject.net, batch) for scale in scales}
-        clean = _clean_gradient(config, subject, batch)
+        batch = networks.batch(bar)
+        found = {scale: reference_of(_with(config, scale, options[0]), networks.net, batch) for scale in scales}
+        clean = _clean_gradient(config, networks, batch)
         target = found[scales[0]][1] if clean is None else clean
         pairs = tuple(
-            _pair(subject, _with(config, scale, each), scale, batch, found[scale][1], target)
+            _pair(networks, _with(config, scale, each), scale, batch, found[scale][1], target)
             for scale in scales
             for each in options
         )
@@ -141,19 +140,19 @@ def _with(config: Config, scale: float, options: Estimator) -> Config:
     return config.model_copy(update={"noise": noise, "estimator": options})
 
 
-def _clean_gradient(config: Config, subject: Subject, batch: Batch) -> dict[str, Tensor] | None:
+def _clean_gradient(config: Config, networks: Networks, batch: Batch) -> dict[str, Tensor] | None:
     """Returns the gradient without noise by site [C, P]; None if it does not exist."""
     noise = config.noise.model_copy(update={"law": "none", "schedule": {}, "learn": "none"})
     options = Estimator(name="pathwise", sampler="iid")
     try:
-        return chunks_of(subject.net(config.model_copy(update={"noise": noise, "estimator": options})), batch)
+        return chunks_of(networks.net(config.model_copy(update={"noise": noise, "estimator": options})), batch)
     except NoGradientError:
         batch.bar.total = (batch.bar.total or 0) - CHUNKS
         return None
 
 
 def _pair(
-    subject: Subject,
+    networks: Networks,
     config: Config,
     scale: float,
     batch: Batch,
@@ -162,13 +161,11 @@ def _pair(
 ) -> Pair:
     """Measures one pair of σ and K."""
     assert isinstance(config.estimator.copies, int)
-    net, draws = subject.net(config), config.diagnose.draws
-    started = time.perf_counter()
-    estimates = draws_of(net, batch, draws)
-    milliseconds = 1000 * (time.perf_counter() - started) / draws
-    own = {site: _cosines(g, reference[site]) for site, g in estimates.items()}
-    wanted = {site: _cosines(g, target[site]) for site, g in estimates.items()}
-    variances = [(g.var(0).sum() / norm_squared(reference[site])).item() for site, g in estimates.items()]
+    net, draws = networks.net(config), config.diagnose.draws
+    estimates, milliseconds = draws_of(net, batch, draws)
+    own = {site: cosines_of(g, reference[site]) for site, g in estimates.items()}
+    wanted = {site: cosines_of(g, target[site]) for site, g in estimates.items()}
+    variances = [variance_of(g, reference[site]) for site, g in estimates.items()]
     return Pair(
         scale=scale,
         copies=config.estimator.copies,
@@ -177,22 +174,11 @@ def _pair(
         variance=math.fsum(variances) / len(variances),
         forward_passes=net.cost(batch.x, batch.y)[1],
         milliseconds=milliseconds,
-        sites=dict(_of_sites(wanted)),
+        sites={site: _mean({site: cosines}) for site, cosines in wanted.items()},
     )
-
-
-def _cosines(estimates: Tensor, reference: Tensor) -> Tensor:
-    """Returns the cosine of each estimate [R, P] to the gradient that the reference [C, P] estimates: [R]."""
-    cosines: Tensor = estimates @ reference.mean(0) / (estimates.norm(dim=1) * norm_squared(reference) ** 0.5)
-    return cosines
 
 
 def _mean(cosines: dict[str, Tensor]) -> Cosine:
     """Returns the mean over sites and draws; its error is that over draws, since the sites of a draw share noise."""
     by_draw = torch.stack(list(cosines.values())).mean(0)
     return Cosine(by_draw.mean().item(), (by_draw.std() / len(by_draw) ** 0.5).item())
-
-
-def _of_sites(cosines: dict[str, Tensor]) -> Iterator[tuple[str, Cosine]]:
-    for site, values in cosines.items():
-        yield site, _mean({site: values})

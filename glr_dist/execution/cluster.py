@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -71,7 +71,7 @@ def connect(cpus: float = 0) -> bool:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     if folder:
-        _short_folders.append(folder)
+        _after_ray.callback(shutil.rmtree, folder, ignore_errors=True)
     _held_sockets.extend(local_ray.held_sockets())
     watch.begin({name: process.poll for name, process in local_ray.processes().items()}, ray.is_initialized)
     shared = f" that share {_cores()} cores" if number > _cores() else ""
@@ -94,15 +94,11 @@ def disconnect() -> None:
     if folder is not None and watch.lost() is None:
         local_ray.remove_session(folder)
     watch.end(killed=killed)
-    while _disconnected:
-        _disconnected.pop().set()
-    while _short_folders:
-        shutil.rmtree(_short_folders.pop(), ignore_errors=True)
+    _after_ray.close()
 
 
-_short_folders: list[str] = []  # made by this process because TMPDIR is too long
-_held_sockets: list[int] = []  # descriptors
-_disconnected: list[threading.Event] = []  # end the threads that called `ray.init`
+_after_ray = ExitStack()  # what remains to be done once this process has disconnected
+_held_sockets: list[int] = []  # descriptors; they stay open if Ray was killed
 
 
 def _init(address: str, failure: str, **options: object) -> None:
@@ -115,7 +111,7 @@ def _init(address: str, failure: str, **options: object) -> None:
         ClusterError: `ray.init` fails or exceeds the limit. The message begins with `failure`.
     """
     done, disconnected = Future[None](), threading.Event()
-    _disconnected.append(disconnected)
+    _after_ray.callback(disconnected.set)
 
     def init() -> None:
         try:

@@ -20,7 +20,8 @@ from glr_dist.estimators import Estimator, Partial, Step
 from glr_dist.execution.executor import Executor, TapedItem
 from glr_dist.execution.inline import Inline
 from glr_dist.execution.plan import Costs, batches
-from glr_dist.execution.pool import Call, Pool, Shared
+from glr_dist.execution.pool import Call, Pool
+from glr_dist.execution.shell import Shared
 from glr_dist.execution.wire import unpacked
 from glr_dist.execution.worker import Worker, program_of, state_of, tapes_for_items
 from glr_dist.sites import Tape

@@ -6,7 +6,6 @@ fetches the shared values again.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from glr_dist.errors import ClusterError
 from glr_dist.execution import watch
-from glr_dist.execution.build_id import Software, check_same, node, software
 from glr_dist.execution.cluster import (
     bundle_of,
     connect,
@@ -33,7 +31,8 @@ from glr_dist.execution.cluster import (
     resources,
     room,
 )
-from glr_dist.execution.orphans import end_with_raylet
+from glr_dist.execution.shell import Shared, Shell, StaleError
+from glr_dist.execution.software import check_same, software
 from glr_dist.text import one_line
 
 _MAX_IN_FLIGHT = 2  # calls per actor: it computes one while the next one waits there
@@ -41,21 +40,6 @@ _MAX_LOSSES = 10  # actors that one call may lose; after that, the call itself i
 _MAX_STARTS = 3  # failed starts of an actor before the pool gives up
 _MAX_SILENCE = 120.0  # seconds without a healthy actor before the pool gives up
 _MAX_MEMORY_KILLS = 3  # processes killed for lack of memory, while no actor is healthy, before the pool gives up
-
-
-class Shared(NamedTuple):
-    """A value in the object store. An actor caches the latest version of each name.
-
-    The pool sends the reference only with the first call that needs it on an actor: each one costs a millisecond.
-    """
-
-    name: str
-    version: int
-    ref: tuple[Any, ...]  # in a tuple, because Ray would fetch the value of a bare reference for each call
-
-
-class StaleError(Exception):
-    """Raised by a restarted actor that does not have the version of a shared value that a call uses."""
 
 
 class Call(NamedTuple):
@@ -67,34 +51,6 @@ class Call(NamedTuple):
     method: str
     arguments: tuple[Any, ...]
     actor: int | None = None
-
-
-class Shell:
-    """Holds a plain object inside an actor, and calls its methods with shared values in place of their references."""
-
-    def __init__(self, kind: type, arguments: tuple[Any, ...]) -> None:
-        end_with_raylet()
-        self._inner = kind(*arguments)
-        self._cached: dict[str, tuple[int, Any]] = {}
-
-    def hello(self) -> tuple[int, str, Software]:
-        """Returns the process id, the node's name and its software; an actor that answers is healthy."""
-        return os.getpid(), node(), software()
-
-    def call(self, method: str, arguments: tuple[Any, ...]) -> tuple[Any, float]:
-        """Calls a method of the object; returns its result and the seconds it took."""
-        started = time.perf_counter()
-        values = [self._value(given) if isinstance(given, Shared) else given for given in arguments]
-        return getattr(self._inner, method)(*values), time.perf_counter() - started
-
-    def _value(self, shared: Shared) -> Any:
-        version, value = self._cached.get(shared.name, (None, None))
-        if version != shared.version:
-            if not shared.ref:
-                raise StaleError(shared.name)
-            value = ray.get(shared.ref[0])
-            self._cached[shared.name] = shared.version, value
-        return value
 
 
 @dataclass(eq=False)

@@ -23,9 +23,9 @@ from glr_dist import errors
 from glr_dist.config import Execution
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.execution.all_reduce import LostReplicaError, OtherReplicaError
-from glr_dist.execution.build_id import Software, check_same, node, software
 from glr_dist.execution.cluster import bundle_of, connected, fitting, reserve, room
 from glr_dist.execution.orphans import end_with_raylet
+from glr_dist.execution.software import Software, check_same, node_name, software
 from glr_dist.files import write_atomically
 from glr_dist.text import one_line
 
@@ -243,7 +243,7 @@ def _work(function: Callable[[torch.device], None], folder: Path, expected: Soft
 
     end_with_raylet()
     try:
-        check_same(node(), software(), expected)
+        check_same(node_name(), software(), expected)
         function(get_device())
     except OtherReplicaError:
         return

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NoReturn
 
 from glr_dist.errors import ClusterError
 
@@ -80,9 +81,7 @@ class Watch:
         """Ends this process because its main thread would wait for the dead process forever."""
         if not self.expected:
             print(f"glr-dist: {self.reason}{_advice()}", file=sys.stderr)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(_STOPPED if self.expected else _FAILED)
+        _exit_at_once(_STOPPED if self.expected else _FAILED)
 
 
 class LostRayError(ClusterError):
@@ -163,7 +162,11 @@ def explained(advice: Callable[[], str] = str) -> Iterator[None]:
 def exit_if_killed(code: int) -> int:
     """Returns the exit code; if Ray was killed, exits with it at once, since Ray's core would wait for the dead Ray."""
     if _watch is not None and _watch.killed:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code)
+        _exit_at_once(code)
     return code
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)

@@ -34,7 +34,7 @@ def load_best(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, d
     Raises:
         CheckpointError: the newest or the best checkpoint is missing or damaged.
     """
-    path, state = load_newest(folder, device)
+    path, state = checkpoint.load_newest(folder, device)
     if not state["history"]:  # a warm start before its first epoch
         return path, state
     epoch = best_record(state["history"])["epoch"]
@@ -46,18 +46,6 @@ def load_best(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, d
             f"{path}: is missing: the checkpoint of the best epoch ({epoch} of {state['epoch']}) was not kept"
         )
     return path, checkpoint.load(path, device)
-
-
-def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any]]:
-    """Returns the file and state of the newest checkpoint of a run; takes the arguments of `load_best`.
-
-    Raises:
-        CheckpointError: it is missing or damaged; an older one would be another network.
-    """
-    found = checkpoint.listed(folder)
-    if not found:
-        raise CheckpointError(f"{folder}: holds no checkpoint")
-    return found[0], checkpoint.load(found[0], device)
 
 
 def digest_of(folder: Path, epoch: int) -> str | None:

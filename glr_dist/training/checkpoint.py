@@ -162,6 +162,18 @@ def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, dict
     raise CheckpointError("; ".join(damaged) or f"{folder}: holds no checkpoint")
 
 
+def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any]]:
+    """Returns the file and state of the newest checkpoint, never of an older one: that would be another network.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    found = listed(folder)
+    if not found:
+        raise CheckpointError(f"{folder}: holds no checkpoint")
+    return found[0], load(found[0], device)
+
+
 def prune(folder: Path, keep: int, epoch: int, best: int | None = None) -> None:
     """Deletes old checkpoints; keeps that of epoch `best` and the last `keep` up to `epoch`, the one just written.
 

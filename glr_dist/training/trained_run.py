@@ -17,8 +17,8 @@ from glr_dist.errors import ConfigError
 from glr_dist.glr import GLR
 from glr_dist.runs import CheckpointName, RunFolder
 from glr_dist.text import shown
-from glr_dist.training.best import load_best, load_newest
-from glr_dist.training.checkpoint import restore_network
+from glr_dist.training.best import load_best
+from glr_dist.training.checkpoint import load_newest, restore_network
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.glr import GLR
 from glr_dist.runs import RunFolder
 from glr_dist.training import checkpoint
-from glr_dist.training.best import load_newest
 
 _MODEL, _SCALES = "model.", "log_scales."  # prefixes of a network's state
 
@@ -54,7 +53,7 @@ def weights_of(model: Model, device: torch.device | str = "cpu") -> Weights | No
     try:
         if path.is_dir():
             RunFolder(path).config()
-            path, state = load_newest(RunFolder(path).checkpoints, device)
+            path, state = checkpoint.load_newest(RunFolder(path).checkpoints, device)
         else:
             state = checkpoint.load(path, device)
         network, groups = dict(state["network"]), state["optimizer"]["param_groups"]

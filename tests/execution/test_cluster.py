@@ -27,6 +27,12 @@ def silent(monkeypatch) -> Iterator[socket.socket]:
         yield server
 
 
+@pytest.fixture
+def disconnected(monkeypatch) -> None:
+    """`connect` does not know the session's Ray, which an earlier test may have started in this process."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+
 def unused() -> str:
     """Returns an address at which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -55,6 +61,7 @@ def test_a_blank_address_counts_as_unset(monkeypatch, value, address):
         pytest.param(unused(), "refused", id="an unused port"),  # parallel workers collect the same names
     ],
 )
+@pytest.mark.usefixtures("disconnected")
 def test_a_wrong_address_is_refused_at_once_in_one_line(monkeypatch, address, words):
     monkeypatch.setenv("RAY_ADDRESS", address)
     started = time.monotonic()
@@ -83,6 +90,7 @@ def test_a_signal_ends_the_wait_for_a_silent_cluster(start, tiny_yaml, tmp_path,
     assert "Traceback" not in error
 
 
+@pytest.mark.usefixtures("disconnected")
 def test_connect_gives_up_on_a_server_that_never_answers(monkeypatch, silent):
     monkeypatch.setattr(cluster, "_ANSWER_TIMEOUT", 0.2)
     with pytest.raises(ClusterError, match=r"cannot be joined \(no answer\)"):
@@ -98,17 +106,21 @@ def test_a_cluster_answers_the_probe(local_ray):
 
 
 LOCAL = """
-import json, os, threading
+import json, os, signal, threading, time
 from glr_dist.execution.cluster import connected
 import ray
 
-folders = []
+folders, heard = [], []
+signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
 for _ in range(2):
     with connected(1) as own:
         assert own
         assert "RAY_AUTH_TOKEN" not in os.environ
         folders.append(ray._private.worker._global_node.get_session_dir_path())
         assert ray.get(ray.put(3)) == 3
+        os.kill(os.getpid(), signal.SIGTERM)  # Ray's core would abort
+        time.sleep(0.1)
+        assert heard == [signal.SIGTERM] * len(folders)
 for thread in threading.enumerate():
     if thread is not threading.main_thread():
         thread.join(10)

@@ -12,6 +12,7 @@ from glr_dist.robustness.measurement import Measurement
 from glr_dist.robustness.page import described, markdown
 from glr_dist.robustness.rate import Rate
 from glr_dist.robustness.report_files import ReportFiles, read_report
+from glr_dist.tracking.metric_names import report_curves
 
 from .reports import CONFIG, FGSM, NOISE, SQUARE, report, report_of_blocks, suite_of, whole
 
@@ -86,6 +87,28 @@ def test_a_refused_attack_has_no_accuracy_and_is_left_out_of_the_robust_accuracy
     assert robust.rate == Rate.of(2, 4)
     assert "not testable by this attack: no derivative" in markdown(made)
     assert "robust/white_box/fgsm/eps_0.1/accuracy" not in made.metrics()
+
+
+def test_curves_start_at_the_clean_accuracy_and_leave_out_refused_attacks():
+    made = report(
+        suite_of(
+            "{name: fgsm, eps: [0.05, 0.1], threats: [white_box, transfer]}", corruptions="[fog]", severities="[2, 5]"
+        ),
+        4,
+        **{
+            "fgsm/white_box/eps_0.05": Measurement(reason="no derivative"),
+            "fgsm/white_box/eps_0.1": Measurement(reason="no derivative"),
+            "fgsm/transfer/eps_0.05": whole("1110"),
+            "fgsm/transfer/eps_0.1": whole("1000"),
+            "fog/s2": Measurement("1110", "1111", baseline="1111"),
+            "fog/s5": Measurement("1100", "1111", baseline="1111"),
+        },
+    )
+    assert report_curves(made) == {
+        "robust_by_1000_eps/quick-test/fgsm_transfer": [(0, 1.0), (50, 0.75), (100, 0.25)],
+        "robust_by_1000_eps/quick-test/all_attacks_linf": [(0, 1.0), (50, 0.75), (100, 0.25)],
+        "corruption_by_severity/quick-test/fog": [(0, 1.0), (2, 0.75), (5, 0.5)],
+    }
 
 
 def test_without_an_applicable_attack_the_robust_accuracy_is_undefined():

@@ -15,6 +15,7 @@ from glr_dist.files import write_atomically
 from glr_dist.training import checkpoint
 from glr_dist.training.train import train
 from glr_dist.tuning import population
+from glr_dist.tuning.plots import draw
 from glr_dist.tuning.ranking import best_trial
 from glr_dist.tuning.results import write_results
 from glr_dist.tuning.search import tune
@@ -271,6 +272,13 @@ def test_a_trial_can_be_repeated_from_its_configuration(tiny_search, tmp_path):
     stopped = next(record for record in records if record.status == "stopped")
     assert stopped.epochs == 2
     assert not (trial_folder(tmp_path / "out", stopped.number) / "summary.json").exists()
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_picture_of_a_population_is_a_png(tiny_search, tmp_path):
+    search = tiny_search(*PBT)
+    draw(search, run_search(search, tmp_path / "out", simulated(by_scale)), tmp_path / "search.png")
+    assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("pictures")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from glr_dist.errors import ClusterError
-from glr_dist.execution.build_id import check_same, software
+from glr_dist.execution.software import check_same, software
 
 
 def test_the_software_names_the_versions_that_affect_results():

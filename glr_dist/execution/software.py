@@ -24,7 +24,7 @@ def software() -> dict[str, str]:
     return {"Python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}, _SOURCE: _digest()}
 
 
-def node() -> str:
+def node_name() -> str:
     """Returns the name of this machine."""
     return socket.gethostname()
 
