@@ -24,6 +24,7 @@ from glr_dist.rules import direct_rule
 from glr_dist.sites import DEFAULT_TYPES, by_site
 from glr_dist.streams import Key, generator
 from glr_dist.text import hint
+from glr_dist.verification import verify
 
 
 class GLR(nn.Module):
@@ -54,6 +55,8 @@ class GLR(nn.Module):
         executor: where work items are computed: "inline" (this process, the default), "layers" (Ray actors), or an
             executor such as `glr_dist.Layers(8)`.
         actors: number of Ray actors; short for `executor=glr_dist.Layers(actors)`.
+        verify: check on a few examples, before the first step and after a change of the model, that the model is what
+            the estimates rely on (default True).
 
     Raises:
         ConfigError: an option is unknown or not allowed, a combination would be biased, or a custom law is wrong.
@@ -83,6 +86,7 @@ class GLR(nn.Module):
         seed: int = 0,
         executor: Executor | str | None = None,
         actors: int | None = None,
+        verify: bool = True,
         **unknown: object,
     ) -> None:
         super().__init__()
@@ -114,6 +118,8 @@ class GLR(nn.Module):
         self.executor = _executor_of(executor, actors)
         self.estimator = ESTIMATORS[self.options.name]
         self._site_options: dict[str, Any] = {}
+        self.verify = verify
+        self._verified_for: object = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the model's outputs for inputs x [N, …], without noise."""
@@ -126,7 +132,7 @@ class GLR(nn.Module):
             x: inputs [N, …].
             key: names the streams of the noise, one for each site.
         """
-        self._prepare_for_mode(x)
+        self._prepare_if_changed(x)
         noise, network, scales = self.noise, self.network, self.scales()
         assert noise is not None
 
@@ -140,8 +146,8 @@ class GLR(nn.Module):
     def prepare(self, x: Tensor) -> None:
         """Finds the sites by running two examples of x [N, …].
 
-        `estimate` prepares by itself on its first call, and again when the model's mode (training or evaluation) has
-        changed.
+        `estimate` prepares by itself on its first call, and again when the model has changed: its
+        modules, their mode (training or evaluation) and hooks, or its parameters.
 
         Raises:
             SiteError: the network cannot be trained as it is, a pattern matches no site, or loaded scales do not fit.
@@ -171,9 +177,17 @@ class GLR(nn.Module):
                 learned = self.noise.learn != "none"
                 self.log_scales[key] = nn.Parameter(log_scale, requires_grad=learned)
 
-    def _prepare_for_mode(self, x: Tensor) -> None:
-        if self.network.prepared_for != self.network.mode:
+    def _prepare_if_changed(self, x: Tensor) -> None:
+        if self.network.prepared_for != self.network.state:
             self.prepare(x)
+
+    def _verify_if_changed(self, step: Step) -> None:
+        """Verifies the network and the loss before their first step, and after a change."""
+        seen = (self.network.prepared_for, getattr(step.loss, "__qualname__", type(step.loss).__qualname__))
+        if self.verify and self._verified_for != seen:
+            with self.network.hooked():
+                verify(step)
+            self._verified_for = seen
 
     def scales(self) -> dict[str, Tensor]:
         """Returns σ by site name: a scalar, or one per unit [*S]. Learned scales are first raised to their floor."""
@@ -228,6 +242,7 @@ class GLR(nn.Module):
         with one_thread(), torch.no_grad():
             if x.is_floating_point() and not all_finite(x):
                 raise FloatingPointError("the inputs are not finite: x holds NaN or infinity")
+            self._verify_if_changed(step)
             self.executor.begin(self.estimator, step)
             with self.network.hooked():
                 total = self.executor.gradients(self.estimator, step)
@@ -268,7 +283,7 @@ class GLR(nn.Module):
 
     def bind(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Step:
         """Returns everything that the estimate on a batch depends on; takes the arguments of `gradients`."""
-        self._prepare_for_mode(x)
+        self._prepare_if_changed(x)
         learned = self.noise is not None and self.noise.learn != "none"
         return Step(
             network=self.network,

@@ -34,5 +34,5 @@ def per_example(values: Tensor, batch: int) -> Tensor:
     """
     if not isinstance(values, Tensor) or values.shape != (batch,):
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise UserError(f"loss: must return one value per example, shape ({batch},), got {found} (no reduction)")
+        raise UserError(f"loss: must return one value per example, shape ({batch},) for {batch} examples, got {found}")
     return values if values.is_floating_point() else values.to(torch.get_default_dtype())

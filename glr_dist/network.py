@@ -10,7 +10,7 @@ Shapes: N examples, z [N, *S] the logits of a site before noise, v = z + σ ε a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
@@ -18,19 +18,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from glr_dist.chain import chain
-from glr_dist.checks import check_batch_first, check_examples_apart, unkeyed_randomness_is_an_error
+from glr_dist.checks import check_examples_apart, unkeyed_randomness_is_an_error
 from glr_dist.errors import SiteError
-from glr_dist.nn.dropout import KEYED, Uniforms
-from glr_dist.sites import DEFAULT_TYPES, Site, Tape
-from glr_dist.streams import Key, Role, generator
+from glr_dist.nn.dropout import KEYED
+from glr_dist.sites import DEFAULT_TYPES, Site, Tape, chosen
+from glr_dist.survey import Survey, survey
 from glr_dist.text import hint
 
-Visit = Callable[[str, Tensor, Tensor], Tensor]
+Visit = Callable[[str, Tensor, Tensor], Tensor]  # (name of the site, input, z) -> v
+Uniforms = Callable[[int, Tensor], Tensor]  # (number of the stream, x) -> uniforms of the shape of x
 
-_VISIT: ContextVar[Visit | None] = ContextVar("glr_dist_visit", default=None)  # of this thread's traversal
+# What the traversal of this thread does at a call of a site's module: (name, module, input, z) -> v.
+_CALLED: ContextVar[Callable[[str, nn.Module, Tensor, Tensor], Tensor] | None] = ContextVar(
+    "glr_dist_called", default=None
+)
 
 
 class Network:
@@ -39,7 +42,8 @@ class Network:
     Args:
         model: the network; it is neither copied nor changed.
         types: module types that are sites; the model must contain each of them, except with the default.
-        names: patterns of the site names; a module is a site when its type and its name match.
+        names: patterns of module names; a module's calls are sites when its type and its name match. A pattern
+            `!…` excludes what it matches.
     """
 
     def __init__(
@@ -50,25 +54,32 @@ class Network:
     ) -> None:
         self.model = model
         self.types, self.names = tuple(types), tuple(names)
-        self.blocks = chain(model)
         self.parameters: dict[str, nn.Parameter] = {}  # trainable parameters, found by `prepare`
-        self.candidates: dict[str, nn.Module] = {}
-        for name, module in model.named_modules():
-            if any(isinstance(module, kind) for kind in types) and any(fnmatchcase(name, pattern) for pattern in names):
-                self.candidates[name] = module
-        self._top = {block.name for block in self.blocks} & self.candidates.keys()
-        self._random = {module: i for i, module in enumerate(model.modules())}
         self.sites: tuple[Site, ...] = ()
-        self.prepared_for: tuple[bool, ...] | None = None  # the `mode` at the last `prepare`
+        self.prepared_for: tuple[object, ...] | None = None  # the `state` at the last `prepare`
         self.flops = 0.0  # products and convolutions of one example's forward pass
         self.block_flops: tuple[float, ...] = ()  # the same, per block
-        # Sites with hooks of the user's, which may change their input or output.
+        self.by_name: dict[str, Site] = {}
+        self._found: Survey | None = None
+        self._calls: dict[str, list[str]] = {}  # names of the sites that the calls of a module are
+        self._keep_inputs: frozenset[str] = frozenset()
+        self._keep_starts: frozenset[int] = frozenset()
+        self._look()
+
+    def _look(self) -> None:
+        """Finds the blocks, and the modules whose calls are sites."""
+        modules = dict(self.model.named_modules())
+        self.blocks = chain(self.model)
+        names = chosen((name for name, module in modules.items() if isinstance(module, self.types)), self.names)
+        self.candidates = {name: modules[name] for name in names}
+        # Blocks are called by the traversal; what lies inside a block is reached by hooks.
+        inside = {part for block in self.blocks for part in block.module.modules() if part is not block.module}
+        self._top = {block.name for block in self.blocks if block.module not in inside} & self.candidates.keys()
+        self._random = {module: i for i, module in enumerate(modules.values())}
+        # Modules with hooks of the user's, which may change their input or output.
         self.altered = frozenset(
             name for name, m in self.candidates.items() if m._forward_hooks or m._forward_pre_hooks
         )
-        self.by_name: dict[str, Site] = {}
-        self._keep_inputs: frozenset[str] = frozenset()
-        self._keep_starts: frozenset[int] = frozenset()
 
     # ------------------------------------------------------------ traversals
 
@@ -78,8 +89,8 @@ class Network:
 
         def hook_of(name: str) -> Callable[..., Tensor | None]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-                visit = _VISIT.get()
-                return None if visit is None else visit(name, (*args, *kwargs.values())[0], output)
+                called = _CALLED.get()
+                return None if called is None else called(name, module, (*args, *kwargs.values())[0], output)
 
             return hook
 
@@ -102,42 +113,109 @@ class Network:
         start: int = 0,
         stop: int | None = None,
         starts: dict[int, Tensor] | None = None,
+        keep: Collection[int] = (),
+        calls: Counter[nn.Module] | None = None,
     ) -> Tensor:
         """Runs blocks start … stop - 1.
 
         Args:
-            h: the chain's value before block `start`.
+            h: the chain's value before block `start`; it is not changed.
             visit: returns the noisy logits of each site.
-            uniforms: the random numbers of keyed modules.
+            uniforms: the random numbers of keyed modules; each call of a module has a stream of its own.
             start: index of the first block.
             stop: index after the last block; by default the end of the chain.
-            starts: receives the chain's value before each block that a tape keeps.
+            starts: receives the chain's value before the blocks of `keep`.
+            keep: indices of blocks.
+            calls: counts the calls of each module so far; by default those before block `start`.
+
+        Raises:
+            SiteError: a module runs more often than in the pass that prepared the network.
         """
-        visiting, keyed = _VISIT.set(visit), KEYED.set(uniforms)
+        found = self._found
+        if calls is None:
+            calls = Counter(found.calls_before[start] if found else {})
+        counts = calls
+
+        def called(name: str, module: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+            site = self._site_of(name, counts[module])
+            counts[module] += 1
+            v = visit(site, x, z)
+            return v.clone() if found and site in found.overwritten else v
+
+        overwritten = found.overwritten_starts if found else frozenset()
+        if start in overwritten:
+            h = h.clone()
+        calling, random = _CALLED.set(called), KEYED.set(self._keyed(uniforms, counts))
         try:
             for index, (name, module) in enumerate(self.blocks[start:stop], start):
-                if starts is not None and index in self._keep_starts:
-                    starts[index] = h
+                if starts is not None and index in keep:
+                    starts[index] = h.clone() if index in overwritten else h
                 output = module(h)
-                h = visit(name, h, output) if name in self._top else output
+                h = called(name, module, h, output) if name in self._top else output
             return h
         finally:
-            _VISIT.reset(visiting)
-            KEYED.reset(keyed)
+            _CALLED.reset(calling)
+            KEYED.reset(random)
+
+    def whole(self, x: Tensor, uniforms: Uniforms | None = None) -> Tensor:
+        """Runs the model itself, without noise, with the random numbers that `run` would give its keyed modules."""
+        random = KEYED.set(self._keyed(uniforms, Counter()))
+        try:
+            return self.model(x)  # type: ignore[no-any-return]
+        finally:
+            KEYED.reset(random)
+
+    def _keyed(
+        self, uniforms: Uniforms | None, counts: Counter[nn.Module]
+    ) -> Callable[[nn.Module, Tensor], Tensor] | None:
+        """Returns (module, x) -> the uniforms of its next call, which it counts."""
+        if uniforms is None:
+            return None
+
+        def keyed(module: nn.Module, x: Tensor) -> Tensor:
+            stream = self._random[module] + counts[module] * len(self._random)
+            counts[module] += 1
+            return uniforms(stream, x)
+
+        return keyed
+
+    def _site_of(self, name: str, call: int) -> str:
+        """Returns the name of the site that the call of a module is."""
+        if self._found is None:
+            return f"{name}[{call}]"
+        sites = self._calls[name]
+        if call >= len(sites):
+            raise SiteError(_other_calls(name, f"more than {len(sites)}", len(sites)))
+        return sites[call]
 
     def record(
-        self, x: Tensor, noisy: Callable[[Site, Tensor], Tensor], uniforms: Uniforms | None = None
+        self,
+        x: Tensor,
+        noisy: Callable[[Site, Tensor], Tensor],
+        uniforms: Uniforms | None = None,
+        keep: Collection[int] | None = None,
     ) -> tuple[Tensor, Tape]:
-        """Runs a whole pass; returns the outputs, and the tape without its losses. `noisy(site, z) -> v`."""
+        """Runs a whole pass; returns the outputs, and the tape without its losses.
+
+        Args:
+            x: inputs [N, …].
+            noisy: (site, z) -> v.
+            uniforms: the random numbers of keyed modules.
+            keep: indices of the blocks whose inputs the tape keeps; by default those that segments start from.
+        """
         tape = Tape()
+        overwritten = self._found.overwritten_inputs if self._found else frozenset()
 
         def visit(name: str, inputs: Tensor, z: Tensor) -> Tensor:
             tape.logits[name] = z
             if name in self._keep_inputs:
-                tape.inputs[name] = inputs
+                tape.inputs[name] = inputs.clone() if name in overwritten else inputs
             return noisy(self.by_name[name], z)
 
-        return self.run(x, visit, uniforms, starts=tape.starts), tape
+        outputs = self.run(x, visit, uniforms, starts=tape.starts, keep=self._keep_starts if keep is None else keep)
+        if len(tape.logits) < len(self.sites):
+            self._raise_fewer_calls(tape)
+        return outputs, tape
 
     def replay(
         self,
@@ -159,17 +237,20 @@ class Network:
             site.block,
         )
 
-    def random_index(self, module: nn.Module) -> int:
-        """Returns the number of a random module, which names its keyed streams."""
-        return self._random[module]
+    def _raise_fewer_calls(self, tape: Tape) -> None:
+        for name, sites in self._calls.items():
+            if (ran := sum(site in tape.logits for site in sites)) < len(sites):
+                raise SiteError(_other_calls(name, str(ran), len(sites)))
 
     # ------------------------------------------------------------ preparation
 
     @property
-    def mode(self) -> tuple[bool, ...]:
-        """State that the checks and the ownership depend on: training modules and trainable parameters."""
-        training = (module.training for module in self.model.modules())
-        return (*training, *(parameter.requires_grad for parameter in self.model.parameters()))
+    def state(self) -> tuple[object, ...]:
+        """What the checks and the ownership depend on: the modules, their modes and hooks, and the parameters."""
+        modules = (
+            (id(m), id(type(m)), m.training, *m._forward_hooks, *m._forward_pre_hooks) for m in self.model.modules()
+        )
+        return (*modules, *((id(p), p.requires_grad) for p in self.model.parameters()))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -185,10 +266,12 @@ class Network:
             keep_inputs: returns True if a site's parameter gradients are formed from its input alone.
 
         Raises:
-            SiteError: the network has no site; a site does not run exactly once; BatchNorm is in training mode; a
-                module draws unkeyed randomness; the output of a block is not one batch-first tensor; no segment
-                owns a trainable parameter.
+            SiteError: the network has no site; a module that should be a site does not run; BatchNorm is in training
+                mode; a module draws unkeyed randomness; the output of a block is not one batch-first tensor; no
+                segment owns a trainable parameter.
         """
+        self._look()
+        self._found = None
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not self.candidates and estimated:
             raise SiteError("the network has no site: no module matches the site types and name patterns")
@@ -196,7 +279,23 @@ class Network:
             self._check_matched()
         check_examples_apart(self.model)
         with self.hooked(), unkeyed_randomness_is_an_error(self.model):
-            self._survey(x[:2].detach(), estimated, keep_inputs)
+            found = survey(
+                self.run, self.blocks, self.candidates, self._top, self.parameters, x[:2], estimated=estimated
+            )
+        names = {module: name for name, module in self.candidates.items()}
+        self._calls = {name: [] for name in self.candidates}
+        for site in found.sites:
+            self._calls[names[site.module]].append(site.name)
+        self.sites, self.by_name = found.sites, {site.name: site for site in found.sites}
+        self.block_flops, self.flops = found.block_flops, sum(found.block_flops)
+        direct = {site.name for site in self.sites if keep_inputs(site)}
+        self._keep_inputs = frozenset(direct)
+        self._keep_starts = frozenset(
+            {site.start for site in self.sites if site.name not in direct}
+            | {site.block for site in self.sites if not site.top}
+        )
+        self._found = found
+        self.prepared_for = self.state
 
     def _check_matched(self) -> None:
         """Refuses a type or a pattern that matches nothing, except in the defaults: a misspelt one must not pass."""
@@ -207,87 +306,13 @@ class Network:
                     raise SiteError(f"sites: the network does not contain the type {kind.__name__}; leave it out")
         found = [name for name, module in modules.items() if isinstance(module, self.types)]
         for pattern in self.names:
-            if pattern != "*" and not any(fnmatchcase(name, pattern) for name in found):
-                raise SiteError(f"site names: the pattern '{pattern}' matches no site; {hint(pattern, found)}")
+            wanted = pattern.removeprefix("!")
+            if wanted != "*" and not any(fnmatchcase(name, wanted) for name in found):
+                raise SiteError(f"site names: the pattern '{pattern}' matches no site; {hint(wanted, found)}")
 
-    def _survey(self, x: Tensor, estimated: bool, keep_inputs: Callable[[Site], bool]) -> None:
-        calls: Counter[str] = Counter()
-        logits: dict[str, tuple[int, Tensor]] = {}  # name -> (block, z with its graph)
-        clean, flops, widths = [], [], []
-        stream = generator(Key(0, role=Role.DROPOUT), x.device)
-        block = 0
 
-        def visit(name: str, _: Tensor, z: Tensor) -> Tensor:
-            calls[name] += 1
-            check_batch_first(f"site '{name}'", z, len(x))
-            logits[name] = (block, z)
-            return z.detach()
-
-        def uniforms(module: nn.Module, x: Tensor) -> Tensor:
-            return torch.rand(x.shape, generator=stream, device=x.device)
-
-        h = x
-        with torch.enable_grad():
-            for block, (name, _) in enumerate(self.blocks):
-                clean.append(not h.requires_grad)
-                with FlopCounterMode(display=False) as counter:
-                    h = self.run(h, visit, uniforms, block, block + 1)
-                check_batch_first(f"block '{name}'", h, len(x))
-                flops.append(counter.get_total_flops())
-                widths.append(h[0].numel())
-        for name in self.candidates:
-            if estimated and calls[name] != 1:
-                raise SiteError(
-                    f"site '{name}' ran {calls[name]} times in one pass, a site must run exactly once: "
-                    "leave it out by the site name patterns, or give each call a module of its own"
-                )
-        parameters = list(self.parameters.values())
-
-        def reached(output: Tensor) -> tuple[str, ...]:
-            if not output.requires_grad:
-                return ()
-            ones = torch.ones_like(
-                output
-            )  # the sum of the output would have no graph if the caller had turned autograd off
-            grads = torch.autograd.grad(output, parameters, ones, allow_unused=True, retain_graph=True)
-            return tuple(name for name, grad in zip(self.parameters, grads, strict=True) if grad is not None)
-
-        total = sum(flops) or 1
-        sites = []
-        for index, (name, (block, z)) in enumerate(logits.items()):
-            top = name in self._top
-            suffix = block + 1 if top else block
-            sites.append(
-                Site(
-                    index=index,
-                    name=name,
-                    module=self.candidates[name],
-                    block=block,
-                    top=top,
-                    start=max(i for i in range(block + 1) if clean[i]),
-                    shape=z.shape[1:],
-                    owned=reached(z),
-                    suffix=sum(flops[suffix:]) / total,
-                    width=max([z[0].numel(), *widths[suffix:]]),
-                )
-            )
-        if estimated:
-            owned = {name for site in sites for name in site.owned}
-            after = reached(h)
-            for name in self.parameters:
-                if name in after or name not in owned:
-                    raise SiteError(
-                        f"no site owns the parameter '{name}': "
-                        + ("it reaches the loss around the sites" if name in after else "no site's logits depend on it")
-                        + "; freeze it, or choose the sites so that its layer is one"
-                    )
-        self.prepared_for = self.mode
-        self.block_flops = tuple(count / len(x) for count in flops)
-        self.flops = sum(self.block_flops)
-        self.sites = tuple(sites)
-        self.by_name = {site.name: site for site in sites}
-        direct = {site.name for site in sites if keep_inputs(site)}
-        self._keep_inputs = frozenset(direct)
-        self._keep_starts = frozenset(
-            {site.start for site in sites if site.name not in direct} | {site.block for site in sites if not site.top}
-        )
+def _other_calls(name: str, ran: str, expected: int) -> str:
+    return (
+        f"'{name}' ran {ran} times in a pass, {expected} times when the network was prepared: every pass must make the "
+        "same calls; pad the inputs to one length, or call prepare(x) again for the batches of another length"
+    )

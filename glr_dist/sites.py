@@ -1,11 +1,15 @@
 """Sites: the module calls whose outputs (logits) receive noise, and the tape that a pass leaves for them.
 
+A module that runs once in a pass is one site and gives it its name; one that runs T times (a recurrent cell, a shared
+layer) is T sites, `cell[0]` … `cell[T - 1]`. Patterns match the module's name, and so mean all of its calls.
+
 Shapes: N examples, z [N, *S] the logits of a site before noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TypeVar
@@ -26,13 +30,14 @@ class Site:
 
     Attributes:
         index: position in the order of the calls.
-        name: name in the model.
+        name: name of the module in the model, with the number of the call if it runs several times.
         module: the module.
         block: index of the block that is the site or contains it.
         top: True if the block is the site, False if the site is nested inside it.
         start: index of the first block of its segment.
         shape: shape of the logits of one example.
         owned: names of the trainable parameters that reach the loss through this site first.
+        upstream: those of them that reach the input of the module, not only its product.
         suffix: share of the network's FLOPs that a redraw of this site's noise runs again.
         width: maximum number of elements per example of one tensor in that rerun.
     """
@@ -45,6 +50,7 @@ class Site:
     start: int
     shape: torch.Size
     owned: tuple[str, ...]
+    upstream: tuple[str, ...]
     suffix: float
     width: int
 
@@ -71,6 +77,26 @@ class Tape:
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
+_CALL = re.compile(r"\[\d+\]$")
+
+
+def matches(site: str, pattern: str) -> bool:
+    """True if a pattern names a site, or the module that it is a call of."""
+    return pattern == site or fnmatchcase(site, pattern) or fnmatchcase(_CALL.sub("", site), pattern)
+
+
+def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Returns the names that some pattern matches and no pattern of the form `!…` excludes."""
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
+    excluded = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    return [
+        name
+        for name in names
+        if any(fnmatchcase(name, pattern) for pattern in wanted or ["*"])
+        and not any(fnmatchcase(name, pattern) for pattern in excluded)
+    ]
+
+
 def by_site(value: T | Mapping[str, T], names: Sequence[str], what: str) -> dict[str, T]:
     """Returns an option's value per site: one for all, or that of the first pattern that matches the site's name.
 
@@ -80,11 +106,11 @@ def by_site(value: T | Mapping[str, T], names: Sequence[str], what: str) -> dict
     if not isinstance(value, Mapping):
         return dict.fromkeys(names, value)
     for pattern in value:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches(name, pattern) for name in names):
             raise SiteError(f"{what}: the pattern '{pattern}' matches no site; the sites are {', '.join(names)}")
     found = {}
     for name in names:
-        match = next((pattern for pattern in value if fnmatchcase(name, pattern)), None)
+        match = next((pattern for pattern in value if matches(name, pattern)), None)
         if match is None:
             known = ", ".join(value) or "an empty mapping"
             raise SiteError(f"{what}: no pattern of {known} matches the site '{name}'")

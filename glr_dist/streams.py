@@ -31,6 +31,7 @@ class Role(IntEnum):
     ATTACK = 12
     INFERENCE = 13
     SEARCH = 14
+    VERIFICATION = 15
 
 
 class Key(NamedTuple):

@@ -38,10 +38,10 @@ def test_every_loss_gives_one_value_for_each_example(name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (torch.tensor(1.0), r"shape \(4,\), got shape \(\)"),
-        (torch.zeros(5), r"shape \(4,\), got shape \(5,\)"),
-        (torch.zeros(4, 1), r"shape \(4,\), got shape \(4, 1\)"),
-        (0.5, r"shape \(4,\), got float"),
+        (torch.tensor(1.0), r"shape \(4,\) for 4 examples, got shape \(\)"),
+        (torch.zeros(5), r"shape \(4,\) for 4 examples, got shape \(5,\)"),
+        (torch.zeros(4, 1), r"shape \(4,\) for 4 examples, got shape \(4, 1\)"),
+        (0.5, r"shape \(4,\) for 4 examples, got float"),
     ],
 )
 def test_a_loss_that_is_reduced_or_of_another_shape_is_refused(values: object, said: str) -> None:

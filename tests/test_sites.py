@@ -96,6 +96,13 @@ def test_frozen_parameters_need_no_site() -> None:
     assert network(model, torch.randn(2, 3)).sites[0].owned == ("0.weight", "0.bias")
 
 
+def test_a_pattern_means_all_calls_of_a_module_and_a_name_one() -> None:
+    names = ["cell[0]", "cell[1]", "cell[10]", "cells.0", "head"]
+    assert by_site({"cell[1]": 1, "cell": 2, "cells*": 3, "*": 4}, names, "option") == dict(
+        zip(names, [2, 1, 2, 3, 4], strict=True)
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -190,12 +197,7 @@ def head(*before: nn.Module) -> nn.Sequential:
 
 UNTRAINABLE: dict[str, tuple[nn.Module, str]] = {
     "no site": (nn.Sequential(nn.LayerNorm(3)), "the network has no site"),
-    "a site run twice": (head(Twice(2)), r"site '0\.shared' ran 2 times in one pass"),
     "a site run never": (head(Twice(0)), r"site '0\.shared' ran 0 times in one pass"),
-    "a link used twice": (
-        (lambda link: nn.Sequential(link, nn.Tanh(), link))(nn.Linear(3, 3)),
-        r"site '0' ran 2 times",
-    ),
     "a site without a forward hook": (head(Attention()), r"site '0\.heads\.out_proj' ran 0 times"),
     "batch norm": (
         head(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))),
@@ -248,9 +250,33 @@ def test_evaluation_mode_is_a_remedy(culprit: str) -> None:
         model.train()
 
 
-def test_name_patterns_are_a_remedy_for_a_module_used_twice() -> None:
+@pytest.mark.parametrize("names", [["0", "2"], ["*", "!1.shared"], ["!1.*"], ["[02]", "1.*", "!*shared"]], ids=str)
+def test_name_patterns_choose_and_exclude(names: list[str]) -> None:
     model = head(nn.Linear(3, 3), Twice(2))
-    assert [site.name for site in network(model, torch.randn(5, 3), names=["0", "2"]).sites] == ["0", "2"]
+    assert [site.name for site in network(model, torch.randn(5, 3), names=names).sites] == ["0", "2"]
+
+
+def test_each_call_of_a_module_is_a_site() -> None:
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(nn.Linear(3, 3), Twice(3), shared, nn.Tanh(), shared)
+    sites = network(model, torch.randn(5, 3)).sites
+    names = ["0", "1.shared[0]", "1.shared[1]", "1.shared[2]", "2[0]", "2[1]"]
+    assert [(site.index, site.name, site.block) for site in sites] == list(
+        zip(range(6), names, [0, 1, 1, 1, 2, 4], strict=True)
+    )
+    assert [site.top for site in sites] == [True, False, False, False, True, True]
+    assert sites[2].owned == ("1.shared.weight", "1.shared.bias")
+    assert sites[5].owned == ("2.weight", "2.bias")
+
+
+def test_a_block_that_also_runs_inside_another_block_is_found_in_both() -> None:
+    shared = nn.Linear(3, 3)
+    sites = network(nn.Sequential(shared, Residual(shared), nn.Linear(3, 2)), torch.randn(5, 3)).sites
+    assert [(site.name, site.block, site.top) for site in sites] == [
+        ("0[0]", 0, False),
+        ("0[1]", 1, False),
+        ("2", 2, True),
+    ]
 
 
 def test_pathwise_needs_no_site() -> None:

@@ -18,7 +18,7 @@ from glr_dist.config import Estimator as Options
 from glr_dist.errors import NoGradientError
 from glr_dist.estimators.samplers import SAMPLERS, DirectionBlock
 from glr_dist.losses import Loss, per_example
-from glr_dist.network import Network
+from glr_dist.network import Network, Uniforms
 from glr_dist.noise import Noise
 from glr_dist.rules import any_segment
 from glr_dist.sites import Site, Tape
@@ -166,12 +166,15 @@ class Step:
 
         return noisy
 
-    def uniforms(self, shared_pass: int, example_block: int, block: int = 0) -> Callable[[nn.Module, Tensor], Tensor]:
-        """Returns the keyed uniforms of random modules: one draw per example, repeated for its copies in a redraw."""
+    def uniforms(self, shared_pass: int, example_block: int, block: int = 0) -> Uniforms:
+        """Returns the keyed uniforms of random modules: one draw per example, repeated for its copies in a redraw.
+
+        Each call of a random module has a stream of its own.
+        """
         n = len(self.y[self.examples_of(example_block)])
 
-        def draw(module: nn.Module, x: Tensor) -> Tensor:
-            key = self.key(shared_pass, self.network.random_index(module), example_block)
+        def draw(number: int, x: Tensor) -> Tensor:
+            key = self.key(shared_pass, number, example_block)
             stream = generator(key._replace(block=block, role=Role.DROPOUT), x.device)
             # A pass with a block number draws for all its copies; redraws of a shared pass repeat that pass's draw.
             count = x.shape[0] if block else n
@@ -219,7 +222,7 @@ class Step:
         tape: Tape,
         delta: Tensor,
         noisy: Callable[[Site, Tensor], Tensor],
-        uniforms: Callable[[nn.Module, Tensor], Tensor],
+        uniforms: Uniforms,
     ) -> dict[str, Tensor]:
         """Returns (∂z/∂θ)ᵀ δ by parameter name, from the layer's own rule or from `any_segment`."""
         rule = self.rules.get(site.name)

@@ -28,7 +28,7 @@ def direct_rule(network: Network, site: Site) -> Callable[[Tensor, Tensor], dict
     names = {parameter: name for name, parameter in network.parameters.items()}  # a tied parameter has one name
     own = module.named_parameters(recurse=False, remove_duplicate=False)
     named = {attribute: names[parameter] for attribute, parameter in own if parameter in names}
-    if rule is None or set(named.values()) != set(site.owned):
+    if rule is None or site.upstream or set(named.values()) != set(site.owned):
         return None
     if site.name in network.altered or not set(named) <= {
         "weight",

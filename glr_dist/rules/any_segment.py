@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from glr_dist.network import Network
-from glr_dist.nn.dropout import Uniforms
+from glr_dist.network import Network, Uniforms
 from glr_dist.sites import Site, Tape
 
 

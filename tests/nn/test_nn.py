@@ -71,7 +71,7 @@ def masks(estimator: str, seed: int = 0, p: float = 0.4, step: int = 0) -> list[
     model = nn.Sequential(nn.Linear(3, 50), nn.Sigmoid(), Dropout(p), probe, nn.Linear(50, 2))
     net = GLR(model, Gaussian(0.5), estimator, copies=4, seed=seed, executor=Inline(1))
     x, y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(6, dtype=torch.long)
-    net.prepare(x)
+    net.gradients(x, y)  # prepares and verifies the network
     probe.seen.clear()
     net.step = step
     net.gradients(x, y)

@@ -1,0 +1,184 @@
+"""The survey of a network: one pass of two examples, which finds its sites, their segments and what they cost.
+
+Shapes: N examples, z [N, *S] the logits of a site before noise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from glr_dist.chain import Block
+from glr_dist.checks import check_batch_first
+from glr_dist.errors import SiteError
+from glr_dist.sites import Site
+from glr_dist.streams import Key, Role, generator
+
+
+@dataclass
+class _Call:
+    """What the pass shows of one call of a site's module: its input x, its logits z, and their versions then."""
+
+    module: str
+    block: int
+    x: Tensor
+    z: Tensor
+    versions: tuple[int, int]
+
+
+@dataclass
+class Survey:
+    """What a pass of two examples shows of a network.
+
+    Attributes:
+        sites: the sites in the order of their calls.
+        calls_before: calls of each module before each block; the last entry counts those of the whole pass.
+        block_flops: FLOPs of each block's products and convolutions, for one example.
+        overwritten: names of sites whose noisy logits a later operation changes in place.
+        overwritten_inputs: names of sites whose input a later operation changes in place.
+        overwritten_starts: indices of blocks before which the chain's value is changed in place later.
+    """
+
+    sites: tuple[Site, ...]
+    calls_before: list[dict[nn.Module, int]]
+    block_flops: tuple[float, ...]
+    overwritten: frozenset[str]
+    overwritten_inputs: frozenset[str]
+    overwritten_starts: frozenset[int]
+
+
+def survey(
+    run: Callable[..., Tensor],
+    blocks: Sequence[Block],
+    candidates: Mapping[str, nn.Module],
+    top: set[str],
+    parameters: Mapping[str, nn.Parameter],
+    x: Tensor,
+    *,
+    estimated: bool,
+) -> Survey:
+    """Runs a pass of the examples x [N, …], with autograd inside each segment.
+
+    Args:
+        run: `Network.run`.
+        blocks: the chain.
+        candidates: the modules whose calls are sites, by name.
+        top: names of those that are blocks of the chain.
+        parameters: the trainable parameters, by name.
+        x: inputs; they are not changed.
+        estimated: True if gradients come from the sites, False if from autograd, which reaches every parameter.
+
+    Raises:
+        SiteError: a candidate does not run; the output of a block or a site is not one batch-first tensor; no segment
+            owns a trainable parameter; an operation in place destroys what a gradient needs.
+    """
+    found: dict[str, _Call] = {}
+    calls: Counter[nn.Module] = Counter()
+    calls_before: list[dict[nn.Module, int]] = []
+    starts: list[tuple[Tensor, int]] = []
+    clean, flops, widths = [], [], []
+    stream = generator(Key(0, role=Role.DROPOUT), x.device)
+    block = 0
+
+    def visit(name: str, inputs: Tensor, z: Tensor) -> Tensor:
+        check_batch_first(f"site '{name}'", z, len(x))
+        found[name] = _Call(name.rpartition("[")[0], block, inputs, z, (inputs._version, z._version))
+        return z.detach()  # shares its version with z
+
+    def uniforms(_: int, x: Tensor) -> Tensor:
+        return torch.rand(x.shape, generator=stream, device=x.device)
+
+    h = x.detach().clone()
+    with torch.enable_grad():
+        for block, (name, _) in enumerate(blocks):
+            clean.append(not h.requires_grad)
+            calls_before.append(dict(calls))
+            starts.append((h, h._version))
+            with FlopCounterMode(display=False) as counter:
+                h = run(h, visit, uniforms, block, block + 1, calls=calls)
+            check_batch_first(f"block '{name}'", h, len(x))
+            flops.append(counter.get_total_flops())
+            widths.append(h[0].numel())
+    calls_before.append(dict(calls))
+
+    if estimated:
+        _check_all_ran(candidates, calls)
+    total = sum(flops) or 1
+    sites = []
+    for index, (call, seen) in enumerate(found.items()):
+        module = candidates[seen.module]
+        is_top = seen.module in top
+        suffix = seen.block + 1 if is_top else seen.block
+        sites.append(
+            Site(
+                index=index,
+                name=call if calls[module] > 1 else seen.module,
+                module=module,
+                block=seen.block,
+                top=is_top,
+                start=max(i for i in range(seen.block + 1) if clean[i]),
+                shape=seen.z.shape[1:],
+                owned=_reached(seen.z, parameters),
+                upstream=_reached(seen.x, parameters),
+                suffix=sum(flops[suffix:]) / total,
+                width=max([seen.z[0].numel(), *widths[suffix:]]),
+            )
+        )
+    if estimated:
+        _check_owned(sites, _reached(h, parameters), parameters)
+    seen_calls = list(zip(sites, found.values(), strict=True))
+    return Survey(
+        sites=tuple(sites),
+        calls_before=calls_before,
+        block_flops=tuple(count / len(x) for count in flops),
+        overwritten=frozenset(site.name for site, seen in seen_calls if seen.z._version != seen.versions[1]),
+        overwritten_inputs=frozenset(site.name for site, seen in seen_calls if seen.x._version != seen.versions[0]),
+        overwritten_starts=frozenset(i for i, (start, version) in enumerate(starts) if start._version != version),
+    )
+
+
+def _reached(output: Tensor, parameters: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
+    """Returns the names of the parameters that a tensor depends on within its segment."""
+    if not output.requires_grad:
+        return ()
+    ones = torch.ones_like(output)  # the sum of the output would have no graph if the caller had turned autograd off
+    try:
+        grads = torch.autograd.grad(output, list(parameters.values()), ones, allow_unused=True, retain_graph=True)
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise SiteError(
+            "an operation changes in place a tensor that a gradient inside its segment needs: use the operation that "
+            f"returns a new tensor ({type(output.grad_fn).__name__})"
+        ) from None
+    return tuple(name for name, grad in zip(parameters, grads, strict=True) if grad is not None)
+
+
+def _check_all_ran(candidates: Mapping[str, nn.Module], calls: Mapping[nn.Module, int]) -> None:
+    if silent := [name for name, module in candidates.items() if not calls.get(module)]:
+        raise SiteError(
+            f"{_listed('site', silent)} ran 0 times in one pass: the module is not used, or another computes its "
+            f"product; leave it out: {', '.join(repr('!' + name) for name in silent)} among the site names, or open "
+            "the module that contains it with glr_dist.nn.opened(model)"
+        )
+
+
+def _check_owned(sites: Sequence[Site], after: tuple[str, ...], parameters: Mapping[str, nn.Parameter]) -> None:
+    owned = {name for site in sites for name in site.owned}
+    for name in parameters:
+        if name in after or name not in owned:
+            raise SiteError(
+                f"no site owns the parameter '{name}': "
+                + ("it reaches the loss around the sites" if name in after else "no site's logits depend on it")
+                + "; freeze it, or choose the sites so that its layer is one"
+            )
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    quoted = ", ".join(f"'{name}'" for name in names)
+    return f"{what}{'s' if len(names) > 1 else ''} {quoted}"

@@ -1,0 +1,87 @@
+"""The culprit: the first module whose output differs between two passes although its input does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Call(NamedTuple):
+    """One call of a module in a traced pass."""
+
+    name: str
+    module: nn.Module
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """True if two tensors agree up to rounding: within √eps of the greatest magnitude."""
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    size = torch.nan_to_num(torch.stack([a.abs().max(), b.abs().max()])).max().item() if a.numel() else 0.0
+    tolerance = torch.finfo(a.dtype).eps ** 0.5
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * size, equal_nan=True)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Returns the tensors in nested tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+@contextmanager
+def traced(model: nn.Module) -> Iterator[list[Call]]:
+    """Records the calls of all modules in the order in which they return: an inner module before its parent."""
+    calls: list[Call] = []
+    pending: list[list[Tensor]] = []
+    handles = []
+
+    def clones(value: Any) -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in tensors_of(value)]
+
+    for name, module in model.named_modules():
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            pending.append(clones((args, kwargs)))
+
+        def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            calls.append(Call(name, module, pending.pop(), clones(output)))
+
+        handles += [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave),
+        ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def culprit(model: nn.Module, first: list[Call], second: list[Call], part: Callable[[Tensor], Tensor]) -> str | None:
+    """Returns the name and type of the first module whose outputs differ while its inputs agree, or None.
+
+    Args:
+        model: the traced network.
+        first, second: the calls of two passes.
+        part: returns the part of a tensor that is compared, such as that of one example.
+    """
+
+    def agree(a: list[Tensor], b: list[Tensor]) -> bool:
+        return len(a) == len(b) and all(close(part(x), part(y)) for x, y in zip(a, b, strict=True))
+
+    for a, b in zip(first, second, strict=False):
+        if a.name != b.name:
+            break
+        if agree(a.inputs, b.inputs) and not agree(a.outputs, b.outputs):
+            return f"'{a.name}' ({type(a.module).__name__})" if a.name else f"the network ({type(a.module).__name__})"
+    return None

@@ -1,0 +1,146 @@
+"""The slope of many estimates against a reference: 1 for an unbiased estimate, whatever its noise.
+
+With a differentiable objective the reference of a parameter is autograd's gradient g of J at the same sites, and
+slope = ⟨E ĝ, g⟩ / ⟨g, g⟩. Without one it is a difference of J with common noise along a direction d, and the estimates
+are taken at random places between its ends, so that slope = E ⟨ĝ(θ + t d), d⟩ / (J(θ + d) - J(θ - d)) · 2 is exactly 1
+for steps of any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from glr_dist import GLR
+from glr_dist.losses import cross_entropy
+from glr_dist.streams import Key
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+Z = 5.0  # greatest deviation from 1 in standard errors; one of 10^5 estimates of 40 steps deviates more
+_LEAST_ERROR = 0.01
+
+
+class Slope(NamedTuple):
+    """Slope of the estimates of one parameter, its standard error, and the cosine of their mean to the reference."""
+
+    slope: float
+    error: float
+    cosine: float
+
+    @property
+    def z(self) -> float:
+        """Deviation from 1 in standard errors."""
+        return (self.slope - 1) / self.error
+
+
+def repeated(x: Tensor, times: int) -> Tensor:
+    """Returns each example `times` times, since the noise of each is its own."""
+    return x.repeat(times, *[1] * (x.dim() - 1))
+
+
+def slopes(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: Loss = cross_entropy,
+    *,
+    noise: object = 0.5,
+    estimator: str = "conditional",
+    steps: int = 30,
+    copies: int = 32,
+    repeats: int = 16,
+    samples: int = 10_000,
+    differences: bool = False,
+    **options: object,
+) -> dict[str, Slope]:
+    """Returns the slope of each parameter's estimates.
+
+    Args:
+        model: the network, in float64.
+        x, y, loss: inputs, targets and loss.
+        noise, estimator, copies, options: what `GLR` takes.
+        steps: number of estimates.
+        repeats: how often each example stands in the batch of an estimate.
+        samples: noisy passes of each example behind the reference.
+        differences: True if the reference is a difference of J.
+    """
+    net = GLR(model, noise, estimator, copies=copies, seed=1, example_block=len(x) * repeats, **options)
+    chosen = {name: value for name, value in options.items() if name in ("sites", "site_names")}
+    references = [GLR(model, noise, "pathwise", seed=seed, example_block=len(x) * samples, **chosen) for seed in (2, 3)]
+    few, many = (repeated(x, repeats), repeated(y, repeats)), (repeated(x, samples), repeated(y, samples))
+    if differences:
+        return {name: _slope_by_difference(net, references[0], name, few, many, loss, steps) for name in _names(net, x)}
+    one, other = (reference.gradients(*many, loss).grads for reference in references)
+    drawn: dict[str, list[Tensor]] = {name: [] for name in one}
+    for step in range(steps):
+        net.step = step
+        for name, grad in net.gradients(*few, loss).grads.items():
+            drawn[name].append(grad)
+    return {name: _slope(torch.stack(drawn[name]), one[name], other[name]) for name in one}
+
+
+def _names(net: GLR, x: Tensor) -> list[str]:
+    net.prepare(x)
+    return list(net.network.parameters)
+
+
+def _slope(drawn: Tensor, one: Tensor, other: Tensor) -> Slope:
+    """Returns the slope against the mean of two independent reference gradients, whose difference shows their error."""
+    gradient = (one + other) / 2
+    square = gradient.square().sum()
+    if not square:
+        return Slope(float("inf") if drawn.any() else 1.0, 1.0, 1.0)
+    each = (drawn * gradient).flatten(1).sum(1) / square
+    slope = _summary(each, torch.cosine_similarity(drawn.mean(0).flatten(), gradient.flatten(), 0).item())
+    relative = ((one - other).norm() / (2 * square.sqrt())).item()
+    return slope._replace(error=(slope.error**2 + relative**2) ** 0.5)
+
+
+def _slope_by_difference(
+    net: GLR,
+    reference: GLR,
+    name: str,
+    few: tuple[Tensor, Tensor],
+    many: tuple[Tensor, Tensor],
+    loss: Loss,
+    steps: int,
+) -> Slope:
+    parameter = net.network.parameters[name]
+    net.step = 10**6
+    direction = net.gradients(*few, loss).grads[name]  # some direction along which J changes
+    if not direction.any():
+        direction = torch.ones_like(direction)
+    direction = direction / direction.norm() * parameter.norm().clamp(min=0.3) / 2
+    ends = []
+    for t in (1, -1):
+        with _moved(parameter, t * direction), torch.no_grad():
+            ends.append(loss(reference.noisy(many[0], Key(3)), many[1]))
+    difference = (ends[0] - ends[1]) / 2
+    drawn = []
+    for step in range(steps):
+        net.step = step
+        t = (2 * step + 1) / steps - 1 + (2 * torch.rand(()).item() - 1) / steps
+        with _moved(parameter, t * direction):
+            drawn.append((net.gradients(*few, loss).grads[name] * direction).sum())
+    slope = _summary(torch.stack(drawn) / difference.mean(), 1.0)
+    relative = (difference.std() / len(difference) ** 0.5 / difference.mean()).abs().item()
+    return slope._replace(error=(slope.error**2 + (slope.slope * relative) ** 2) ** 0.5)
+
+
+def _summary(each: Tensor, cosine: float) -> Slope:
+    return Slope(each.mean().item(), max((each.std() / len(each) ** 0.5).item(), _LEAST_ERROR), cosine)
+
+
+@contextmanager
+def _moved(parameter: nn.Parameter, step: Tensor) -> Iterator[None]:
+    kept = parameter.data
+    try:
+        parameter.data = kept + step
+        yield
+    finally:
+        parameter.data = kept
