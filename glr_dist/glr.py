@@ -20,10 +20,12 @@ from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.losses import Loss, cross_entropy
 from glr_dist.network import Network
 from glr_dist.noise import LAWS, Noise, noise_of
+from glr_dist.outputs import Output, call, selected
 from glr_dist.rules import direct_rule
 from glr_dist.sites import DEFAULT_TYPES, by_site
 from glr_dist.streams import Key, generator
 from glr_dist.text import hint
+from glr_dist.trees import Tree, count, leaves, mapped
 from glr_dist.verification import verify
 
 
@@ -55,6 +57,8 @@ class GLR(nn.Module):
         executor: where work items are computed: "inline" (this process, the default), "layers" (Ray actors), or an
             executor such as `glr_dist.Layers(8)`.
         actors: number of Ray actors; short for `executor=glr_dist.Layers(actors)`.
+        output: chooses the output if the model returns several tensors: a key, an index, the name of an attribute, or
+            a function of the value; by default `logits` where there is one, else the only tensor.
         verify: check on a few examples, before the first step and after a change of the model, that the model is what
             the estimates rely on (default True).
 
@@ -87,6 +91,7 @@ class GLR(nn.Module):
         executor: Executor | str | None = None,
         actors: int | None = None,
         verify: bool = True,
+        output: Output = None,
         **unknown: object,
     ) -> None:
         super().__init__()
@@ -111,7 +116,7 @@ class GLR(nn.Module):
         self.model = model
         self.noise = noise_of(noise)
         self.options = _checked_options(estimator, self.noise)
-        self.network = Network(model, DEFAULT_TYPES if sites is None else sites, site_names)
+        self.network = Network(model, DEFAULT_TYPES if sites is None else sites, site_names, output)
         self.log_scales = nn.ParameterDict()
         self.seed = seed
         self.step = 0
@@ -121,15 +126,20 @@ class GLR(nn.Module):
         self.verify = verify
         self._verified_for: object = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns the model's outputs for inputs x [N, …], without noise."""
-        return self.model(x)  # type: ignore[no-any-return]
+    def forward(self, x: Tree) -> Tensor:
+        """Returns the model's outputs without noise.
 
-    def noisy(self, x: Tensor, key: Key) -> Tensor:
+        Args:
+            x: inputs [N, …]: a tensor, or a tuple (the model's positional arguments), a list or a mapping (keyword
+                arguments) of tensors.
+        """
+        return selected(call(self.model, x), self.network.output)
+
+    def noisy(self, x: Tree, key: Key) -> Tensor:
         """Returns the model's outputs of one pass with noise at every site.
 
         Args:
-            x: inputs [N, …].
+            x: inputs as in `forward`.
             key: names the streams of the noise, one for each site.
         """
         self._prepare_if_changed(x)
@@ -143,8 +153,8 @@ class GLR(nn.Module):
         with network.hooked():
             return network.run(x, visit)
 
-    def prepare(self, x: Tensor) -> None:
-        """Finds the sites by running two examples of x [N, …].
+    def prepare(self, x: Tree) -> None:
+        """Finds the sites by running two examples of the inputs x, as in `forward`.
 
         `estimate` prepares by itself on its first call, and again when the model has changed: its
         modules, their mode (training or evaluation) and hooks, or its parameters.
@@ -173,11 +183,11 @@ class GLR(nn.Module):
                         f"learn='{self.noise.learn}' needs"
                     )
             else:
-                log_scale = torch.full(shape, math.log(scale), dtype=network.dtype, device=x.device)
+                log_scale = torch.full(shape, math.log(scale), dtype=network.dtype, device=leaves(x)[0].device)
                 learned = self.noise.learn != "none"
                 self.log_scales[key] = nn.Parameter(log_scale, requires_grad=learned)
 
-    def _prepare_if_changed(self, x: Tensor) -> None:
+    def _prepare_if_changed(self, x: Tree) -> None:
         if self.network.prepared_for != self.network.state:
             self.prepare(x)
 
@@ -223,12 +233,12 @@ class GLR(nn.Module):
             self.log_scales.clear()  # of a loaded state: `prepare` sets the new ones
         self.noise = noise
 
-    def gradients(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Gradients:
+    def gradients(self, x: Tree, y: Tree, loss: Loss = cross_entropy) -> Gradients:
         """Returns one estimate of the gradient of J at the current step, without touching `.grad`.
 
         Args:
-            x: inputs [N, …].
-            y: targets [N, …].
+            x: inputs as in `forward`.
+            y: targets [N, …], a tensor or a tree of tensors.
             loss: `loss(outputs [B, …], targets [B, …]) -> [B]`; it need not be differentiable.
 
         Raises:
@@ -236,11 +246,11 @@ class GLR(nn.Module):
             UserError: the loss is not one value per example, the batch is empty, or an option does not fit.
             FloatingPointError: the inputs, the logits, the loss or the gradients are not finite.
         """
-        if len(x) == 0 or len(x) != len(y):
-            raise UserError(f"x and y must have one length >= 1, got {len(x)} and {len(y)}")
+        if (n := count(x, "x")) != (targets := count(y, "y")) or n == 0:
+            raise UserError(f"x and y must have one length >= 1, got {n} and {targets}")
         step = self.bind(x, y, loss)
         with one_thread(), torch.no_grad():
-            if x.is_floating_point() and not all_finite(x):
+            if not all(all_finite(leaf) for leaf in leaves(x) if leaf.is_floating_point()):
                 raise FloatingPointError("the inputs are not finite: x holds NaN or infinity")
             self._verify_if_changed(step)
             self.executor.begin(self.estimator, step)
@@ -256,7 +266,7 @@ class GLR(nn.Module):
             if not all_finite(grad):  # a redraw's loss may overflow where the shared pass's did not
                 raise FloatingPointError(f"the gradient of '{name}' is not finite at step {self.step}")
 
-    def estimate(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Tensor:
+    def estimate(self, x: Tree, y: Tree, loss: Loss = cross_entropy) -> Tensor:
         """Adds an estimate of ∂J to `.grad` of every parameter, as `backward` does, and advances the step.
 
         Takes the arguments of `gradients` and raises its errors.
@@ -273,7 +283,7 @@ class GLR(nn.Module):
         self.step += 1
         return total.loss
 
-    def cost(self, x: Tensor, y: Tensor) -> tuple[int, float]:
+    def cost(self, x: Tree, y: Tree) -> tuple[int, float]:
         """Returns the cost of a step on this batch: noisy copies per example, and forward passes of the batch.
 
         A redraw of a site counts as the suffix's share of the network's FLOPs.
@@ -281,7 +291,7 @@ class GLR(nn.Module):
         step = self.bind(x, y, cross_entropy)
         return self.estimator.copies(step), self.estimator.forward_passes(step)
 
-    def bind(self, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Step:
+    def bind(self, x: Tree, y: Tree, loss: Loss = cross_entropy) -> Step:
         """Returns everything that the estimate on a batch depends on; takes the arguments of `gradients`."""
         self._prepare_if_changed(x)
         learned = self.noise is not None and self.noise.learn != "none"
@@ -293,7 +303,7 @@ class GLR(nn.Module):
             log_scales={s.name: self.log_scales[scale_key(s.name)] for s in self.network.sites} if learned else {},
             seed=self.seed,
             number=self.step,
-            x=x.detach(),
+            x=mapped(Tensor.detach, x),
             y=y,
             loss=loss,
             **self._site_options,

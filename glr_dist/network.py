@@ -23,9 +23,11 @@ from glr_dist.chain import chain
 from glr_dist.checks import check_examples_apart, unkeyed_randomness_is_an_error
 from glr_dist.errors import SiteError
 from glr_dist.nn.dropout import KEYED
+from glr_dist.outputs import Output, call, selected
 from glr_dist.sites import DEFAULT_TYPES, Site, Tape, chosen
 from glr_dist.survey import Survey, survey
 from glr_dist.text import hint
+from glr_dist.trees import Tree, copied, count, mapped, taken
 
 Visit = Callable[[str, Tensor, Tensor], Tensor]  # (name of the site, input, z) -> v
 Uniforms = Callable[[int, Tensor], Tensor]  # (number of the stream, x) -> uniforms of the shape of x
@@ -44,6 +46,7 @@ class Network:
         types: module types that are sites; the model must contain each of them, except with the default.
         names: patterns of module names; a module's calls are sites when its type and its name match. A pattern
             `!…` excludes what it matches.
+        output: chooses the outputs among the values that the model returns (`glr_dist.outputs`).
     """
 
     def __init__(
@@ -51,8 +54,9 @@ class Network:
         model: nn.Module,
         types: Sequence[type[nn.Module]] = DEFAULT_TYPES,
         names: Sequence[str] = ("*",),
+        output: Output = None,
     ) -> None:
-        self.model = model
+        self.model, self.output = model, output
         self.types, self.names = tuple(types), tuple(names)
         self.parameters: dict[str, nn.Parameter] = {}  # trainable parameters, found by `prepare`
         self.sites: tuple[Site, ...] = ()
@@ -107,12 +111,12 @@ class Network:
 
     def run(
         self,
-        h: Tensor,
+        h: Tree,
         visit: Visit,
         uniforms: Uniforms | None = None,
         start: int = 0,
         stop: int | None = None,
-        starts: dict[int, Tensor] | None = None,
+        starts: dict[int, Tree] | None = None,
         keep: Collection[int] = (),
         calls: Counter[nn.Module] | None = None,
     ) -> Tensor:
@@ -144,24 +148,24 @@ class Network:
 
         overwritten = found.overwritten_starts if found else frozenset()
         if start in overwritten:
-            h = h.clone()
+            h = mapped(Tensor.clone, h)
         calling, random = _CALLED.set(called), KEYED.set(self._keyed(uniforms, counts))
         try:
             for index, (name, module) in enumerate(self.blocks[start:stop], start):
                 if starts is not None and index in keep:
-                    starts[index] = h.clone() if index in overwritten else h
-                output = module(h)
+                    starts[index] = mapped(Tensor.clone, h) if index in overwritten else h
+                output = call(module, h) if index == 0 else module(h)
                 h = called(name, module, h, output) if name in self._top else output
-            return h
+            return selected(h, self.output) if stop is None or stop == len(self.blocks) else h
         finally:
             _CALLED.reset(calling)
             KEYED.reset(random)
 
-    def whole(self, x: Tensor, uniforms: Uniforms | None = None) -> Tensor:
+    def whole(self, x: Tree, uniforms: Uniforms | None = None) -> Tensor:
         """Runs the model itself, without noise, with the random numbers that `run` would give its keyed modules."""
         random = KEYED.set(self._keyed(uniforms, Counter()))
         try:
-            return self.model(x)  # type: ignore[no-any-return]
+            return selected(call(self.model, x), self.output)
         finally:
             KEYED.reset(random)
 
@@ -190,7 +194,7 @@ class Network:
 
     def record(
         self,
-        x: Tensor,
+        x: Tree,
         noisy: Callable[[Site, Tensor], Tensor],
         uniforms: Uniforms | None = None,
         keep: Collection[int] | None = None,
@@ -198,7 +202,7 @@ class Network:
         """Runs a whole pass; returns the outputs, and the tape without its losses.
 
         Args:
-            x: inputs [N, …].
+            x: inputs, a tree of tensors [N, …].
             noisy: (site, z) -> v.
             uniforms: the random numbers of keyed modules.
             keep: indices of the blocks whose inputs the tape keeps; by default those that segments start from.
@@ -229,7 +233,7 @@ class Network:
         if site.top:
             return self.run(v, lambda name, _, z: noisy(self.by_name[name], z), uniforms, site.block + 1)
         h = tape.starts[site.block]
-        h = h.repeat(v.shape[0] // h.shape[0], *[1] * (h.dim() - 1))
+        h = copied(h, len(v) // count(h, "x"))
         return self.run(
             h,
             lambda name, _, z: v if name == site.name else noisy(self.by_name[name], z),
@@ -257,11 +261,11 @@ class Network:
         """Floating-point type of the network."""
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
-    def prepare(self, x: Tensor, *, estimated: bool = True, keep_inputs: Callable[[Site], bool]) -> None:
-        """Finds the sites and their segments by running two examples of the batch x [N, …], and checks the network.
+    def prepare(self, x: Tree, *, estimated: bool = True, keep_inputs: Callable[[Site], bool]) -> None:
+        """Finds the sites and their segments by running two examples, and checks the network.
 
         Args:
-            x: a batch of inputs.
+            x: a batch of inputs, a tree of tensors [N, …].
             estimated: True if gradients come from the sites, False if from autograd, which reaches every parameter.
             keep_inputs: returns True if a site's parameter gradients are formed from its input alone.
 
@@ -280,7 +284,13 @@ class Network:
         check_examples_apart(self.model)
         with self.hooked(), unkeyed_randomness_is_an_error(self.model):
             found = survey(
-                self.run, self.blocks, self.candidates, self._top, self.parameters, x[:2], estimated=estimated
+                self.run,
+                self.blocks,
+                self.candidates,
+                self._top,
+                self.parameters,
+                taken(x, slice(2)),
+                estimated=estimated,
             )
         names = {module: name for name, module in self.candidates.items()}
         self._calls = {name: [] for name in self.candidates}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_dist.errors import SiteError
+from glr_dist.trees import Tree
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ class Tape:
 
     logits: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
-    starts: dict[int, Tensor] = field(default_factory=dict)
+    starts: dict[int, Tree] = field(default_factory=dict)
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
 
 

@@ -18,6 +18,7 @@ from glr_dist.checks import check_batch_first
 from glr_dist.errors import SiteError
 from glr_dist.sites import Site
 from glr_dist.streams import Key, Role, generator
+from glr_dist.trees import Tree, cloned, count, leaves
 
 
 @dataclass
@@ -58,11 +59,11 @@ def survey(
     candidates: Mapping[str, nn.Module],
     top: set[str],
     parameters: Mapping[str, nn.Parameter],
-    x: Tensor,
+    x: Tree,
     *,
     estimated: bool,
 ) -> Survey:
-    """Runs a pass of the examples x [N, …], with autograd inside each segment.
+    """Runs a pass of a few examples, with autograd inside each segment.
 
     Args:
         run: `Network.run`.
@@ -70,7 +71,7 @@ def survey(
         candidates: the modules whose calls are sites, by name.
         top: names of those that are blocks of the chain.
         parameters: the trainable parameters, by name.
-        x: inputs; they are not changed.
+        x: inputs, a tree of tensors [N, …]; they are not changed.
         estimated: True if gradients come from the sites, False if from autograd, which reaches every parameter.
 
     Raises:
@@ -80,28 +81,29 @@ def survey(
     found: dict[str, _Call] = {}
     calls: Counter[nn.Module] = Counter()
     calls_before: list[dict[nn.Module, int]] = []
-    starts: list[tuple[Tensor, int]] = []
+    starts: list[tuple[Tree, int]] = []
+    n = count(x, "x")
     clean, flops, widths = [], [], []
-    stream = generator(Key(0, role=Role.DROPOUT), x.device)
+    stream = generator(Key(0, role=Role.DROPOUT), leaves(x)[0].device)
     block = 0
 
     def visit(name: str, inputs: Tensor, z: Tensor) -> Tensor:
-        check_batch_first(f"site '{name}'", z, len(x))
+        check_batch_first(f"site '{name}'", z, n)
         found[name] = _Call(name.rpartition("[")[0], block, inputs, z, (inputs._version, z._version))
         return z.detach()  # shares its version with z
 
     def uniforms(_: int, x: Tensor) -> Tensor:
         return torch.rand(x.shape, generator=stream, device=x.device)
 
-    h = x.detach().clone()
+    h = cloned(x)
     with torch.enable_grad():
         for block, (name, _) in enumerate(blocks):
-            clean.append(not h.requires_grad)
+            clean.append(not any(leaf.requires_grad for leaf in leaves(h)))
             calls_before.append(dict(calls))
-            starts.append((h, h._version))
+            starts.append((h, _version(h)))
             with FlopCounterMode(display=False) as counter:
                 h = run(h, visit, uniforms, block, block + 1, calls=calls)
-            check_batch_first(f"block '{name}'", h, len(x))
+            check_batch_first(f"block '{name}'", h, n)
             flops.append(counter.get_total_flops())
             widths.append(h[0].numel())
     calls_before.append(dict(calls))
@@ -135,11 +137,15 @@ def survey(
     return Survey(
         sites=tuple(sites),
         calls_before=calls_before,
-        block_flops=tuple(count / len(x) for count in flops),
+        block_flops=tuple(total / n for total in flops),
         overwritten=frozenset(site.name for site, seen in seen_calls if seen.z._version != seen.versions[1]),
         overwritten_inputs=frozenset(site.name for site, seen in seen_calls if seen.x._version != seen.versions[0]),
-        overwritten_starts=frozenset(i for i, (start, version) in enumerate(starts) if start._version != version),
+        overwritten_starts=frozenset(i for i, (start, version) in enumerate(starts) if _version(start) != version),
     )
+
+
+def _version(tree: Tree) -> int:
+    return sum(leaf._version for leaf in leaves(tree))
 
 
 def _reached(output: Tensor, parameters: Mapping[str, nn.Parameter]) -> tuple[str, ...]:

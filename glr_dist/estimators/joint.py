@@ -27,6 +27,7 @@ from glr_dist.estimators.work import (
 )
 from glr_dist.losses import per_example
 from glr_dist.sites import Site, Tape
+from glr_dist.trees import copied, taken
 
 
 class Joint:
@@ -62,8 +63,8 @@ class Joint:
     def _passes(self, step: Step, item: WorkItem, block: DirectionBlock, tape: Tape) -> Partial:
         """Returns the share of one block of whole passes."""
         assert step.noise is not None
-        noise, x = step.noise, step.x[step.examples_of(item.example_block)]
-        n, directions = len(x), block.stop - block.start
+        noise, x = step.noise, taken(step.x, step.examples_of(item.example_block))
+        n, directions = step.examples_in(item.example_block), block.stop - block.start
         copies = step.signs * directions
         first = step.network.sites[0]
         eps: dict[str, Tensor] = {}
@@ -84,11 +85,11 @@ class Joint:
         exact = step.options.exact_head
         uniforms = step.uniforms(item.shared_pass, item.example_block, block=1 + block.number)
         # The part before the first site is the same for all copies: it runs once, unless that site is nested.
-        start = x if first.top else x.repeat(copies, *[1] * (x.dim() - 1))
+        start = x if first.top else copied(x, copies)
         with torch.no_grad():
             outputs, own = step.network.record(start, visit, uniforms)
             losses = per_example(step.loss(outputs, step.targets(item.example_block, copies)), copies * n)
-        share = 1 / (len(step.y) * step.copies[first.name])
+        share = 1 / (step.size * step.copies[first.name])
         result = Partial(loss=losses.detach().sum() * share)
         weights = centred(losses.detach().view(step.signs, directions, n), step.options.baseline, tape.losses)
         for site in step.learned():

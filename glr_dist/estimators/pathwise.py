@@ -16,6 +16,7 @@ from glr_dist.estimators.step import Partial, Step, WorkItem
 from glr_dist.estimators.work import DriverWork, ItemWork, elements_from, example_count, learned_scales
 from glr_dist.losses import per_example
 from glr_dist.sites import Tape
+from glr_dist.trees import taken
 
 _FORWARD_AND_BACKWARD = 3.0  # forward passes: a backward pass costs about two
 
@@ -37,7 +38,7 @@ class Pathwise:
 
     def partial(self, step: Step, item: WorkItem, tape: Tape) -> Partial:
         examples = step.examples_of(item.example_block)
-        n = len(step.y[examples])
+        n = step.examples_in(item.example_block)
 
         def visit(name: str, x: Tensor, z: Tensor) -> Tensor:
             if step.noise is None:
@@ -48,8 +49,10 @@ class Pathwise:
 
         leaves = {**step.network.parameters, **{f"scale {name}": p for name, p in step.log_scales.items()}}
         with torch.enable_grad():
-            outputs = step.network.run(step.x[examples], visit, step.uniforms(item.shared_pass, item.example_block))
-            loss = per_example(step.loss(outputs, step.y[examples]), n).sum() / (len(step.y) * self.passes(step))
+            outputs = step.network.run(
+                taken(step.x, examples), visit, step.uniforms(item.shared_pass, item.example_block)
+            )
+            loss = per_example(step.loss(outputs, taken(step.y, examples)), n).sum() / (step.size * self.passes(step))
         if not loss.requires_grad:
             raise NoGradientError("pathwise: the loss has no gradient; use another estimator")
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)

@@ -94,7 +94,7 @@ class Redraw:
         if step.options.antithetic:
             torch.sub(z, shift, out=v[1])
         v = v.view(-1, *site.shape)
-        share = 1 / (len(step.y) * step.passes[site.name] * step.copies[site.name])  # weight of one loss in J
+        share = 1 / (step.size * step.passes[site.name] * step.copies[site.name])  # weight of one loss in J
         units: Tensor | None
         if step.options.exact_head and site.index == len(step.network.sites) - 1:
             with torch.enable_grad():
@@ -146,7 +146,7 @@ class Redraw:
 
     def driver_work(self, step: Step) -> DriverWork:
         flops = sum(
-            step.passes[site.name] * gradient_flops(step, site, len(step.y))
+            step.passes[site.name] * gradient_flops(step, site, step.size)
             for site in step.learned()
             if site.owned and step.keeps_delta(site)
         )

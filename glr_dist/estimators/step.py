@@ -23,6 +23,7 @@ from glr_dist.noise import Noise
 from glr_dist.rules import any_segment
 from glr_dist.sites import Site, Tape
 from glr_dist.streams import Key, Role, generator
+from glr_dist.trees import Tree, copied, count, leaves, taken
 
 K = TypeVar("K")
 
@@ -95,7 +96,7 @@ class Step:
         scales: site -> σ, a scalar or [*S].
         log_scales: site -> log σ, for the sites where it is learned.
         seed, number: the run's seed and the step's number, which key all noise.
-        x, y, loss: inputs [N, …], targets [N, …], the per-example loss.
+        x, y, loss: inputs and targets, trees of tensors [N, …], and the per-example loss.
         replica: (rank, world size); each replica estimates from its own example blocks, and their sum is the estimate.
     """
 
@@ -109,8 +110,8 @@ class Step:
     log_scales: Mapping[str, nn.Parameter]
     seed: int
     number: int
-    x: Tensor
-    y: Tensor
+    x: Tree
+    y: Tree
     loss: Loss
     replica: tuple[int, int] = (0, 1)
 
@@ -122,15 +123,31 @@ class Step:
         return 2 if self.options.antithetic else 1
 
     @property
+    def size(self) -> int:
+        """Number of examples of the batch, N."""
+        return count(self.x, "x")
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the batch."""
+        return leaves(self.x)[0].device
+
+    @property
     def example_blocks(self) -> range:
         """Numbers of the example blocks that this replica estimates from."""
         rank, number = self.replica
-        return range(rank, -(-len(self.x) // self.options.example_block), number)
+        return range(rank, -(-self.size // self.options.example_block), number)
 
     def examples_of(self, example_block: int) -> slice:
         """Returns the examples of a block as a slice of the batch."""
         first = example_block * self.options.example_block
-        return slice(first, min(first + self.options.example_block, len(self.x)))
+        return slice(first, min(first + self.options.example_block, self.size))
+
+    def examples_in(self, example_block: int) -> int:
+        """Returns n, the number of examples in a block; the last one may be shorter."""
+        examples = self.examples_of(example_block)
+        count: int = examples.stop - examples.start
+        return count
 
     def learned(self) -> tuple[Site, ...]:
         """Returns the sites that need an estimate: they own a parameter or learn their scale."""
@@ -147,18 +164,18 @@ class Step:
         assert self.noise is not None
         sampler = SAMPLERS[self.options.sampler]
         key = self.key(item.shared_pass, site.index, item.example_block)
-        eps = sampler(self.noise, key, block, n, site.units, self.network.dtype, self.x.device)
+        eps = sampler(self.noise, key, block, n, site.units, self.network.dtype, self.device)
         return eps.view(*eps.shape[:2], *site.shape)
 
     def shared_eps(self, site: Site, shared_pass: int, example_block: int, n: int) -> Tensor:
         """Draws ε [n, *S] of a shared pass."""
         assert self.noise is not None
-        stream = generator(self.key(shared_pass, site.index, example_block), self.x.device)
+        stream = generator(self.key(shared_pass, site.index, example_block), self.device)
         return self.noise.sample((n, *site.shape), stream, self.network.dtype)
 
     def shared_noise(self, shared_pass: int, example_block: int) -> Callable[[Site, Tensor], Tensor]:
         """Returns (site, z) -> v, which adds the noise of a shared pass; z holds C copies of the block [C·n, *S]."""
-        n = len(self.y[self.examples_of(example_block)])
+        n = self.examples_in(example_block)
 
         def noisy(site: Site, z: Tensor) -> Tensor:
             added = self.shared_eps(site, shared_pass, example_block, n) * self.scales[site.name]
@@ -171,7 +188,7 @@ class Step:
 
         Each call of a random module has a stream of its own.
         """
-        n = len(self.y[self.examples_of(example_block)])
+        n = self.examples_in(example_block)
 
         def draw(number: int, x: Tensor) -> Tensor:
             key = self.key(shared_pass, number, example_block)
@@ -193,17 +210,16 @@ class Step:
         """
         examples = self.examples_of(example_block)
         add = self.shared_noise(shared_pass, example_block) if noisy else unchanged
-        outputs, tape = self.network.record(self.x[examples], add, self.uniforms(shared_pass, example_block))
+        outputs, tape = self.network.record(taken(self.x, examples), add, self.uniforms(shared_pass, example_block))
         for name, z in tape.logits.items():
             if not all_finite(z):
                 raise FloatingPointError(f"the logits of the site '{name}' are not finite at step {self.number}")
-        tape.losses = per_example(self.loss(outputs, self.y[examples]), len(outputs))
+        tape.losses = per_example(self.loss(outputs, taken(self.y, examples)), len(outputs))
         return tape
 
-    def targets(self, example_block: int, copies: int) -> Tensor:
+    def targets(self, example_block: int, copies: int) -> Tree:
         """Returns the targets of a block, repeated for each copy [C·n, …]."""
-        y = self.y[self.examples_of(example_block)]
-        return y.repeat(copies, *[1] * (y.dim() - 1))
+        return copied(taken(self.y, self.examples_of(example_block)), copies)
 
     # ------------------------------------------------------------ gradients
 

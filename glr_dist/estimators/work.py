@@ -56,10 +56,8 @@ def direction_count(item: WorkItem) -> int:
 
 
 def example_count(step: Step, item: WorkItem) -> int:
-    """Returns n, the number of examples in the item's block; the last block may be shorter."""
-    examples = step.examples_of(item.example_block)
-    count: int = examples.stop - examples.start
-    return count
+    """Returns n, the number of examples in the item's block."""
+    return step.examples_in(item.example_block)
 
 
 def gradient_flops(step: Step, site: Site, examples: int) -> float:

@@ -74,7 +74,7 @@ def summed(share: Gradients, step: Step, errors: int = 0) -> tuple[Gradients, in
         step: names the parameters and the learned scales.
         errors: number of errors in this process.
     """
-    scalar = torch.zeros((), dtype=step.network.dtype, device=step.x.device)
+    scalar = torch.zeros((), dtype=step.network.dtype, device=step.device)
     given = Gradients({**share.grads, "": share.loss}, {**share.scales, "": scalar + errors})
     likes = {("grads", ""): scalar, ("scales", ""): scalar}
     likes |= {("grads", name): parameter for name, parameter in step.network.parameters.items()}
@@ -82,7 +82,7 @@ def summed(share: Gradients, step: Step, errors: int = 0) -> tuple[Gradients, in
     total = Gradients()
     for dtype in dict.fromkeys(like.dtype for like in likes.values()):
         slots = {key: like for key, like in likes.items() if like.dtype == dtype}
-        flat = torch.zeros(sum(like.numel() for like in slots.values()), dtype=dtype, device=step.x.device)
+        flat = torch.zeros(sum(like.numel() for like in slots.values()), dtype=dtype, device=step.device)
         pieces = torch.split(flat, [like.numel() for like in slots.values()])
         for (kind, name), piece in zip(slots, pieces, strict=True):
             if (value := getattr(given, kind).get(name)) is not None:

@@ -26,7 +26,7 @@ def choose(execution: Execution, estimator: Estimator, step: Step, threads: int)
         step: one step, which is computed once to measure its items.
         threads: number of threads of `inline`.
     """
-    if step.x.is_cuda and not execution.gpus_per_actor:
+    if step.device.type == "cuda" and not execution.gpus_per_actor:
         return "inline"
     actors = cluster.available(execution.cpus_per_actor, execution.gpus_per_actor)
     actors = min(execution.actors or actors, actors)  # more of them would share cores

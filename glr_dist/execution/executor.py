@@ -61,7 +61,7 @@ class Executor(ABC):
             tapes = dict(zip(step.example_blocks, self.tapes(estimator, step, shared_pass), strict=True))
             if not estimator.counts_loss:
                 for tape in tapes.values():
-                    total.loss = total.loss + tape.losses.sum() / (len(step.y) * estimator.passes(step))
+                    total.loss = total.loss + tape.losses.sum() / (step.size * estimator.passes(step))
             items = list(estimator.items(step, shared_pass))
             last = {(item.site, item.example_block): item for item in items}
             yield [

@@ -83,10 +83,10 @@ class Layers(Executor):
 
     def begin(self, estimator: Estimator, step: Step) -> None:
         """Sends the state of the step, after the program if that has changed."""
-        if step.x.device.type != self.device.type:
+        if step.device.type != self.device.type:
             raise ClusterError(
                 f"execution.gpus_per_actor: the actors compute on {self.device.type}, this process on "
-                f"{step.x.device.type}; both must use the same kind, since their noise must be the same"
+                f"{step.device.type}; both must use the same kind, since their noise must be the same"
             )
         network = step.network
         parts = (
@@ -144,9 +144,7 @@ class Layers(Executor):
         following = 0
         for call, (partials, seconds) in self.pool.run(calls()):
             self.bytes += partials.size
-            for (place, taped), took, partial in zip(
-                sent[call], seconds, unpacked(partials, step.x.device), strict=True
-            ):
+            for (place, taped), took, partial in zip(sent[call], seconds, unpacked(partials, step.device), strict=True):
                 self._costs.observe(step, taped.item, took)
                 arrived[place] = taped, Partial(**partial)
             sent[call].clear()

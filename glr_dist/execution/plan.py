@@ -19,6 +19,7 @@ from glr_dist.estimators import ESTIMATORS, Step, WorkItem
 from glr_dist.estimators.work import ItemWork, direction_count, example_count
 from glr_dist.execution.worker import numbers_of
 from glr_dist.sites import Tape
+from glr_dist.trees import leaves
 
 # Cost in FLOPs on one thread, fitted to measured items (float32).
 _NOISE = 100  # an element of noise: drawn, scaled, scored, weighed
@@ -198,7 +199,7 @@ def makespan(seconds: Sequence[float], packed: Iterable[Iterable[int]]) -> float
 
 def state_bytes(step: Step) -> int:
     """Bytes sent once per step: all parameters and buffers, scales, learned log-scales, and the batch."""
-    return sum(map(_bytes, (*numbers_of(step), step.x, step.y)))
+    return sum(map(_bytes, (*numbers_of(step), *leaves((step.x, step.y)))))
 
 
 def tape_bytes(step: Step, tape: Tape) -> int:

@@ -125,7 +125,7 @@ def serial_work(estimator: Estimator, step: Step) -> tuple[float, int]:
     the optimizer per parameter.
     """
     own = estimator.driver_work(step)
-    shared = own.shared_passes // len(step.example_blocks) * len(step.y) * plan.pass_work(step, noisy=True)
+    shared = own.shared_passes // len(step.example_blocks) * step.size * plan.pass_work(step, noisy=True)
     return 10.0 * parameters(step) + shared + own.flops, own.shared_passes
 
 

@@ -32,7 +32,7 @@ class Packed(NamedTuple):
 
 
 def packed(value: Any) -> Packed:
-    """Packs a value of nested dictionaries, lists and tuples that hold tensors; tuples become lists."""
+    """Packs a value of nested dictionaries, lists and tuples that hold tensors."""
     found: list[tuple[int, Tensor]] = []
     end = 0
 
@@ -45,8 +45,10 @@ def packed(value: Any) -> Packed:
             return place
         if isinstance(part, dict):
             return {key: placed(inner) for key, inner in part.items()}
-        if isinstance(part, list | tuple):
+        if isinstance(part, list):
             return [placed(inner) for inner in part]
+        if type(part) is tuple:
+            return tuple(placed(inner) for inner in part)
         return part
 
     places = placed(value)
@@ -74,6 +76,8 @@ def unpacked(sent: Packed, device: torch.device) -> Any:
             return {key: found(inner) for key, inner in part.items()}
         if isinstance(part, list):
             return [found(inner) for inner in part]
+        if type(part) is tuple:
+            return tuple(found(inner) for inner in part)
         return part
 
     return found(sent.value)

@@ -23,7 +23,7 @@ def program_of(estimator: Estimator, step: Step) -> tuple[Estimator, Step]:
 
     The tensors inside are placeholders for the state.
     """
-    empty = torch.empty(0, device=step.x.device)
+    empty = torch.empty(0, device=step.device)
     return estimator, replace(step, number=0, x=empty, y=empty)
 
 

@@ -19,7 +19,7 @@ def data_parallel(step: Step, machine: Hardware, gpus: int) -> Prediction:
 
     The all-reduce is assumed to start together with the backward pass, the earliest possible time.
     """
-    examples = len(step.y)
+    examples = step.size
     used = min(gpus, examples)
     gradients = parameters(step) * step.network.dtype.itemsize
     work = 3 * plan.pass_work(step, noisy=False) / machine.rate
@@ -38,13 +38,13 @@ def pipeline(step: Step, machine: Hardware, gpus: int) -> Prediction:
     pass. Transfers overlap with computation except while the pipeline fills and drains.
     """
     stages = max(1, min(gpus, len(step.network.sites)))
-    counts = {min(len(step.y), 2**power) for power in range(len(step.y).bit_length() + 1)} if stages > 1 else {1}
+    counts = {min(step.size, 2**power) for power in range(step.size.bit_length() + 1)} if stages > 1 else {1}
     tried = [_pipeline(step, machine, gpus, stages, micro) for micro in sorted(counts)]
     return min(tried, key=lambda prediction: prediction.seconds)
 
 
 def _pipeline(step: Step, machine: Hardware, gpus: int, stages: int, micro: int) -> Prediction:
-    examples, size = len(step.y), step.network.dtype.itemsize
+    examples, size = step.size, step.network.dtype.itemsize
     rows = math.ceil(examples / micro)
     work = 3 * plan.pass_work(step, noisy=False) / machine.rate
     stage = (rows * work + 3 * machine.block) / stages

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from glr_dist.trees import leaves
+
 
 class Call(NamedTuple):
     """One call of a module in a traced pass."""
@@ -30,14 +32,6 @@ def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance * size, equal_nan=True)
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """Returns the tensors in nested tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
-    return [tensor for part in parts for tensor in tensors_of(part)]
-
-
 @contextmanager
 def traced(model: nn.Module) -> Iterator[list[Call]]:
     """Records the calls of all modules in the order in which they return: an inner module before its parent."""
@@ -46,7 +40,7 @@ def traced(model: nn.Module) -> Iterator[list[Call]]:
     handles = []
 
     def clones(value: Any) -> list[Tensor]:
-        return [tensor.detach().clone() for tensor in tensors_of(value)]
+        return [tensor.detach().clone() for tensor in leaves(value)]
 
     for name, module in model.named_modules():
 

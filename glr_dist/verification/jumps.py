@@ -24,6 +24,7 @@ from glr_dist.estimators import Step
 from glr_dist.rules import RULES
 from glr_dist.sites import Site
 from glr_dist.streams import Key, Role, generator
+from glr_dist.trees import Tree
 
 PROBES = 4
 TOLERANCE = 0.03  # of the change
@@ -40,7 +41,7 @@ def suspects(step: Step, site: Site) -> tuple[str, ...]:
     return tuple(name for name in site.owned if name not in own or name in site.upstream)
 
 
-def hidden_jump(step: Step, x: Tensor, v: Mapping[str, Tensor]) -> tuple[Site, str, float, float] | None:
+def hidden_jump(step: Step, x: Tree, v: Mapping[str, Tensor]) -> tuple[Site, str, float, float] | None:
     """Returns a site and an owned parameter that acts on its logits through a jump, or None.
 
     Args:
@@ -67,7 +68,7 @@ def hidden_jump(step: Step, x: Tensor, v: Mapping[str, Tensor]) -> tuple[Site, s
     return None
 
 
-def reaches_around(step: Step, x: Tensor, v: Mapping[str, Tensor]) -> str | None:
+def reaches_around(step: Step, x: Tree, v: Mapping[str, Tensor]) -> str | None:
     """Returns a parameter that changes the outputs although the noisy logits of all sites are held, or None.
 
     Autograd shows such a parameter unless it acts through a jump.
@@ -92,7 +93,7 @@ def _share(sizes: tuple[float, float] | None) -> float:
 
 
 def _mismatches(
-    step: Step, x: Tensor, v: Mapping[str, Tensor], paths: Mapping[str, Sequence[str]], nodes: int
+    step: Step, x: Tree, v: Mapping[str, Tensor], paths: Mapping[str, Sequence[str]], nodes: int
 ) -> dict[str, tuple[float, float]]:
     """Returns, for the sites whose logits do not change by the integral of their derivative, the sizes of both."""
     found: dict[str, tuple[float, float]] = {}
@@ -114,7 +115,7 @@ def _mismatches(
 
 def _changes(
     step: Step,
-    x: Tensor,
+    x: Tree,
     v: Mapping[str, Tensor],
     paths: Mapping[str, Sequence[str]],
     directions: Mapping[str, Tensor],
@@ -138,9 +139,9 @@ def _changes(
         end = logits()
     probes = {}
     for name in paths:
-        stream = generator(Key(step.seed, site=step.network.by_name[name].index, role=Role.VERIFICATION), x.device)
+        stream = generator(Key(step.seed, site=step.network.by_name[name].index, role=Role.VERIFICATION), step.device)
         shape = (PROBES, *start[name].shape)
-        probes[name] = torch.randn(shape, generator=stream, dtype=start[name].dtype, device=x.device)
+        probes[name] = torch.randn(shape, generator=stream, dtype=start[name].dtype, device=step.device)
     change = {name: (probes[name] * (end[name] - start[name])).flatten(1).sum(1) for name in paths}
     integral = {name: torch.zeros_like(change[name]) for name in paths}
     places, weights = np.polynomial.legendre.leggauss(nodes)

@@ -17,6 +17,7 @@ from glr_dist.losses import per_example
 from glr_dist.rules import any_segment
 from glr_dist.sites import Site, Tape
 from glr_dist.streams import Key, Role, generator
+from glr_dist.trees import cloned, equal, taken
 from glr_dist.verification.culprit import Call, close, culprit, traced
 from glr_dist.verification.jumps import hidden_jump, reaches_around
 
@@ -40,8 +41,8 @@ def verify(step: Step) -> None:
         SiteError: one of these fails; it names the module and what to do.
         UserError: the loss of an example depends on the other examples.
     """
-    index = torch.arange(EXAMPLES, device=step.x.device) % len(step.x)
-    few = replace(step, x=step.x[index], y=step.y[index.to(step.y.device)], replica=(0, 1))
+    index = torch.arange(EXAMPLES) % step.size
+    few = replace(step, x=taken(step.x, index), y=taken(step.y, index), replica=(0, 1))
     _check_state(few)
     for draw in range(_DRAWS):
         try:
@@ -62,7 +63,7 @@ def _check_state(step: Step) -> None:
     network, model = step.network, step.network.model
     noisy = _noise(step, 0, 1)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    x = step.x.clone()
+    x = cloned(step.x)
 
     def outputs() -> Tensor:
         return network.record(step.x, noisy, step.uniforms(0, 0))[0]
@@ -77,8 +78,7 @@ def _check_state(step: Step) -> None:
                 f"{_named(model, owner)} changes its buffer '{name}' in a pass, so that redraws would change the "
                 "network: put it in evaluation mode, or reset the buffer at the start of each forward pass"
             )
-    if not torch.equal(step.x, x):
-        step.x.copy_(x)
+    if not equal(step.x, x):
         raise SiteError("the network changes its input in place: let it work on a copy, x = x.clone()")
     if not close(outputs(), before):
         with traced(model) as first:
@@ -94,7 +94,7 @@ def _check_state(step: Step) -> None:
 
 def _check_passes(step: Step, draw: int) -> None:
     """Refuses a chain that is not the model, coupled examples, and replays that differ from the recorded pass."""
-    network, n = step.network, len(step.x)
+    network, n = step.network, step.size
     uniforms = step.uniforms(0, 0)
     chained = network.run(step.x, lambda name, _, z: z, uniforms)
     whole = network.whole(step.x, uniforms)
@@ -135,10 +135,10 @@ def _check_passes(step: Step, draw: int) -> None:
 
 def _check_apart(step: Step, draw: int, kept: int, outputs: Tensor, losses: Tensor) -> None:
     """Refuses a network or a loss whose value for the example `kept` changes with the other examples."""
-    network, n = step.network, len(step.x)
+    network, n = step.network, step.size
     uniforms = step.uniforms(0, 0)
-    index = torch.full((n,), kept, device=step.x.device)
-    x, y = step.x[index], step.y[index.to(step.y.device)]
+    index = torch.full((n,), kept)
+    x, y = taken(step.x, index), taken(step.y, index)
     shared, other = _noise(step, draw, 1), _noise(step, draw + _DRAWS, 1)
 
     def noisy(site: Site, z: Tensor) -> Tensor:
@@ -156,8 +156,6 @@ def _check_apart(step: Step, draw: int, kept: int, outputs: Tensor, losses: Tens
             f"{_culprit(step, first, second, kept)} couples the examples of a batch: the output for one depends on "
             "the others; use a module that treats each example alone, such as LayerNorm or GroupNorm"
         )
-    y = y.clone()
-    y[kept] = step.y[kept]
     if not close(per_example(step.loss(changed, y), n)[kept], losses[kept]):
         raise UserError(
             "loss: the loss of an example depends on the other examples of the batch; a redraw changes one example at "
@@ -215,7 +213,7 @@ def _check_rule(step: Step, site: Site, tape: Tape, noisy: Noise) -> None:
 
 def _draw(step: Step, site: Site, shape: tuple[int, ...], draw: int, role: Role) -> Tensor:
     key = Key(step.seed, draw, 0, site.index, 0, 0, role)
-    return torch.randn(shape, generator=generator(key, step.x.device), dtype=step.network.dtype, device=step.x.device)
+    return torch.randn(shape, generator=generator(key, step.device), dtype=step.network.dtype, device=step.device)
 
 
 def _noise(step: Step, draw: int, copies: int) -> Noise:
@@ -236,7 +234,7 @@ def _noise(step: Step, draw: int, copies: int) -> Noise:
 
 
 def _culprit(step: Step, first: list[Call], second: list[Call], kept: int | slice) -> str:
-    n = len(step.x)
+    n = step.size
 
     def part(tensor: Tensor) -> Tensor:
         return tensor[kept] if tensor.dim() and len(tensor) == n else tensor
