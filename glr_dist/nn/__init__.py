@@ -1,8 +1,9 @@
-"""Modules beside torch's own: discontinuous activations, keyed dropout, the paper's networks."""
+"""Modules beside torch's own: discontinuous activations, keyed dropout, the paper's networks; `opened`."""
 
 from glr_dist.nn.activations import Heaviside, Sign, Staircase
 from glr_dist.nn.dropout import AlphaDropout, ChannelAlphaDropout, ChannelDropout, Dropout, StochasticDepth
 from glr_dist.nn.models import mlp
+from glr_dist.nn.opening import opened
 from glr_dist.registry import ACTIVATIONS
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "Staircase",
     "StochasticDepth",
     "mlp",
+    "opened",
 ]
