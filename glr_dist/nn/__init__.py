@@ -1,7 +1,8 @@
-"""Modules beside torch's own: discontinuous activations, keyed dropout, the paper's networks; `opened`."""
+"""Modules beside torch's own: discontinuous activations, keyed dropout, the paper's networks; `opened` and `fixed`."""
 
 from glr_dist.nn.activations import Heaviside, Sign, Staircase
 from glr_dist.nn.dropout import AlphaDropout, ChannelAlphaDropout, ChannelDropout, Dropout, StochasticDepth
+from glr_dist.nn.fixing import Change, Changes, fixed
 from glr_dist.nn.models import mlp
 from glr_dist.nn.opening import opened
 from glr_dist.registry import ACTIVATIONS
@@ -9,6 +10,8 @@ from glr_dist.registry import ACTIVATIONS
 __all__ = [
     "ACTIVATIONS",
     "AlphaDropout",
+    "Change",
+    "Changes",
     "ChannelAlphaDropout",
     "ChannelDropout",
     "Dropout",
@@ -16,6 +19,7 @@ __all__ = [
     "Sign",
     "Staircase",
     "StochasticDepth",
+    "fixed",
     "mlp",
     "opened",
 ]
