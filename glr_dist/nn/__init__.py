@@ -1,8 +1,25 @@
-"""Modules beside torch's own: discontinuous activations, keyed dropout, the paper's networks."""
+"""Modules beside torch's own: discontinuous activations, keyed dropout, the paper's networks; `opened` and `fixed`."""
 
 from glr_dist.nn.activations import Heaviside, Sign, Staircase
-from glr_dist.nn.dropout import Dropout
+from glr_dist.nn.dropout import AlphaDropout, ChannelAlphaDropout, ChannelDropout, Dropout, StochasticDepth
+from glr_dist.nn.fixing import Change, Changes, fixed
 from glr_dist.nn.models import mlp
+from glr_dist.nn.opening import opened
 from glr_dist.registry import ACTIVATIONS
 
-__all__ = ["ACTIVATIONS", "Dropout", "Heaviside", "Sign", "Staircase", "mlp"]
+__all__ = [
+    "ACTIVATIONS",
+    "AlphaDropout",
+    "Change",
+    "Changes",
+    "ChannelAlphaDropout",
+    "ChannelDropout",
+    "Dropout",
+    "Heaviside",
+    "Sign",
+    "Staircase",
+    "StochasticDepth",
+    "fixed",
+    "mlp",
+    "opened",
+]
