@@ -1,4 +1,8 @@
-"""Losses: `loss(outputs [B, …], targets [B, …]) -> [B]`, one value per example, never reduced."""
+"""Losses: `loss(outputs [B, …], targets [B, …]) -> [B]`, one value per example, never reduced.
+
+Shapes: C classes, T tokens, *P pixels. A loss over the tokens or pixels of an example is their mean; where the target
+is `IGNORED` (padding), they do not count.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +10,98 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from glr_dist.errors import UserError
 from glr_dist.registry import LOSSES
+from glr_dist.trees import Tree
 
-__all__ = ["LOSSES", "Loss", "cross_entropy", "per_example", "zero_one"]
+__all__ = [
+    "IGNORED",
+    "LOSSES",
+    "Loss",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "hinge",
+    "jaccard",
+    "mse",
+    "per_example",
+    "top5",
+    "zero_one",
+]
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tree], Tensor]
+
+IGNORED = -100  # target of a token or pixel that does not count, as in torch
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns -log softmax(outputs)[target] [B] of class scores [B, C] and class numbers [B]."""
+    """Returns -log softmax(outputs)[target] [B].
+
+    Args:
+        outputs: scores of the classes [B, C], of each token [B, T, C], or of each pixel [B, C, *P].
+        targets: class numbers [B], [B, T] or [B, *P]. Where both readings fit, the classes are the last dimension.
+    """
+    scores = _class_last(outputs, targets)
+    index = targets.clamp(min=0) if targets.dim() > 1 else targets
     # Several times faster on a CPU than torch's own, which first writes the whole log-softmax.
-    return outputs.logsumexp(-1) - outputs.gather(-1, targets[:, None])[:, 0]
+    return _mean(scores.logsumexp(-1) - scores.gather(-1, index[..., None])[..., 0], targets)
 
 
 def zero_one(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns 1 where argmax(outputs) differs from the target, else 0 [B]; outputs [B, C], targets [B]."""
-    return (outputs.argmax(-1) != targets).to(outputs.dtype)
+    """Returns 1 where argmax(outputs) differs from the target, else 0 [B]; takes the shapes of `cross_entropy`."""
+    return _mean((_class_last(outputs, targets).argmax(-1) != targets).to(outputs.dtype), targets)
+
+
+def top5(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Returns 1 where five classes score at least as high as the target, else 0 [B]; outputs [B, C], targets [B]."""
+    own = outputs.gather(-1, targets[:, None])
+    return ((outputs >= own).sum(-1) > 5).to(outputs.dtype)
+
+
+def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Returns max(0, 1 + max_{j ≠ y} z_j - z_y) [B] of scores z [B, C] and class numbers y [B].
+
+    Reference:
+        Crammer, Singer: On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines, JMLR 2001.
+    """
+    own = outputs.gather(-1, targets[:, None])
+    others = outputs.scatter(-1, targets[:, None], -torch.inf)
+    return (1 + others.amax(-1) - own[:, 0]).clamp(min=0)
+
+
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Returns the mean squared difference of an example's values [B].
+
+    Args:
+        outputs: values [B, …].
+        targets: values of the same shape, or class numbers [B], which stand for one-hot values [B, C].
+    """
+    return (outputs - _like(outputs, targets, "mse")).square().flatten(1).mean(1)
+
+
+def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Returns the mean of log(1 + e^z) - t z over an example's labels [B].
+
+    Args:
+        outputs: logits z [B, …] of the labels.
+        targets: t in [0, 1] of the same shape, or class numbers [B], which stand for one-hot labels [B, C].
+    """
+    labels = _like(outputs, targets, "binary_cross_entropy")
+    return (functional.softplus(outputs) - labels * outputs).flatten(1).mean(1)
+
+
+def jaccard(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Returns 1 - |A ∩ B| / |A ∪ B| [B] of the labels or pixels A whose logit is positive, and the targets B.
+
+    Args:
+        outputs: logits [B, …].
+        targets: 0 or 1 of the same shape, or class numbers [B], which stand for one-hot labels [B, C].
+    """
+    labels = _like(outputs, targets, "jaccard").flatten(1) > 0
+    found = outputs.flatten(1) > 0
+    union = (found | labels).sum(1)
+    return 1 - ((found & labels).sum(1) / union.clamp(min=1)).where(union > 0, 1).to(outputs.dtype)
 
 
 def per_example(values: Tensor, batch: int) -> Tensor:
@@ -36,3 +114,36 @@ def per_example(values: Tensor, batch: int) -> Tensor:
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise UserError(f"loss: must return one value per example, shape ({batch},) for {batch} examples, got {found}")
     return values if values.is_floating_point() else values.to(torch.get_default_dtype())
+
+
+def _class_last(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Returns the scores [B, …, C] for targets [B, …]."""
+    if outputs.dim() == targets.dim() + 1:
+        if outputs.shape[:-1] == targets.shape:
+            return outputs
+        if outputs.shape[:1] + outputs.shape[2:] == targets.shape:
+            return outputs.movedim(1, -1)
+    raise UserError(
+        f"loss: the targets have shape {tuple(targets.shape)} and the outputs {tuple(outputs.shape)}: the outputs need "
+        "one dimension more, that of the classes"
+    )
+
+
+def _mean(values: Tensor, targets: Tensor) -> Tensor:
+    """Returns the mean of the values of each example whose target counts."""
+    if values.dim() == 1:
+        return values
+    counts = (targets != IGNORED).to(values.dtype).flatten(1)
+    return (values.flatten(1) * counts).sum(1) / counts.sum(1).clamp(min=1)
+
+
+def _like(outputs: Tensor, targets: Tensor, name: str) -> Tensor:
+    """Returns targets in the shape and type of the outputs; class numbers become one-hot."""
+    if targets.dim() == 1 and outputs.dim() == 2 and not targets.is_floating_point():
+        return functional.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+    if targets.shape != outputs.shape:
+        raise UserError(
+            f"loss: {name} compares outputs {tuple(outputs.shape)} with targets {tuple(targets.shape)}; they must have "
+            "one shape, or the targets be class numbers"
+        )
+    return targets.to(outputs.dtype)

@@ -120,7 +120,11 @@ LAWS: Registry[type[Noise]] = Registry(
 )
 
 LOSSES: Registry[Loss] = Registry(
-    "loss", {"cross_entropy": "glr_dist.losses:cross_entropy", "zero_one": "glr_dist.losses:zero_one"}
+    "loss",
+    {
+        name: f"glr_dist.losses:{name}"
+        for name in ("cross_entropy", "zero_one", "mse", "binary_cross_entropy", "hinge", "top5", "jaccard")
+    },
 )
 
 # Beside the optimizers of torch.optim, which are known by the names of their classes.

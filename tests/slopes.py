@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from glr_dist import GLR
 from glr_dist.losses import cross_entropy
 from glr_dist.streams import Key
+from glr_dist.trees import Tree, copied, count
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -38,15 +39,15 @@ class Slope(NamedTuple):
         return (self.slope - 1) / self.error
 
 
-def repeated(x: Tensor, times: int) -> Tensor:
+def repeated(x: Tree, times: int) -> Tree:
     """Returns each example `times` times, since the noise of each is its own."""
-    return x.repeat(times, *[1] * (x.dim() - 1))
+    return copied(x, times)
 
 
 def slopes(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Tree,
+    y: Tree,
     loss: Loss = cross_entropy,
     *,
     noise: object = 0.5,
@@ -69,9 +70,11 @@ def slopes(
         samples: noisy passes of each example behind the reference.
         differences: True if the reference is a difference of J.
     """
-    net = GLR(model, noise, estimator, copies=copies, seed=1, example_block=len(x) * repeats, **options)
+    net = GLR(model, noise, estimator, copies=copies, seed=1, example_block=count(y, "y") * repeats, **options)
     chosen = {name: value for name, value in options.items() if name in ("sites", "site_names")}
-    references = [GLR(model, noise, "pathwise", seed=seed, example_block=len(x) * samples, **chosen) for seed in (2, 3)]
+    references = [
+        GLR(model, noise, "pathwise", seed=seed, example_block=count(y, "y") * samples, **chosen) for seed in (2, 3)
+    ]
     few, many = (repeated(x, repeats), repeated(y, repeats)), (repeated(x, samples), repeated(y, samples))
     if differences:
         return {name: _slope_by_difference(net, references[0], name, few, many, loss, steps) for name in _names(net, x)}
@@ -84,7 +87,7 @@ def slopes(
     return {name: _slope(torch.stack(drawn[name]), one[name], other[name]) for name in one}
 
 
-def _names(net: GLR, x: Tensor) -> list[str]:
+def _names(net: GLR, x: Tree) -> list[str]:
     net.prepare(x)
     return list(net.network.parameters)
 
@@ -105,8 +108,8 @@ def _slope_by_difference(
     net: GLR,
     reference: GLR,
     name: str,
-    few: tuple[Tensor, Tensor],
-    many: tuple[Tensor, Tensor],
+    few: tuple[Tree, Tree],
+    many: tuple[Tree, Tree],
     loss: Loss,
     steps: int,
 ) -> Slope:

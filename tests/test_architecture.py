@@ -13,10 +13,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from its own layer and earlier ones only.
 LAYERS = (
-    {"errors", "redaction", "registry", "text", "uris"},
+    {"errors", "redaction", "registry", "text", "trees", "uris"},
     {"config", "streams", "losses", "nn"},
     {"noise"},
-    {"trees"},
     {"data", "files", "figures", "checks", "claims", "outputs"},
     {"chain", "sites"},
     {"survey"},

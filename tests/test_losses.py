@@ -2,7 +2,18 @@ import pytest
 import torch
 from torch.nn import functional
 
-from glr_dist.losses import LOSSES, cross_entropy, per_example, zero_one
+from glr_dist.errors import UserError
+from glr_dist.losses import (
+    LOSSES,
+    binary_cross_entropy,
+    cross_entropy,
+    hinge,
+    jaccard,
+    mse,
+    per_example,
+    top5,
+    zero_one,
+)
 
 
 def test_cross_entropy_is_torchs_with_its_gradient() -> None:
@@ -27,9 +38,63 @@ def test_zero_one_counts_the_wrong_ones() -> None:
     assert found.dtype == outputs.dtype
 
 
+@pytest.mark.parametrize("shape", [(), (6,), (4, 5), (3, 3, 3)], ids=str)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_cross_entropy_of_tokens_and_pixels_is_torchs(shape: tuple[int, ...], ignored: bool) -> None:
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(3, 7, *shape, dtype=torch.float64), torch.randint(7, (3, *shape))
+    if ignored and shape:
+        targets[:, 0] = targets[1] = -100  # a whole example, too
+    expected = [
+        functional.cross_entropy(outputs[i : i + 1], targets[i : i + 1]).nan_to_num() for i in range(len(outputs))
+    ]
+    torch.testing.assert_close(cross_entropy(outputs, targets), torch.stack(expected))
+    torch.testing.assert_close(cross_entropy(outputs.movedim(1, -1), targets), torch.stack(expected))
+    wrong = (outputs.argmax(1) != targets) & (targets != -100)
+    count = (targets != -100).reshape(3, -1).sum(1).clamp(min=1)
+    torch.testing.assert_close(zero_one(outputs, targets), wrong.reshape(3, -1).sum(1) / count.double())
+
+
+def test_losses_are_those_of_torch() -> None:
+    torch.manual_seed(0)
+    outputs, classes = torch.randn(6, 4, dtype=torch.float64), torch.randint(4, (6,))
+    labels = functional.one_hot(classes, 4).double()
+    for targets in (classes, labels):
+        torch.testing.assert_close(mse(outputs, targets), (outputs - labels).square().mean(1))
+        expected = functional.binary_cross_entropy_with_logits(outputs, labels, reduction="none").mean(1)
+        torch.testing.assert_close(binary_cross_entropy(outputs, targets), expected)
+    most = [max(z[j] for j in range(4) if j != y) for z, y in zip(outputs, classes, strict=True)]
+    own = outputs[torch.arange(6), classes]
+    torch.testing.assert_close(hinge(outputs, classes), (1 + torch.stack(most) - own).clamp(min=0))
+
+
+def test_top5_and_jaccard_count() -> None:
+    outputs = torch.arange(8.0).repeat(8, 1)
+    assert top5(outputs, torch.arange(8)).tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    masks = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
+    found = torch.tensor([[1.0, -1, 1, -1], [-1, -1, -1, -1], [-1, 1, 1, 1]])
+    torch.testing.assert_close(jaccard(found, masks), torch.tensor([2 / 3, 0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "targets"),
+    [
+        (cross_entropy, (5, 3), (5, 3)),
+        (cross_entropy, (5, 3, 4), (5,)),
+        (zero_one, (5,), (5,)),
+        (mse, (5, 3), (5, 2)),
+        (binary_cross_entropy, (5, 3, 2), (5,)),
+        (jaccard, (5, 3), (5, 1)),
+    ],
+)
+def test_targets_that_do_not_fit_the_outputs_are_refused(loss, outputs, targets) -> None:
+    with pytest.raises(UserError, match=r"loss: .*targets"):
+        loss(torch.randn(outputs), torch.zeros(targets, dtype=torch.long))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_gives_one_value_for_each_example(name: str) -> None:
-    values = LOSSES[name](torch.randn(5, 3), torch.randint(3, (5,)))
+    values = LOSSES[name](torch.randn(5, 8), torch.randint(3, (5,)))
     assert per_example(values, 5) is values
     one_by_one = [LOSSES[name](torch.eye(3)[i : i + 1], torch.tensor([1])) for i in range(3)]
     torch.testing.assert_close(LOSSES[name](torch.eye(3), torch.tensor([1, 1, 1])), torch.cat(one_by_one))
