@@ -24,6 +24,7 @@ from glr_dist.outputs import Output, call, selected
 from glr_dist.rules import direct_rule
 from glr_dist.sites import DEFAULT_TYPES, by_site
 from glr_dist.streams import Key, generator
+from glr_dist.summary import Summary, summary_of
 from glr_dist.text import hint
 from glr_dist.trees import Tree, count, leaves, mapped
 from glr_dist.verification import verify
@@ -290,6 +291,18 @@ class GLR(nn.Module):
         """
         step = self.bind(x, y, cross_entropy)
         return self.estimator.copies(step), self.estimator.forward_passes(step)
+
+    def summary(self, x: Tree) -> Summary:
+        """Returns what the network is to its estimator: print it to see the sites, their cost, and the parameters.
+
+        Args:
+            x: a few inputs, as in `forward`.
+
+        Raises:
+            SiteError: the network cannot be trained as it is.
+        """
+        step = self.bind(x, x)
+        return summary_of(step, self.estimator.copies(step), self.estimator.forward_passes(step))
 
     def bind(self, x: Tree, y: Tree, loss: Loss = cross_entropy) -> Step:
         """Returns everything that the estimate on a batch depends on; takes the arguments of `gradients`."""

@@ -21,7 +21,7 @@ LAYERS = (
     {"survey"},
     {"network"},
     {"rules", "estimators"},
-    {"verification"},
+    {"summary", "verification"},
     {"execution"},
     {"glr"},
     {"build"},

@@ -184,6 +184,16 @@ def test_the_example_of_the_estimators_learns_exclusive_or_and_its_scales(capsys
     assert all(scale.item() != 0.5 for scale in names["net"].scales().values())
 
 
+def test_the_further_blocks_of_the_estimators_page_run(capsys):
+    names: dict[str, Any] = {}
+    for number in range(3):
+        exec(blocks("glr_dist/estimators/README.md", "python")[number], names)
+    printed = capsys.readouterr().out
+    assert "BatchNorm1d" in printed
+    assert "5" in next(line for line in printed.splitlines() if line.startswith("cell ")).split()  # calls
+    assert names["reader"].model.cell.weight.grad.any()
+
+
 def test_the_example_of_the_configurations_trains_with_its_own_loss(tmp_path, monkeypatch, capsys):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
@@ -208,7 +218,7 @@ def test_no_page_has_a_python_block_that_no_test_runs():
     tested = {
         "README.md": 2,
         "configs/README.md": 1,
-        "glr_dist/estimators/README.md": 1,
+        "glr_dist/estimators/README.md": 3,
         "glr_dist/execution/README.md": 1,
     }
     assert {page: len(found) for page in PAGES if (found := blocks(page, "python"))} == tested

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from glr_dist import __version__
-from glr_dist.cli import compare, completion, config, diagnose, evaluate, plan, sync, train, tune
+from glr_dist.cli import compare, completion, config, diagnose, evaluate, plan, summary, sync, train, tune
 from glr_dist.cli.arguments import take_config
 
 COMMANDS = {
@@ -17,6 +17,7 @@ COMMANDS = {
     "sync": sync,
     "diagnose": diagnose,
     "tune": tune,
+    "summary": summary,
     "plan": plan,
     "config": config,
     "completion": completion,
