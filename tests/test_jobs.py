@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -44,6 +45,16 @@ def test_replicate_reports_an_error_in_one_line(tmp_path):
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
     assert "noise.scale" in run.stderr
+
+
+def test_training_in_the_loop_beats_a_wrong_model_on_hardware_that_drifts(capsys):
+    main = runpy.run_path(str(JOBS / "analog.py"))["main"]
+    found = main(["--epochs", "4", "--seeds", "1"])
+    last = {method: runs[0][-1] for method, runs in found.items()}
+    assert last["GLR"] > 0.75  # 0.83; guessing gives 0.1
+    assert last["GLR"] > last["ideal model"] + 0.1  # 0.61
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-3].split()[-1] == f"{last['GLR']:.3f}"
 
 
 def _train(*arguments, in_ray_job=False, folder=None, job="train"):
