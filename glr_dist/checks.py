@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_dist.errors import SiteError
+from glr_dist.nn.batch_norm import SharedBatchNorm
 
 
 def check_examples_apart(model: nn.Module) -> None:
@@ -21,7 +22,21 @@ def check_examples_apart(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise SiteError(
                 f"'{name}' is a {type(module).__name__} in training mode, which couples the examples of a batch: "
-                "use LayerNorm or GroupNorm, or put it in evaluation mode"
+                "use glr_dist.nn.fixed(model), LayerNorm or GroupNorm, or put it in evaluation mode"
+            )
+
+
+def check_no_shared_statistics(model: nn.Module) -> None:
+    """Refuses a SharedBatchNorm in training mode, for an estimator without a shared pass.
+
+    Raises:
+        SiteError: names the module.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, SharedBatchNorm) and module.training:
+            raise SiteError(
+                f"'{name}' (SharedBatchNorm) needs the statistics of a shared pass, which 'joint' does not have: use "
+                "another estimator, or GroupNorm"
             )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_dist import config
-from glr_dist.checks import all_finite
+from glr_dist.checks import all_finite, check_no_shared_statistics
 from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.estimators import ESTIMATORS, Gradients, Step
 from glr_dist.execution.executor import Executor
@@ -167,6 +167,8 @@ class GLR(nn.Module):
         estimated = self.options.name != "pathwise"
         network.prepare(x, estimated=estimated, keep_inputs=lambda site: direct_rule(network, site) is not None)
         names = [site.name for site in network.sites]
+        if self.options.name == "joint":
+            check_no_shared_statistics(self.model)
         direct = {site.name: direct_rule(network, site) for site in network.sites}
         self._site_options = {
             "copies": by_site(self.options.copies, names, "estimator.copies"),
@@ -281,6 +283,7 @@ class GLR(nn.Module):
                 _accumulate(self.network.parameters[name], grad)
             for name, grad in total.scales.items():
                 _accumulate(self.log_scales[scale_key(name)], grad)
+            self.network.move_statistics(total.statistics)
         self.step += 1
         return total.loss
 

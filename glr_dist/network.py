@@ -10,7 +10,7 @@ Shapes: N examples, z [N, *S] the logits of a site before noise, v = z + σ ε a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from glr_dist.chain import chain
 from glr_dist.checks import check_examples_apart, unkeyed_randomness_is_an_error
 from glr_dist.errors import SiteError
+from glr_dist.nn.batch_norm import STATISTICS, SharedBatchNorm, Statistics
 from glr_dist.nn.dropout import KEYED
 from glr_dist.outputs import Output, call, selected
 from glr_dist.sites import DEFAULT_TYPES, Site, Tape, chosen
@@ -119,6 +120,7 @@ class Network:
         starts: dict[int, Tree] | None = None,
         keep: Collection[int] = (),
         calls: Counter[nn.Module] | None = None,
+        statistics: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Runs blocks start … stop - 1.
 
@@ -131,6 +133,7 @@ class Network:
             starts: receives the chain's value before the blocks of `keep`.
             keep: indices of blocks.
             calls: counts the calls of each module so far; by default those before block `start`.
+            statistics: those of the batch norms, by call; receives what it lacks.
 
         Raises:
             SiteError: a module runs more often than in the pass that prepared the network.
@@ -150,6 +153,7 @@ class Network:
         if start in overwritten:
             h = mapped(Tensor.clone, h)
         calling, random = _CALLED.set(called), KEYED.set(self._keyed(uniforms, counts))
+        shared = STATISTICS.set(self._shared({} if statistics is None else statistics, counts))
         try:
             for index, (name, module) in enumerate(self.blocks[start:stop], start):
                 if starts is not None and index in keep:
@@ -160,6 +164,7 @@ class Network:
         finally:
             _CALLED.reset(calling)
             KEYED.reset(random)
+            STATISTICS.reset(shared)
 
     def whole(self, x: Tree, uniforms: Uniforms | None = None) -> Tensor:
         """Runs the model itself, without noise, with the random numbers that `run` would give its keyed modules."""
@@ -183,6 +188,18 @@ class Network:
 
         return keyed
 
+    def _shared(self, store: dict[str, Tensor], counts: Counter[nn.Module]) -> Statistics:
+        """Returns (batch norm, compute) -> the statistics of its next call, which it counts."""
+
+        def shared(module: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
+            name = f"{self._random[module]}.{counts[module]}"
+            counts[module] += 1
+            if name not in store:
+                store[name] = compute()
+            return store[name]
+
+        return shared
+
     def _site_of(self, name: str, call: int) -> str:
         """Returns the name of the site that the call of a module is."""
         if self._found is None:
@@ -198,6 +215,7 @@ class Network:
         noisy: Callable[[Site, Tensor], Tensor],
         uniforms: Uniforms | None = None,
         keep: Collection[int] | None = None,
+        statistics: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tape]:
         """Runs a whole pass; returns the outputs, and the tape without its losses.
 
@@ -206,8 +224,9 @@ class Network:
             noisy: (site, z) -> v.
             uniforms: the random numbers of keyed modules.
             keep: indices of the blocks whose inputs the tape keeps; by default those that segments start from.
+            statistics: those of the batch norms; by default the pass's own.
         """
-        tape = Tape()
+        tape = Tape(statistics={} if statistics is None else dict(statistics))
         overwritten = self._found.overwritten_inputs if self._found else frozenset()
 
         def visit(name: str, inputs: Tensor, z: Tensor) -> Tensor:
@@ -216,7 +235,14 @@ class Network:
                 tape.inputs[name] = inputs.clone() if name in overwritten else inputs
             return noisy(self.by_name[name], z)
 
-        outputs = self.run(x, visit, uniforms, starts=tape.starts, keep=self._keep_starts if keep is None else keep)
+        outputs = self.run(
+            x,
+            visit,
+            uniforms,
+            starts=tape.starts,
+            keep=self._keep_starts if keep is None else keep,
+            statistics=tape.statistics,
+        )
         if len(tape.logits) < len(self.sites):
             self._raise_fewer_calls(tape)
         return outputs, tape
@@ -231,7 +257,9 @@ class Network:
     ) -> Tensor:
         """Returns the outputs [C·N, …] for noisy logits v [C·N, *S] of `site`; what precedes it is as on the tape."""
         if site.top:
-            return self.run(v, lambda name, _, z: noisy(self.by_name[name], z), uniforms, site.block + 1)
+            return self.run(
+                v, lambda name, _, z: noisy(self.by_name[name], z), uniforms, site.block + 1, statistics=tape.statistics
+            )
         h = tape.starts[site.block]
         h = copied(h, len(v) // count(h, "x"))
         return self.run(
@@ -239,12 +267,25 @@ class Network:
             lambda name, _, z: v if name == site.name else noisy(self.by_name[name], z),
             uniforms,
             site.block,
+            statistics=tape.statistics,
         )
 
     def _raise_fewer_calls(self, tape: Tape) -> None:
         for name, sites in self._calls.items():
             if (ran := sum(site in tape.logits for site in sites)) < len(sites):
                 raise SiteError(_other_calls(name, str(ran), len(sites)))
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Returns zeros in the shape of each statistic of a pass, by call."""
+        return {} if self._found is None else dict(self._found.statistics)
+
+    def move_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+        """Moves the running statistics of the batch norms by those of a step."""
+        modules = list(self._random)
+        for name, value in statistics.items():
+            module = modules[int(name.partition(".")[0])]
+            assert isinstance(module, SharedBatchNorm)
+            module.move(value)
 
     # ------------------------------------------------------------ preparation
 

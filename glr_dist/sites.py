@@ -70,12 +70,14 @@ class Tape:
         inputs: the site's input by site name, for the sites that have a direct rule.
         starts: the chain's value before a block, by block index, for the blocks that a segment is rerun from.
         losses: the loss of each example [N].
+        statistics: moments of the calls of batch norms in the pass, [3, C] by "module.call".
     """
 
     logits: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     starts: dict[int, Tree] = field(default_factory=dict)
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
 _CALL = re.compile(r"\[\d+\]$")

@@ -40,6 +40,7 @@ class Survey:
         sites: the sites in the order of their calls.
         calls_before: calls of each module before each block; the last entry counts those of the whole pass.
         block_flops: FLOPs of each block's products and convolutions, for one example.
+        statistics: zeros in the shape of the statistics of each call of a batch norm.
         overwritten: names of sites whose noisy logits a later operation changes in place.
         overwritten_inputs: names of sites whose input a later operation changes in place.
         overwritten_starts: indices of blocks before which the chain's value is changed in place later.
@@ -48,6 +49,7 @@ class Survey:
     sites: tuple[Site, ...]
     calls_before: list[dict[nn.Module, int]]
     block_flops: tuple[float, ...]
+    statistics: dict[str, Tensor]
     overwritten: frozenset[str]
     overwritten_inputs: frozenset[str]
     overwritten_starts: frozenset[int]
@@ -86,6 +88,7 @@ def survey(
     clean, flops, widths = [], [], []
     stream = generator(Key(0, role=Role.DROPOUT), leaves(x)[0].device)
     block = 0
+    statistics: dict[str, Tensor] = {}
 
     def visit(name: str, inputs: Tensor, z: Tensor) -> Tensor:
         check_batch_first(f"site '{name}'", z, n)
@@ -102,7 +105,7 @@ def survey(
             calls_before.append(dict(calls))
             starts.append((h, _version(h)))
             with FlopCounterMode(display=False) as counter:
-                h = run(h, visit, uniforms, block, block + 1, calls=calls)
+                h = run(h, visit, uniforms, block, block + 1, calls=calls, statistics=statistics)
             check_batch_first(f"block '{name}'", h, n)
             flops.append(counter.get_total_flops())
             widths.append(h[0].numel())
@@ -138,6 +141,7 @@ def survey(
         sites=tuple(sites),
         calls_before=calls_before,
         block_flops=tuple(total / n for total in flops),
+        statistics={name: torch.zeros_like(value) for name, value in statistics.items()},
         overwritten=frozenset(site.name for site, seen in seen_calls if seen.z._version != seen.versions[1]),
         overwritten_inputs=frozenset(site.name for site, seen in seen_calls if seen.x._version != seen.versions[0]),
         overwritten_starts=frozenset(i for i, (start, version) in enumerate(starts) if _version(start) != version),

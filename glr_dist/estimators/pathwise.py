@@ -48,15 +48,22 @@ class Pathwise:
             return z + scale * step.shared_eps(step.network.by_name[name], item.shared_pass, item.example_block, n)
 
         leaves = {**step.network.parameters, **{f"scale {name}": p for name, p in step.log_scales.items()}}
+        statistics: dict[str, Tensor] = {}
         with torch.enable_grad():
             outputs = step.network.run(
-                taken(step.x, examples), visit, step.uniforms(item.shared_pass, item.example_block)
+                taken(step.x, examples),
+                visit,
+                step.uniforms(item.shared_pass, item.example_block),
+                statistics=statistics,
             )
             loss = per_example(step.loss(outputs, taken(step.y, examples)), n).sum() / (step.size * self.passes(step))
         if not loss.requires_grad:
             raise NoGradientError("pathwise: the loss has no gradient; use another estimator")
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        result = Partial(loss=loss.detach())
+        passes = len(step.all_example_blocks) * self.passes(step)
+        result = Partial(
+            loss=loss.detach(), statistics={name: value.detach() / passes for name, value in statistics.items()}
+        )
         for name, grad in zip(leaves, grads, strict=True):
             if grad is None:
                 raise NoGradientError(

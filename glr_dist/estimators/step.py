@@ -49,11 +49,13 @@ class Gradients:
         grads: parameter name -> gradient.
         scales: site name -> gradient of log σ, if σ is learned.
         loss: mean loss of the step's noisy passes, a scalar.
+        statistics: means over the passes of the statistics of batch norms, [3, C] by call.
     """
 
     grads: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, share: Gradients) -> None:
         """Adds another share."""
@@ -61,6 +63,8 @@ class Gradients:
             accumulate(self.grads, name, value)
         for name, value in share.scales.items():
             accumulate(self.scales, name, value)
+        for name, value in share.statistics.items():
+            accumulate(self.statistics, name, value)
         self.loss = self.loss + share.loss
 
 
@@ -136,7 +140,12 @@ class Step:
     def example_blocks(self) -> range:
         """Numbers of the example blocks that this replica estimates from."""
         rank, number = self.replica
-        return range(rank, -(-self.size // self.options.example_block), number)
+        return self.all_example_blocks[rank::number]
+
+    @property
+    def all_example_blocks(self) -> range:
+        """Numbers of the example blocks of all replicas."""
+        return range(-(-self.size // self.options.example_block))
 
     def examples_of(self, example_block: int) -> slice:
         """Returns the examples of a block as a slice of the batch."""

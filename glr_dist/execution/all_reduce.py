@@ -75,10 +75,11 @@ def summed(share: Gradients, step: Step, errors: int = 0) -> tuple[Gradients, in
         errors: number of errors in this process.
     """
     scalar = torch.zeros((), dtype=step.network.dtype, device=step.device)
-    given = Gradients({**share.grads, "": share.loss}, {**share.scales, "": scalar + errors})
+    given = Gradients({**share.grads, "": share.loss}, {**share.scales, "": scalar + errors}, scalar, share.statistics)
     likes = {("grads", ""): scalar, ("scales", ""): scalar}
     likes |= {("grads", name): parameter for name, parameter in step.network.parameters.items()}
     likes |= {("scales", name): parameter for name, parameter in step.log_scales.items()}
+    likes |= {("statistics", name): zeros for name, zeros in step.network.statistics().items()}
     total = Gradients()
     for dtype in dict.fromkeys(like.dtype for like in likes.values()):
         slots = {key: like for key, like in likes.items() if like.dtype == dtype}

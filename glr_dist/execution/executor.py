@@ -62,6 +62,10 @@ class Executor(ABC):
             if not estimator.counts_loss:
                 for tape in tapes.values():
                     total.loss = total.loss + tape.losses.sum() / (step.size * estimator.passes(step))
+            for tape in tapes.values():
+                for name, value in tape.statistics.items():
+                    share = value / (len(step.all_example_blocks) * estimator.passes(step))
+                    accumulate(total.statistics, name, share)
             items = list(estimator.items(step, shared_pass))
             last = {(item.site, item.example_block): item for item in items}
             yield [

@@ -1,6 +1,7 @@
 """Modules beside torch's own: discontinuous activations, keyed dropout, the paper's networks; `opened` and `fixed`."""
 
 from glr_dist.nn.activations import Heaviside, Sign, Staircase
+from glr_dist.nn.batch_norm import SharedBatchNorm
 from glr_dist.nn.dropout import AlphaDropout, ChannelAlphaDropout, ChannelDropout, Dropout, StochasticDepth
 from glr_dist.nn.fixing import Change, Changes, fixed
 from glr_dist.nn.models import mlp
@@ -16,6 +17,7 @@ __all__ = [
     "ChannelDropout",
     "Dropout",
     "Heaviside",
+    "SharedBatchNorm",
     "Sign",
     "Staircase",
     "StochasticDepth",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from glr_dist.errors import SiteError
+from glr_dist.nn.batch_norm import SharedBatchNorm
 from glr_dist.nn.dropout import (
     AlphaDropout,
     ChannelAlphaDropout,
@@ -62,11 +64,13 @@ class Changes(tuple[Change, ...]):
         return "\n".join(map(str, self)) or "nothing to change"
 
 
-def fixed(model: nn.Module, groups: int | None = None) -> tuple[nn.Module, Changes]:
+def fixed(
+    model: nn.Module, groups: int | None = None, *, batch_norm: Literal["group", "shared"] = "group"
+) -> tuple[nn.Module, Changes]:
     """Returns a copy of a model whose modules an estimate accepts, and the changes.
 
     - BatchNorm becomes GroupNorm with the same affine parameters. Its statistics are those of an example, so the model
-      must be trained again.
+      must be trained again. With `batch_norm="shared"` it becomes `SharedBatchNorm`, with its running statistics.
     - torch's dropout modules and torchvision's StochasticDepth become keyed ones of `glr_dist.nn`.
     - Recurrent and attention modules are opened, see `opened`.
     - In-place activations become out of place.
@@ -77,9 +81,10 @@ def fixed(model: nn.Module, groups: int | None = None) -> tuple[nn.Module, Chang
         model: any module; it is not changed.
         groups: maximum number of groups of a GroupNorm of C channels, which has the largest number of groups that
             divides C; by default 32, and at least 8 channels in each.
+        batch_norm: what a BatchNorm becomes, "group" or "shared".
 
     Raises:
-        ValueError: `groups` is not at least 1.
+        ValueError: `groups` is not at least 1, or `batch_norm` is unknown.
         SiteError: a parameter of an opened module is tied to one of another module, or is not initialized yet.
 
     Example:
@@ -94,12 +99,14 @@ def fixed(model: nn.Module, groups: int | None = None) -> tuple[nn.Module, Chang
     """
     if groups is not None and groups < 1:
         raise ValueError(f"fixed: groups {groups} is not allowed: an integer >= 1")
+    if batch_norm not in ("group", "shared"):
+        raise ValueError(f"fixed: batch_norm {batch_norm!r} is not allowed: 'group', 'shared'")
     opener, changes = Opener(), list[Change]()
 
     def fix(name: str, module: nn.Module) -> nn.Module:
         before = _text(module)
         try:
-            new, note = _replacement(name, module, opener, groups)
+            new, note = _replacement(name, module, opener, groups, batch_norm)
         except SiteError as error:
             changes.append(Change(name, before, None, str(error)))
             return module
@@ -111,12 +118,16 @@ def fixed(model: nn.Module, groups: int | None = None) -> tuple[nn.Module, Chang
     return model, Changes(changes)
 
 
-def _replacement(name: str, module: nn.Module, opener: Opener, groups: int | None) -> tuple[nn.Module, str | None]:
+def _replacement(
+    name: str, module: nn.Module, opener: Opener, groups: int | None, batch_norm: str
+) -> tuple[nn.Module, str | None]:
     """Returns the module to use and a note, or the given one and None if there is nothing to change.
 
     Raises:
         SiteError: the module cannot be replaced.
     """
+    if isinstance(module, _BatchNorm) and batch_norm == "shared":
+        return _shared_batch_norm(name, module), "statistics of the shared pass"
     if isinstance(module, _BatchNorm):
         kept = ["affine parameters kept"] * module.affine + ["running statistics dropped"] * module.track_running_stats
         return _group_norm(name, module, groups), ", ".join(kept)
@@ -137,6 +148,23 @@ def _replacement(name: str, module: nn.Module, opener: Opener, groups: int | Non
     if not isinstance(new, SameState):
         return new, "batch first inside"
     return new, "nn.Linear sites" + (" and keyed dropout" if getattr(module, "dropout", 0) else "")
+
+
+def _shared_batch_norm(name: str, norm: _BatchNorm) -> SharedBatchNorm:
+    """Returns a SharedBatchNorm with the parameters and running statistics of a BatchNorm.
+
+    Raises:
+        SiteError: it has a forward pass of its own, or no running statistics.
+    """
+    if not any(plain(name, norm, kind) for kind in _BATCH_NORMS):
+        raise SiteError("is not one of torch's own; replace it by hand")
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        raise SiteError("has no running statistics, which evaluation would need; use batch_norm='group'")
+    new = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine)
+    new.weight, new.bias = norm.weight, norm.bias
+    new.running_mean, new.running_var = norm.running_mean, norm.running_var
+    new.num_batches_tracked = norm.num_batches_tracked
+    return new.train(norm.training)
 
 
 def _group_norm(name: str, norm: _BatchNorm, groups: int | None) -> nn.GroupNorm:

@@ -37,7 +37,7 @@ def any_segment(
         return z.detach()
 
     with torch.enable_grad():
-        network.run(tape.starts[site.start], visit, uniforms, site.start, site.block + 1)
+        network.run(tape.starts[site.start], visit, uniforms, site.start, site.block + 1, statistics=tape.statistics)
         parameters = [network.parameters[name] for name in site.owned]
         grads = torch.autograd.grad(found[0], parameters, delta)
     return dict(zip(site.owned, grads, strict=True))

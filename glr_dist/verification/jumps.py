@@ -41,13 +41,16 @@ def suspects(step: Step, site: Site) -> tuple[str, ...]:
     return tuple(name for name in site.owned if name not in own or name in site.upstream)
 
 
-def hidden_jump(step: Step, x: Tree, v: Mapping[str, Tensor]) -> tuple[Site, str, float, float] | None:
+def hidden_jump(
+    step: Step, x: Tree, v: Mapping[str, Tensor], statistics: dict[str, Tensor]
+) -> tuple[Site, str, float, float] | None:
     """Returns a site and an owned parameter that acts on its logits through a jump, or None.
 
     Args:
         step: the step; its network is prepared.
         x: inputs of a few examples [n, …].
         v: the noisy logits of each site in that pass.
+        statistics: those of its batch norms, which are constants.
 
     Returns:
         (site, parameter, size of the change of the logits, size of what autograd accounts for).
@@ -57,10 +60,11 @@ def hidden_jump(step: Step, x: Tree, v: Mapping[str, Tensor]) -> tuple[Site, str
         return None
     found: dict[str, tuple[float, float]] = dict.fromkeys(paths, (0.0, 0.0))
     for nodes in _NODES:
-        found = _mismatches(step, x, v, {name: paths[name] for name in found}, nodes)
+        found = _mismatches(step, x, v, statistics, {name: paths[name] for name in found}, nodes)
     for name in found:
         alone = {
-            parameter: _mismatches(step, x, v, {name: (parameter,)}, _NODES[1]).get(name) for parameter in paths[name]
+            parameter: _mismatches(step, x, v, statistics, {name: (parameter,)}, _NODES[1]).get(name)
+            for parameter in paths[name]
         }
         worst = max(paths[name], key=lambda parameter: _share(alone[parameter]))
         change, integral = alone[worst] or found[name]
@@ -68,14 +72,14 @@ def hidden_jump(step: Step, x: Tree, v: Mapping[str, Tensor]) -> tuple[Site, str
     return None
 
 
-def reaches_around(step: Step, x: Tree, v: Mapping[str, Tensor]) -> str | None:
+def reaches_around(step: Step, x: Tree, v: Mapping[str, Tensor], statistics: dict[str, Tensor]) -> str | None:
     """Returns a parameter that changes the outputs although the noisy logits of all sites are held, or None.
 
     Autograd shows such a parameter unless it acts through a jump.
     """
 
     def outputs() -> Tensor:
-        return step.network.run(x, lambda name, _, z: v[name], step.uniforms(0, 0))
+        return step.network.run(x, lambda name, _, z: v[name], step.uniforms(0, 0), statistics=statistics)
 
     before, parameters = outputs(), step.network.parameters
     for names in [list(parameters), *([name] for name in parameters)]:
@@ -93,7 +97,12 @@ def _share(sizes: tuple[float, float] | None) -> float:
 
 
 def _mismatches(
-    step: Step, x: Tree, v: Mapping[str, Tensor], paths: Mapping[str, Sequence[str]], nodes: int
+    step: Step,
+    x: Tree,
+    v: Mapping[str, Tensor],
+    statistics: dict[str, Tensor],
+    paths: Mapping[str, Sequence[str]],
+    nodes: int,
 ) -> dict[str, tuple[float, float]]:
     """Returns, for the sites whose logits do not change by the integral of their derivative, the sizes of both."""
     found: dict[str, tuple[float, float]] = {}
@@ -103,7 +112,7 @@ def _mismatches(
             break
         moving = list(dict.fromkeys(name for names in left.values() for name in names))
         directions = _directions(step, moving, length)
-        for site, (change, integral) in _changes(step, x, v, left, directions, nodes).items():
+        for site, (change, integral) in _changes(step, x, v, statistics, left, directions, nodes).items():
             if not (change.isfinite().all() and integral.isfinite().all()) or not (change.any() or integral.any()):
                 continue
             size = max(change.norm().item(), integral.norm().item())
@@ -117,6 +126,7 @@ def _changes(
     step: Step,
     x: Tree,
     v: Mapping[str, Tensor],
+    statistics: dict[str, Tensor],
     paths: Mapping[str, Sequence[str]],
     directions: Mapping[str, Tensor],
     nodes: int,
@@ -131,7 +141,7 @@ def _changes(
             seen[name] = z
             return v[name]
 
-        step.network.run(x, visit, step.uniforms(0, 0))
+        step.network.run(x, visit, step.uniforms(0, 0), statistics=statistics)
         return seen
 
     start = logits()

@@ -108,7 +108,7 @@ def _check_passes(step: Step, draw: int) -> None:
     outputs, tape = network.record(step.x, noisy, uniforms)
     losses = per_example(step.loss(outputs, step.y), n)
     for kept in (0, n - 1):
-        _check_apart(step, draw, kept, outputs, losses)
+        _check_apart(step, draw, kept, outputs, losses, tape.statistics)
     if step.noise is None or step.options.name == "pathwise":
         return
     copies = 2
@@ -133,7 +133,9 @@ def _check_passes(step: Step, draw: int) -> None:
             )
 
 
-def _check_apart(step: Step, draw: int, kept: int, outputs: Tensor, losses: Tensor) -> None:
+def _check_apart(
+    step: Step, draw: int, kept: int, outputs: Tensor, losses: Tensor, statistics: dict[str, Tensor]
+) -> None:
     """Refuses a network or a loss whose value for the example `kept` changes with the other examples."""
     network, n = step.network, step.size
     uniforms = step.uniforms(0, 0)
@@ -146,12 +148,12 @@ def _check_apart(step: Step, draw: int, kept: int, outputs: Tensor, losses: Tens
         v[kept] = shared(site, z)[kept]
         return v
 
-    changed, _ = network.record(x, noisy, uniforms)
+    changed, _ = network.record(x, noisy, uniforms, statistics=statistics)
     if not close(changed[kept], outputs[kept]):
         with traced(network.model) as first:
-            network.record(step.x, shared, uniforms)
+            network.record(step.x, shared, uniforms, statistics=statistics)
         with traced(network.model) as second:
-            network.record(x, noisy, uniforms)
+            network.record(x, noisy, uniforms, statistics=statistics)
         raise SiteError(
             f"{_culprit(step, first, second, kept)} couples the examples of a batch: the output for one depends on "
             "the others; use a module that treats each example alone, such as LayerNorm or GroupNorm"
@@ -180,12 +182,12 @@ def _check_gradients(step: Step) -> None:
     for site in network.sites:
         if site.name in step.rules and site.owned:
             _check_rule(step, site, tape, noisy)
-    if (around := reaches_around(step, step.x, v)) is not None:
+    if (around := reaches_around(step, step.x, v, tape.statistics)) is not None:
         raise SiteError(
             f"no site owns all of the parameter '{around}': it reaches the loss around the sites through a jump, such "
             "as sign or round; choose the sites so that its layer is one, or freeze it"
         )
-    if (jump := hidden_jump(step, step.x, v)) is not None:
+    if (jump := hidden_jump(step, step.x, v, tape.statistics)) is not None:
         site, parameter, change, integral = jump
         owner = parameter.rpartition(".")[0]
         kind = type(network.model.get_submodule(owner)).__name__

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import glr_dist
 from glr_dist.execution.executor import Executor
 from glr_dist.glr import GLR
-from glr_dist.nn import Dropout, Heaviside
+from glr_dist.nn import Dropout, Heaviside, SharedBatchNorm
 from glr_dist.trees import Tree, equal
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors' processes cannot import a test
@@ -69,6 +69,12 @@ class Named(nn.Module):
         return {"hidden": hidden, "logits": self.head(hidden * mask)}
 
 
+def normalized() -> nn.Module:
+    """Batch norms that take their statistics from the shared pass, one of them called twice."""
+    norm = SharedBatchNorm(12)
+    return nn.Sequential(nn.Flatten(), SharedBatchNorm(64), nn.Linear(64, 12), norm, nn.Tanh(), norm, nn.Linear(12, 3))
+
+
 # name -> (network, loss, options)
 VARIANTS = {
     "conditional": (lambda: perceptron(Heaviside()), ZERO_ONE, {"copies": 60}),
@@ -96,6 +102,8 @@ VARIANTS = {
     "mixed network, joint": (mixed, CROSS_ENTROPY, {"estimator": "joint", "copies": 24}),
     "calls of one module": (Recurrent, ZERO_ONE, {"copies": 24, "passes": 2}),
     "calls of one module, joint": (Recurrent, CROSS_ENTROPY, {"estimator": "joint", "copies": 24}),
+    "shared batch norm": (normalized, CROSS_ENTROPY, {"copies": 24, "passes": 2}),
+    "shared batch norm, pathwise": (normalized, CROSS_ENTROPY, {"estimator": "pathwise", "passes": 2}),
     "a mapping of inputs": (Named, CROSS_ENTROPY, {"copies": 24}),
     "mixed network, float64": (lambda: mixed().double(), CROSS_ENTROPY, {"copies": 24}),
 }
