@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from its own layer and earlier ones only.
 LAYERS = (
     {"errors", "redaction", "registry", "text", "uris"},
-    {"config", "streams", "losses", "nn"},
+    {"config", "sizes", "streams", "losses", "nn"},
     {"noise"},
     {"data", "files", "figures", "checks", "claims"},
     {"chain", "sites"},
@@ -65,6 +65,7 @@ NOT_AT_TOP = {
         for name in ("search_config", "algorithms", "objectives", "ranges", "points", "ranking", "trial_record")
     },
     **{f"execution/{name}.py": {"torch"} for name in ("cluster", "pool", "shell")},  # actors start without it
+    **{name: {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"} for name in ("sizes.py", "execution/device.py")},
     "tuning/study.py": {"ray", "optuna", "mlflow"},
     "tuning/search.py": {"ray", "optuna", "mlflow"},
     **{

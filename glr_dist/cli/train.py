@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from glr_dist.cli.arguments import add_config, add_out
 from glr_dist.cli.output import next_command, show, show_whole
+from glr_dist.cli.overview import expected, show_lines, show_loaded, show_tracking
 from glr_dist.cli.results import results_folder
 
 if TYPE_CHECKING:
-    from glr_dist.config import Config
     from glr_dist.training.trainer import Trainer
 
 HELP = "train a network and test it once at the end"
@@ -33,9 +33,11 @@ def run(options: argparse.Namespace) -> int:
     from glr_dist.tracking import check_location
 
     check_location(config.tracking)
+    lines = expected(config)
     with results_folder(options, "{}") as out:
         show_whole("results", out)
-        _show_tracking(config)
+        show_tracking(config.tracking)
+        show_lines(lines)
         from glr_dist.execution.watch import explained
         from glr_dist.tracking import tracked
         from glr_dist.training.checkpoint import last_epoch
@@ -48,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
         try:
             with explained(lambda: f"; {stopped()}"):
                 trainer = trainer_of(config, out, resume=options.resume)
-                _show_run(trainer)
+                show_loaded(trainer, lines)
+                _show_start(trainer)
                 with tracked(config, out) as tracking:
                     summary = trainer.run()
         except KeyboardInterrupt:
@@ -63,22 +66,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show_tracking(config: Config) -> None:
-    from glr_dist.tracking.location import is_tracked, tracking_uri
-    from glr_dist.uris import without_credentials
-
-    if is_tracked(config.tracking):
-        show("tracking", f"{without_credentials(tracking_uri(config.tracking))}, {config.tracking.experiment}")
-
-
-def _show_run(trainer: Trainer) -> None:
-    data, execution, model = trainer.config.data, trainer.config.execution, trainer.config.model
-    parts = ((trainer.train, "training"), (trainer.validation, "validation"), (trainer.test, "test"))
-    sites = len(trainer.net.network.sites)
-    count = sum(parameter.numel() for parameter in trainer.net.model.parameters())
-    show("device", f"{trainer.device}, {execution.kind}")
-    show("data", f"{data.name}: {', '.join(f'{len(split):,} {part}' for split, part in parts)} images")
-    show("parameters", f"{count:,} in a network with {sites} sites")
+def _show_start(trainer: Trainer) -> None:
+    model = trainer.config.model
     if model.weights is not None and trainer.carried is not None:
         anew = trainer.config.noise.learn != "none" and not trainer.carried
         show_whole("weights", f"{model.weights}{', noise scales begin at noise.scale' if anew else ''}")

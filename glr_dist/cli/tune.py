@@ -6,7 +6,8 @@ import argparse
 import sys
 
 from glr_dist.cli.arguments import add_config, add_out
-from glr_dist.cli.output import next_command
+from glr_dist.cli.output import next_command, show_whole
+from glr_dist.cli.overview import of_search, show_lines, show_tracking
 from glr_dist.cli.results import results_folder
 
 HELP = "search for good settings on the validation images, and write the best ones to a file"
@@ -24,8 +25,11 @@ def run(options: argparse.Namespace) -> int:
     from glr_dist.tuning.search_config import SEARCH_FILE, load_search
 
     search = load_search(options.config or options.out / SEARCH_FILE, options.overrides)
+    lines = of_search(search)
     with results_folder(options, "tune-{}", "search") as out:
-        print(f"results  {out}", flush=True)
+        show_whole("results", out)
+        show_tracking(search.base.tracking)
+        show_lines(lines)
         from glr_dist.execution.watch import explained
         from glr_dist.tuning.search import progress, tune
 
@@ -38,6 +42,6 @@ def run(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print(stopped(), file=sys.stderr)
             return 130
-    print(f"results  {out}")
-    print(f"next     {next_command('train', out / 'best.yaml')}")
+    show_whole("results", out)
+    show_whole("next", next_command("train", out / "best.yaml"))
     return 0
