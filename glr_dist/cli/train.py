@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glr_dist.cli.arguments import add_config, add_out
@@ -34,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     check_location(config.tracking)
     lines = expected(config)
-    with results_folder(options, "{}") as out:
+    with results_folder(options, "{}", holds_results=lambda out: bool(RunFolder(out).metrics())) as out:
         show_whole("results", out)
         show_tracking(config.tracking)
         show_lines(lines)
@@ -44,11 +47,13 @@ def run(options: argparse.Namespace) -> int:
         from glr_dist.training.train import trainer_of
 
         def stopped() -> str:
+            if not RunFolder(out).exists:
+                return "stopped before the run began"
             done = last_epoch(RunFolder(out).checkpoints)  # the run continues after the last one
             return f"stopped after epoch {done}; continue with --resume --out {out}"
 
         try:
-            with explained(lambda: f"; {stopped()}"):
+            with explained(lambda: f"; {stopped()}"), _resumable(out, stopped):
                 trainer = trainer_of(config, out, resume=options.resume)
                 show_loaded(trainer, lines)
                 _show_start(trainer)
@@ -64,6 +69,20 @@ def run(options: argparse.Namespace) -> int:
         show_whole("page", tracking.address)
     show_whole("next", next_command("evaluate", out))
     return 0
+
+
+@contextmanager
+def _resumable(out: Path, stopped: Callable[[], str]) -> Iterator[None]:
+    """Adds to an error of the cluster how to continue the run, if it has finished an epoch."""
+    from glr_dist.errors import ClusterError
+    from glr_dist.runs import RunFolder
+
+    try:
+        yield
+    except ClusterError as error:
+        if not RunFolder(out).metrics():
+            raise
+        raise ClusterError(f"{error}; {stopped()}") from None
 
 
 def _show_start(trainer: Trainer) -> None:

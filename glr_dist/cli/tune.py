@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from glr_dist.cli.arguments import add_config, add_out
 from glr_dist.cli.output import next_command, show_whole
@@ -26,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
 
     search = load_search(options.config or options.out / SEARCH_FILE, options.overrides)
     lines = of_search(search)
-    with results_folder(options, "tune-{}", "search") as out:
+    with results_folder(options, "tune-{}", "search", holds_results=_has_trials) as out:
         show_whole("results", out)
         show_tracking(search.base.tracking)
         show_lines(lines)
@@ -45,3 +46,7 @@ def run(options: argparse.Namespace) -> int:
     show_whole("results", out)
     show_whole("next", next_command("train", out / "best.yaml"))
     return 0
+
+
+def _has_trials(out: Path) -> bool:
+    return any(path.is_dir() for path in out.glob("trials/*"))
