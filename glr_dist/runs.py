@@ -44,7 +44,7 @@ class RunFolder:
         config_file: the resolved configuration, `config.yaml`.
         metrics_file: one JSON object per finished epoch, `metrics.jsonl`.
         summary_file: figures of the finished run, `summary.json`.
-        curve_file: the learning curve, `learning_curve.png`.
+        curve_file: the learning curve, `learning_curve.png`; a PDF is beside it.
         checkpoints: the folder of the checkpoints.
     """
 

@@ -37,6 +37,7 @@ def test_plan_prints_items_predictions_and_a_simulation_and_writes_them(tiny_yam
     assert all(method in said for method in METHODS)
     assert said.splitlines()[-1] == f"results  {tmp_path / 'out'}"
     assert (tmp_path / "out" / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "plan.pdf").read_bytes().startswith(b"%PDF")
     assert [kind["site"] for kind in content["kinds"]] == ["1", "3"]
     assert all(kind["measured"] > 0 and kind["predicted"] > 0 for kind in content["kinds"])
     numbers = [2**power for power in range(11)]

@@ -19,17 +19,18 @@ from glr_dist.config import Config
 from glr_dist.execution import plan, predict
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.execution.predict import Hardware
+from glr_dist.figures import draw
 from glr_dist.files import write_atomically
 from glr_dist.planning import backprop
 from glr_dist.planning.bench import Bench
-from glr_dist.planning.step_plan import METHODS, StepPlan, draw
+from glr_dist.planning.step_plan import METHODS, StepPlan, plan_figure
 
 GPU = Hardware(rate=50e12, block=2e-4, bandwidth=25e9, latency=2e-5)
 _LONG = 10.0  # a whole step is measured only if it is predicted to take less, in seconds
 
 
 def plan_step(config: Config, out: Path, numbers: Sequence[int], gpu: Hardware = GPU) -> StepPlan:
-    """Measures a step's work items, predicts the step, and writes `plan.json` and `plan.png` to a folder.
+    """Measures a step's work items, predicts the step, and writes `plan.json`, `plan.png` and `plan.pdf` to a folder.
 
     Args:
         config: the configuration.
@@ -79,7 +80,7 @@ def plan_step(config: Config, out: Path, numbers: Sequence[int], gpu: Hardware =
     )
     content = {"config": config.model_dump(mode="json"), **_finite(asdict(step_plan))}
     write_atomically(out / "plan.json", (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-    draw(step_plan, out / "plan.png")
+    draw(out / "plan.png", lambda: plan_figure(step_plan))
     return step_plan
 
 

@@ -15,6 +15,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunTag
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from glr_dist.config import load_config, read
+from glr_dist.figures import pdf_of
 from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
 from glr_dist.runs import RunFolder
 from glr_dist.tracking import system_metrics
@@ -82,7 +83,12 @@ class Uploader:
         if self._state.end is not None:
             parts += [
                 self._part_of_file(path)
-                for path in (self._run.metrics_file, self._run.summary_file, self._run.curve_file)
+                for path in (
+                    self._run.metrics_file,
+                    self._run.summary_file,
+                    self._run.curve_file,
+                    pdf_of(self._run.curve_file),
+                )
             ]
             parts += [self._model, self._summary, *self._report_parts()]
         errors = []

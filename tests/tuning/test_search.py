@@ -182,7 +182,7 @@ def test_asha_stops_trials_that_fall_behind_and_trials_are_nested_in_mlflow(clus
     assert parent.data.params.items() >= known.items()
     assert parent.data.tags["folder"] == str(out)
     files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
-    assert files == {"best.yaml", "search.png", "trials.json"}
+    assert files == {"best.yaml", "search.pdf", "search.png", "trials.json"}
     assert runs.keys() == {trial_name(record) for record in records}
     for record in records:
         run = runs[trial_name(record)]
