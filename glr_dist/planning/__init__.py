@@ -24,6 +24,7 @@ from glr_dist.files import write_atomically
 from glr_dist.planning import backprop
 from glr_dist.planning.bench import Bench
 from glr_dist.planning.step_plan import METHODS, StepPlan, plan_figure
+from glr_dist.training.warm_start import begin_with, weights_of
 
 GPU = Hardware(rate=50e12, block=2e-4, bandwidth=25e9, latency=2e-5)
 _LONG = 10.0  # a whole step is measured only if it is predicted to take less, in seconds
@@ -39,7 +40,8 @@ def plan_step(config: Config, out: Path, numbers: Sequence[int], gpu: Hardware =
         gpu: the assumed GPU.
 
     Raises:
-        ConfigError: the configuration is invalid for its network or data.
+        ConfigError: the configuration is invalid for its network or data, or its weights do not fit.
+        CheckpointError: the weights are missing or damaged.
         OSError: the folder cannot be written.
     """
     keep_freed_memory()
@@ -47,6 +49,9 @@ def plan_step(config: Config, out: Path, numbers: Sequence[int], gpu: Hardware =
     device = device_of(config.execution)
     dataset = data.load(config.data)
     net = network_of(config, dataset, device).train()
+    weights = weights_of(config.model, device)
+    if weights is not None:
+        begin_with(net, weights)
     x, y = dataset.train.to(device).batch(slice(0, config.training.batch_size))
     bench = Bench(config, net, x, y)
     out.mkdir(parents=True, exist_ok=True)
