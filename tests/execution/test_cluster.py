@@ -74,20 +74,25 @@ def test_a_wrong_address_is_refused_at_once_in_one_line(monkeypatch, address, wo
 
 @pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_ends_the_wait_for_a_silent_cluster(start, tiny_yaml, tmp_path, silent, number):
-    process = start("train", tiny_yaml, "execution.kind=layers", "--out", tmp_path / "run")
-    silent.settimeout(120)
-    with silent.accept()[0]:
-        assert process.poll() is None
-        sent = time.monotonic()
-        process.send_signal(number)
-        assert process.stderr is not None
-        while "stopped after epoch" not in (line := process.stderr.readline()):
-            assert line, "it ended without its last line"
-        assert time.monotonic() - sent < 5  # on a busy machine, the interpreter needs more seconds to exit
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in error
+def test_a_signal_ends_the_wait_for_a_silent_cluster_within_two_seconds(start, tiny_yaml, tmp_path, silent, number):
+    def seconds() -> float:
+        """Seconds from the signal to the last line; on a busy machine, the interpreter needs more of them to exit."""
+        process = start("train", tiny_yaml, "execution.kind=layers", "--out", tmp_path / "run", "--resume")
+        silent.settimeout(120)
+        with silent.accept()[0]:
+            assert process.poll() is None
+            sent = time.monotonic()
+            process.send_signal(number)
+            assert process.stderr is not None
+            while "stopped after epoch" not in (line := process.stderr.readline()):
+                assert line, "it ended without its last line"
+            passed = time.monotonic() - sent
+            _, error = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in error
+        return passed
+
+    assert any(seconds() < 2 for _ in range(3))  # others may use the machine during the first ones
 
 
 @pytest.mark.usefixtures("disconnected")
