@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from glr_dist.errors import ClusterError
-from glr_dist.execution import local_ray, watch
+from glr_dist.execution import joined, local_ray, watch
 from glr_dist.execution.address import ray_address
 from glr_dist.text import one_line
 
@@ -59,6 +59,7 @@ def connect(cpus: float = 0) -> bool:
     if address != "local":
         _probe(address)
         _init(address, f"RAY_ADDRESS: the cluster at {address} cannot be joined")
+        _watch_joined()
         return False
     number = max(_cores(), math.ceil(cpus))
     folder = _short_folder()
@@ -72,12 +73,24 @@ def connect(cpus: float = 0) -> bool:
         raise
     if folder:
         _after_ray.callback(shutil.rmtree, folder, ignore_errors=True)
-    _held_sockets.extend(local_ray.held_sockets())
-    watch.begin({name: process.poll for name, process in local_ray.processes().items()}, ray.is_initialized)
+    processes = local_ray.processes()
+    _held_sockets.extend(local_ray.held_sockets(processes["raylet"].pid))
+    deaths = [watch.exited(name, process.poll) for name, process in processes.items()]
+    watch.begin(deaths, ray.is_initialized, local=True)
     shared = f" that share {_cores()} cores" if number > _cores() else ""
     where = ray.util.get_node_ip_address()
     print(f"started a local Ray with {number} CPUs{shared}; it listens on {where}", file=sys.stderr)
     return True
+
+
+def _watch_joined() -> None:
+    """Watches the GCS of the cluster and the raylet on this machine."""
+    deaths = [joined.Gcs(ray.get_runtime_context().gcs_address).death]
+    raylet = joined.process_at(getattr(ray._private.worker._global_node, "raylet_socket_name", ""))
+    if raylet is not None:
+        _held_sockets.extend(local_ray.held_sockets(raylet))
+        deaths.append(joined.raylet_death(raylet))
+    watch.begin(deaths, ray.is_initialized, local=False)
 
 
 def disconnect() -> None:
