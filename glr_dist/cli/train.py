@@ -38,22 +38,24 @@ def run(options: argparse.Namespace) -> int:
     check_location(config.tracking)
     lines = expected(config)
     with results_folder(options, "{}", holds_results=lambda out: bool(RunFolder(out).metrics())) as out:
-        show_whole("results", out)
-        show_tracking(config.tracking)
-        show_lines(lines)
+        from glr_dist.execution.address import check_reachable
         from glr_dist.execution.watch import explained
-        from glr_dist.tracking import tracked
-        from glr_dist.training.checkpoint import last_epoch
-        from glr_dist.training.train import trainer_of
 
         def stopped() -> str:
             if not RunFolder(out).exists:
                 return "stopped before the run began"
-            done = last_epoch(RunFolder(out).checkpoints)  # the run continues after the last one
-            return f"stopped after epoch {done}; continue with --resume --out {out}"
+            return f"stopped after epoch {RunFolder(out).last_epoch()}; continue with --resume --out {out}"
 
         try:
             with explained(lambda: f"; {stopped()}"), _resumable(out, stopped):
+                show_whole("results", out)
+                show_tracking(config.tracking)
+                show_lines(lines)
+                if config.execution.kind in ("layers", "replicas") and not options.resume:  # a finished run needs none
+                    check_reachable()
+                from glr_dist.tracking import tracked
+                from glr_dist.training.train import trainer_of
+
                 trainer = trainer_of(config, out, resume=options.resume)
                 show_loaded(trainer, lines)
                 _show_start(trainer)

@@ -28,17 +28,25 @@ def run(options: argparse.Namespace) -> int:
     search = load_search(options.config or options.out / SEARCH_FILE, options.overrides)
     lines = of_search(search)
     with results_folder(options, "tune-{}", "search", holds_results=_has_trials) as out:
-        show_whole("results", out)
-        show_tracking(search.base.tracking)
-        show_lines(lines)
         from glr_dist.execution.watch import explained
-        from glr_dist.tuning.search import progress, tune
+
+        loaded = False
 
         def stopped() -> str:
+            if not loaded or not (out / SEARCH_FILE).exists():
+                return "stopped before the search began"
+            from glr_dist.tuning.search import progress
+
             return f"stopped with {progress(search, out)} done; continue with --resume --out {out}"
 
         try:
             with explained(lambda: f"; {stopped()}"):
+                show_whole("results", out)
+                show_tracking(search.base.tracking)
+                show_lines(lines)
+                from glr_dist.tuning.search import tune
+
+                loaded = True
                 print(tune(search, out, resume=options.resume))
         except KeyboardInterrupt:
             print(stopped(), file=sys.stderr)

@@ -34,7 +34,6 @@ from glr_dist.tracking.server import (
     log_tags,
 )
 from glr_dist.tracking.state import State
-from glr_dist.training.checkpoint import last_epoch
 
 _KEY_TAG = "glr_dist.key"
 
@@ -172,9 +171,7 @@ class Uploader:
 
     def _metrics(self) -> None:
         # An interrupted run repeats the epochs after its last checkpoint: they are uploaded once they are final.
-        self._lines(
-            self._run.metrics_file.name, lambda _, record: int(record["epoch"]), last_epoch(self._run.checkpoints)
-        )
+        self._lines(self._run.metrics_file.name, lambda _, record: int(record["epoch"]), self._run.last_epoch())
 
     def _system_metrics(self) -> None:
         self._lines(system_metrics.FILE, lambda number, _: number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -99,13 +100,38 @@ def test_an_error_leaves_the_folder_of_a_run_as_it_was(tiny_yaml, tmp_path, caps
     assert sorted(out.rglob("*")) == before
 
 
-def test_a_run_that_is_interrupted_before_it_begins_does_not_advise_to_resume(tiny_yaml, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("command", "place", "line"),
+    [
+        ("train", "glr_dist.training.train.trainer_of", "stopped before the run began"),
+        ("tune", "glr_dist.tuning.search.tune", "stopped before the search began"),
+    ],
+)
+def test_a_command_that_is_interrupted_before_it_begins_does_not_advise_to_resume(
+    tiny_yaml, tmp_path, monkeypatch, capsys, command, place, line
+):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("glr_dist.training.train.trainer_of", interrupted)
-    assert cli.main(["train", str(tiny_yaml), "--out", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr().err == "stopped before the run began\n"
+    monkeypatch.setattr(place, interrupted)
+    if command == "tune":
+        tiny_yaml.write_text(f"{tiny_yaml.read_text()}tune: {{space: {{seed: {{choice: [1, 2]}}}}}}")
+    assert cli.main([command, str(tiny_yaml), "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == f"{line}\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("command", "last"), [("train", "parameters"), ("tune", "trials")])
+def test_a_command_that_is_interrupted_while_it_imports_torch_says_so(start, tiny_yaml, tmp_path, command, last):
+    if command == "tune":
+        tiny_yaml.write_text(f"{tiny_yaml.read_text()}tune: {{space: {{seed: {{choice: [1, 2]}}}}}}")
+    process = start(command, tiny_yaml, "--out", tmp_path / "run")
+    assert any(line.startswith(last) for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130
+    assert errors in ("stopped before the run began\n", "stopped before the search began\n")
     assert not (tmp_path / "run").exists()
 
 
@@ -120,6 +146,31 @@ def test_a_run_that_is_interrupted_in_its_first_epoch_can_be_resumed(tiny_yaml, 
         assert cli.main(["train", str(tiny_yaml), "--out", str(out)]) == 130
     assert f"stopped after epoch 0; continue with --resume --out {out}" in capsys.readouterr().err
     assert cli.main(["train", "--out", str(out), "--resume"]) == 0
+
+
+def must_not_run(*_: object, **__: object) -> None:
+    pytest.fail("this comes after the check")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:1", "ray://h:1"])
+def test_a_wrong_address_is_refused_before_anything_slow(tiny_yaml, tmp_path, monkeypatch, capsys, address):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    (path := tmp_path / "search.yaml").write_text(
+        f"{tiny_yaml.read_text()}tune: {{space: {{seed: {{choice: [1, 2]}}}}}}"
+    )
+    monkeypatch.setattr("glr_dist.training.train.trainer_of", must_not_run)
+    monkeypatch.setattr("glr_dist.tuning.search._train_surrogate", must_not_run)
+    for words in (["train", tiny_yaml, "execution.kind=layers"], ["train", tiny_yaml, "execution.kind=replicas"]):
+        assert "RAY_ADDRESS: " in error_line(capsys, *words)
+    assert "RAY_ADDRESS: " in error_line(capsys, "tune", path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["search.yaml", "tiny.yaml"]
+
+
+def test_a_run_that_needs_no_cluster_asks_for_none(tiny_yaml, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    assert cli.main(["train", str(tiny_yaml), "--out", str(tmp_path / "run")]) == 0
+    assert cli.main(["train", "--out", str(tmp_path / "run"), "--resume", "execution.kind=layers"]) == 0  # finished
 
 
 @pytest.mark.process

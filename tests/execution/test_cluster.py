@@ -14,8 +14,8 @@ import pytest
 import ray
 
 from glr_dist.errors import ClusterError
-from glr_dist.execution import cluster
-from glr_dist.execution.address import ray_address
+from glr_dist.execution import address
+from glr_dist.execution.address import probe, ray_address
 from glr_dist.execution.cluster import connect
 
 
@@ -39,16 +39,16 @@ def unused() -> str:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.parametrize(("value", "address"), [(None, None), ("", None), ("  ", None), (" h:1 ", "h:1")])
-def test_a_blank_address_counts_as_unset(monkeypatch, value, address):
+@pytest.mark.parametrize(("value", "expected"), [(None, None), ("", None), ("  ", None), (" h:1 ", "h:1")])
+def test_a_blank_address_counts_as_unset(monkeypatch, value, expected):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if value is not None:
         monkeypatch.setenv("RAY_ADDRESS", value)
-    assert ray_address() == address
+    assert ray_address() == expected
 
 
 @pytest.mark.parametrize(
-    ("address", "words"),
+    ("place", "words"),
     [
         ("nonsense", "is not an address"),
         ("127.0.0.1", "is not an address"),
@@ -62,8 +62,8 @@ def test_a_blank_address_counts_as_unset(monkeypatch, value, address):
     ],
 )
 @pytest.mark.usefixtures("disconnected")
-def test_a_wrong_address_is_refused_at_once_in_one_line(monkeypatch, address, words):
-    monkeypatch.setenv("RAY_ADDRESS", address)
+def test_a_wrong_address_is_refused_at_once_in_one_line(monkeypatch, place, words):
+    monkeypatch.setenv("RAY_ADDRESS", place)
     started = time.monotonic()
     with pytest.raises(ClusterError, match=r"^RAY_ADDRESS: ") as caught:
         connect()
@@ -97,17 +97,16 @@ def test_a_signal_ends_the_wait_for_a_silent_cluster_within_two_seconds(start, t
 
 @pytest.mark.usefixtures("disconnected")
 def test_connect_gives_up_on_a_server_that_never_answers(monkeypatch, silent):
-    monkeypatch.setattr(cluster, "_ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(address, "_ANSWER_TIMEOUT", 0.2)
     with pytest.raises(ClusterError, match=r"cannot be joined \(no answer\)"):
         connect()
 
 
 @pytest.mark.ray
 def test_a_cluster_answers_the_probe(local_ray):
-    address = ray.get_runtime_context().gcs_address
-    cluster._probe(address)
+    probe(ray.get_runtime_context().gcs_address)
     with pytest.raises(ClusterError):
-        cluster._probe(unused())
+        probe(unused())
 
 
 LOCAL = """

@@ -19,6 +19,7 @@ import pytest
 
 from glr_dist.execution import joined
 from glr_dist.execution.joined import Gcs, process_at, raylet_death
+from glr_dist.runs import RunFolder
 from glr_dist.training import checkpoint
 
 TIMEOUT = 120  # seconds after which a command is taken to hang
@@ -209,10 +210,10 @@ def test_a_head_that_is_frozen_for_a_while_does_not_end_a_run(head, train, tmp_p
     time.sleep(10)
     assert process.poll() is None
     head.parts["gcs_server"].resume()
-    before = checkpoint.last_epoch(tmp_path / "run" / "checkpoints")
+    before = RunFolder(tmp_path / "run").last_epoch()
     time.sleep(3)
     assert process.poll() is None
-    assert checkpoint.last_epoch(tmp_path / "run" / "checkpoints") > before
+    assert RunFolder(tmp_path / "run").last_epoch() > before
     process.terminate()
     assert process.wait(TIMEOUT) == 130
     drained.join()
