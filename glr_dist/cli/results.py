@@ -24,7 +24,7 @@ def results_folder(
         options: the options of the command: `out`, and `resume` where it has one.
         stem: start of the folder's name; `{}` is the name of the configuration file.
         purpose: what the folder is claimed for.
-        holds_results: returns whether a folder is worth keeping after an error that a user must fix (default: if it
+        holds_results: returns whether a folder is worth keeping after an error that a user can fix (default: if it
             holds a visible file).
 
     Raises:
@@ -61,7 +61,8 @@ def results_folder(
 
 @contextmanager
 def _emptied_after_error(folder: Path, keep: set[Path], holds_results: Callable[[Path], bool] | None) -> Iterator[None]:
-    """Removes all files except `keep` from a folder without results after an error that a user must fix."""
+    """Removes all files except `keep` from a folder without results after an error that a user can fix."""
+    from glr_dist.cli.stdout import OutputError
     from glr_dist.errors import UserError
     from glr_dist.execution.watch import LostRayError
 
@@ -69,7 +70,7 @@ def _emptied_after_error(folder: Path, keep: set[Path], holds_results: Callable[
         yield
     except LostRayError:  # its message says how to continue
         raise
-    except (UserError, FloatingPointError):
+    except (UserError, FloatingPointError, OutputError):
         if holds_results is not None and not holds_results(folder):
             for path in {folder / path.name for path in folder.iterdir()} - {folder / path.name for path in keep}:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -121,6 +121,15 @@ def test_a_command_that_is_interrupted_before_it_begins_does_not_advise_to_resum
     assert not (tmp_path / "run").exists()
 
 
+def test_a_reader_that_goes_before_the_first_epoch_leaves_no_folder(start, tiny_yaml, tmp_path):
+    process = start("train", tiny_yaml, "--out", tmp_path / "run")
+    assert process.stdout.readline().startswith("results")
+    process.stdout.close()
+    assert process.wait(TIMEOUT) == 141
+    process.stderr.close()
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(("command", "last"), [("train", "parameters"), ("tune", "trials")])
 def test_a_command_that_is_interrupted_while_it_imports_torch_says_so(start, tiny_yaml, tmp_path, command, last):
