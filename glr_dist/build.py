@@ -18,6 +18,7 @@ from glr_dist.config import Config, Execution, Named, Schedule, Training
 from glr_dist.data import Dataset
 from glr_dist.errors import ConfigError
 from glr_dist.estimators import Step
+from glr_dist.execution.device import checked_device, chosen_device
 from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline
 from glr_dist.glr import GLR
@@ -37,15 +38,7 @@ def device_of(execution: Execution) -> torch.device:
         ConfigError: this machine does not have it.
     """
     count = torch.cuda.device_count()
-    if execution.device == "auto":
-        if execution.kind in ("layers", "replicas") and not execution.gpus_per_actor:
-            return torch.device("cpu")
-        return torch.device("cuda" if count else "cpu")
-    kind, _, index = execution.device.partition(":")
-    if kind == "cuda" and int(index or 0) >= count:
-        devices = "1 CUDA device" if count == 1 else f"{count} CUDA devices"
-        raise ConfigError(f"execution.device: {shown(execution.device)} does not exist: this machine has {devices}")
-    return torch.device(execution.device)
+    return torch.device(checked_device(chosen_device(execution) or ("cuda" if count else "cpu"), count))
 
 
 def network_of(config: Config, dataset: Dataset, device: torch.device) -> GLR:

@@ -17,6 +17,7 @@ from torch import Tensor
 from glr_dist.config import Data
 from glr_dist.errors import ConfigError
 from glr_dist.registry import DATASETS
+from glr_dist.sizes import DATA_SIZES, held_out
 from glr_dist.streams import Key, Role, generator
 from glr_dist.text import one_line
 
@@ -94,20 +95,16 @@ def load(data: Data) -> Dataset:
         ConfigError: the data is missing, cannot be downloaded, or is damaged; or a split would be empty.
     """
     train, test = DATASETS[data.name](data)
+    classes = int(train.labels.max()) + 1  # before the split: a small part may lack a class
     if test is None:
         test, train = _held_out(train, data, "test")
     validation, train = _held_out(train, data, "validation")
-    return Dataset(data.name, train, validation, test, int(train.labels.max()) + 1)
+    return Dataset(data.name, train, validation, test, classes)
 
 
 def _held_out(whole: Split, data: Data, part: str) -> tuple[Split, Split]:
     """Splits off the share `data.test` or `data.validation`; returns it and the rest."""
-    share = getattr(data, part)
-    number = round(share * len(whole))
-    if not 0 < number < len(whole):
-        raise ConfigError(
-            f"data.{part}: {share} of {len(whole)} examples leaves no {part if number == 0 else 'training'} example"
-        )
+    number = held_out(data, part, len(whole))
     stream = generator(Key(data.split_seed, block=("test", "validation").index(part), role=Role.SPLIT))
     order = torch.randperm(len(whole), generator=stream)
     return whole.rows(order[:number]), whole.rows(order[number:])
@@ -144,18 +141,18 @@ def _idx(kind: type[MNIST], data: Data, *, train: bool) -> Split:
         loaded = kind(str(root), train=train, download=False)
     except Exception as error:
         if "not found" in str(error):
-            return _checked(_downloaded(kind, data, root, train=train), folder, train=train)
+            return _checked(_downloaded(kind, data, root, train=train), data, folder, train=train)
         raise ConfigError(f"data.root: the {part} files in {folder} are damaged ({one_line(error)})") from None
-    return _checked(loaded, folder, train=train)
+    return _checked(loaded, data, folder, train=train)
 
 
-def _checked(loaded: MNIST, folder: Path, *, train: bool) -> Split:
-    images, labels, part = loaded.data, loaded.targets, "training" if train else "test"
-    expected = (60_000 if train else 10_000, 28, 28)
-    if images.shape != expected or labels.shape != expected[:1] or not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
+def _checked(loaded: MNIST, data: Data, folder: Path, *, train: bool) -> Split:
+    images, labels, part, size = loaded.data, loaded.targets, "training" if train else "test", DATA_SIZES[data.name]
+    expected, last = (size.train if train else size.test, *size.shape[1:]), size.classes - 1
+    if images.shape != expected or labels.shape != expected[:1] or not 0 <= labels.min() <= labels.max() <= last:
         raise ConfigError(
             f"data.root: the {part} files in {folder} are damaged ({tuple(images.shape)} images and "
-            f"{len(labels)} labels up to {int(labels.max())}, expected {expected} and labels 0-9)"
+            f"{len(labels)} labels up to {int(labels.max())}, expected {expected} and labels 0-{last})"
         )
     return Split(images[:, None], labels.to(torch.int64), 255)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from glr_dist.config import Config
 from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
 
+_CHECKPOINT = re.compile(r"epoch-(\d{5,})\.pt")
 CheckpointName = Literal["newest", "best"]  # a checkpoint of a run, as a user names it
 
 # Settings that change where and how a run is computed, but not one bit of its result.
@@ -44,7 +46,7 @@ class RunFolder:
         config_file: the resolved configuration, `config.yaml`.
         metrics_file: one JSON object per finished epoch, `metrics.jsonl`.
         summary_file: figures of the finished run, `summary.json`.
-        curve_file: the learning curve, `learning_curve.png`.
+        curve_file: the learning curve, `learning_curve.png`; a PDF is beside it.
         checkpoints: the folder of the checkpoints.
     """
 
@@ -89,6 +91,10 @@ class RunFolder:
         """
         found: dict[str, Any] = json.loads(self.summary_file.read_text(encoding="utf-8"))
         return found
+
+    def last_epoch(self) -> int:
+        """Returns the epoch of the newest checkpoint, after which the run continues; 0 if it has none."""
+        return max(checkpoints_in(self.checkpoints), default=0)
 
     # ------------------------------------------------------------ writing
 
@@ -174,6 +180,11 @@ class ReadOnlyRunFolder(RunFolder):
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Does nothing."""
+
+
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """Returns the checkpoints in a folder by epoch."""
+    return {int(match[1]): path for path in folder.glob("*.pt") if (match := _CHECKPOINT.fullmatch(path.name))}
 
 
 def check_empty(folder: Path, advice: str) -> None:

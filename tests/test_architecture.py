@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from its own layer and earlier ones only.
 LAYERS = (
     {"errors", "redaction", "registry", "text", "trees", "uris"},
-    {"config", "streams", "losses", "nn"},
+    {"config", "sizes", "streams", "losses", "nn"},
     {"noise"},
     {"data", "files", "figures", "checks", "claims", "outputs"},
     {"chain", "sites"},
@@ -66,7 +66,8 @@ NOT_AT_TOP = {
         f"tuning/{name}.py": {"torch", "numpy", "ray", "optuna", "mlflow"}
         for name in ("search_config", "algorithms", "objectives", "ranges", "points", "ranking", "trial_record")
     },
-    **{f"execution/{name}.py": {"torch"} for name in ("cluster", "pool", "shell")},  # actors start without it
+    **{f"execution/{name}.py": {"torch"} for name in ("cluster", "joined", "pool", "shell")},  # actors start without it
+    **{name: {"torch", "numpy", "ray", "mlflow", "sklearn", "scipy"} for name in ("sizes.py", "execution/device.py")},
     "tuning/study.py": {"ray", "optuna", "mlflow"},
     "tuning/search.py": {"ray", "optuna", "mlflow"},
     **{

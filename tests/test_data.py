@@ -49,6 +49,12 @@ def test_digits_have_the_sizes_that_the_shares_give(digits):
     assert (len(other.test), len(other.validation), len(other.train)) == (898, 225, 674)
 
 
+def test_a_small_training_part_does_not_lose_classes():
+    small = data.load(Data(test=0.5, validation=0.997))
+    assert len(small.train) == 3
+    assert small.classes == 10
+
+
 def test_the_three_parts_share_no_example_and_lose_none(digits):
     from sklearn.datasets import load_digits
 

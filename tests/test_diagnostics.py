@@ -11,6 +11,7 @@ import pytest
 from glr_dist import cli, config
 from glr_dist.diagnostics import Diagnosis, diagnose, diagnosis
 from glr_dist.errors import CheckpointError, ConfigError
+from glr_dist.figures import draw
 from glr_dist.glr import GLR
 from glr_dist.training import checkpoint
 from glr_dist.training.train import train
@@ -42,7 +43,12 @@ def measured(tiny, tmp_path_factory) -> tuple[Path, Diagnosis]:
 
 def test_the_folder_holds_the_report_the_picture_and_the_config(measured, tiny):
     out, report = measured
-    assert sorted(path.name for path in out.iterdir()) == ["diagnose.json", "diagnose.png", "diagnose.yaml"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "diagnose.json",
+        "diagnose.pdf",
+        "diagnose.png",
+        "diagnose.yaml",
+    ]
     written = json.loads((out / "diagnose.json").read_text())
     assert written["estimator"] == "conditional"
     assert written["reference"] == "pathwise"
@@ -59,7 +65,7 @@ def test_the_folder_holds_the_report_the_picture_and_the_config(measured, tiny):
 
 @pytest.mark.usefixtures("pictures")
 def test_the_picture_is_a_png(measured, tmp_path):
-    diagnosis._draw(measured[1], tmp_path / "diagnose.png")
+    assert draw(tmp_path / "diagnose.png", lambda: diagnosis.diagnosis_figure(measured[1]))
     assert (tmp_path / "diagnose.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -18,9 +18,10 @@ import torch
 from glr_dist import cli, config
 from glr_dist.diagnostics import Grid, diagnose_grid
 from glr_dist.diagnostics.grid import CLEAN, SMALLEST
-from glr_dist.diagnostics.grid_picture import draw_grid
+from glr_dist.diagnostics.grid_picture import grid_figure
 from glr_dist.diagnostics.grid_table import grid_table
 from glr_dist.diagnostics.pairs import Cosine, Pair, advice, recommended
+from glr_dist.figures import draw
 from glr_dist.training import checkpoint
 from glr_dist.training.train import train
 
@@ -176,13 +177,13 @@ def test_pairs_without_a_figure_are_never_recommended():
 def test_the_picture_is_a_png(tmp_path):
     pairs = [pair(0.1, 10, 0.80, 2), pair(0.1, 20, float("nan"), 4), pair(0.5, 10, 0.70, 2), pair(0.5, 20, 0.88, 4)]
     for chosen in (pairs[0], None):
-        draw_grid(pairs, chosen, tmp_path / "grid.png")
+        assert draw(tmp_path / "grid.png", lambda chosen=chosen: grid_figure(pairs, chosen))
         assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_folder_holds_the_figures_the_picture_and_the_config(measured, tiny):
     out, grid = measured
-    assert sorted(path.name for path in out.iterdir()) == ["diagnose.yaml", "grid.json", "grid.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["diagnose.yaml", "grid.json", "grid.pdf", "grid.png"]
     written = json.loads((out / "grid.json").read_text())
     assert written["target"] == CLEAN
     assert [(p["scale"], p["copies"]) for p in written["pairs"]] == [(p.scale, p.copies) for p in grid.pairs]

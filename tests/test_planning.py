@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from cli.error_lines import error_line
 
 from glr_dist import cli, data
 from glr_dist.build import device_of, network_of
@@ -37,6 +38,7 @@ def test_plan_prints_items_predictions_and_a_simulation_and_writes_them(tiny_yam
     assert all(method in said for method in METHODS)
     assert said.splitlines()[-1] == f"results  {tmp_path / 'out'}"
     assert (tmp_path / "out" / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "plan.pdf").read_bytes().startswith(b"%PDF")
     assert [kind["site"] for kind in content["kinds"]] == ["1", "3"]
     assert all(kind["measured"] > 0 and kind["predicted"] > 0 for kind in content["kinds"])
     numbers = [2**power for power in range(11)]
@@ -155,3 +157,22 @@ def test_folders_are_numbered(tiny_yaml, tmp_path, monkeypatch, capsys):
     for number in (1, 2):
         assert cli.main(["plan", str(tiny_yaml), "--actors", "1"]) == 0
         assert capsys.readouterr().out.splitlines()[-1].endswith(f"runs/plan-tiny-{number}")
+
+
+def test_plan_refuses_the_weights_that_train_would_refuse(tiny_yaml, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    assert cli.main(["train", str(tiny_yaml), "training.epochs=1", "--out", str(run)]) == 0
+    (tmp_path / "damaged.pt").write_bytes(b"no checkpoint")
+    capsys.readouterr()
+    wrong = (
+        [f"model.weights={tmp_path / 'missing'}"],
+        [f"model.weights={tmp_path / 'damaged.pt'}"],
+        [f"model.weights={run}", "model.hidden=[9]"],
+        [f"model.weights={run}", f"model.weights_sha256={'0' * 64}"],
+    )
+    for overrides in wrong:
+        lines = {error_line(capsys, command, tiny_yaml, *overrides) for command in ("plan", "train")}
+        assert len(lines) == 1, lines
+        assert "model.weights" in lines.pop()
+    assert len(planned(tiny_yaml, tmp_path / "out", f"model.weights={run}")["kinds"]) == 2

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glr_dist.cli.arguments import add_config, add_out
 from glr_dist.cli.output import next_command, show, show_whole
+from glr_dist.cli.overview import expected, show_lines, show_loaded, show_tracking
 from glr_dist.cli.results import results_folder
 
 if TYPE_CHECKING:
-    from glr_dist.config import Config
     from glr_dist.training.trainer import Trainer
 
 HELP = "train a network and test it once at the end"
@@ -33,22 +36,29 @@ def run(options: argparse.Namespace) -> int:
     from glr_dist.tracking import check_location
 
     check_location(config.tracking)
-    with results_folder(options, "{}") as out:
-        show_whole("results", out)
-        _show_tracking(config)
+    lines = expected(config)
+    with results_folder(options, "{}", holds_results=lambda out: bool(RunFolder(out).metrics())) as out:
+        from glr_dist.execution.address import check_reachable
         from glr_dist.execution.watch import explained
-        from glr_dist.tracking import tracked
-        from glr_dist.training.checkpoint import last_epoch
-        from glr_dist.training.train import trainer_of
 
         def stopped() -> str:
-            done = last_epoch(RunFolder(out).checkpoints)  # the run continues after the last one
-            return f"stopped after epoch {done}; continue with --resume --out {out}"
+            if not RunFolder(out).exists:
+                return "stopped before the run began"
+            return f"stopped after epoch {RunFolder(out).last_epoch()}; continue with --resume --out {out}"
 
         try:
-            with explained(lambda: f"; {stopped()}"):
+            with explained(lambda: f"; {stopped()}"), _resumable(out, stopped):
+                show_whole("results", out)
+                show_tracking(config.tracking)
+                show_lines(lines)
+                if config.execution.kind in ("layers", "replicas") and not options.resume:  # a finished run needs none
+                    check_reachable()
+                from glr_dist.tracking import tracked
+                from glr_dist.training.train import trainer_of
+
                 trainer = trainer_of(config, out, resume=options.resume)
-                _show_run(trainer)
+                show_loaded(trainer, lines)
+                _show_start(trainer)
                 with tracked(config, out) as tracking:
                     summary = trainer.run()
         except KeyboardInterrupt:
@@ -63,22 +73,22 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show_tracking(config: Config) -> None:
-    from glr_dist.tracking.location import is_tracked, tracking_uri
-    from glr_dist.uris import without_credentials
+@contextmanager
+def _resumable(out: Path, stopped: Callable[[], str]) -> Iterator[None]:
+    """Adds to an error of the cluster how to continue the run, if it has finished an epoch."""
+    from glr_dist.errors import ClusterError
+    from glr_dist.runs import RunFolder
 
-    if is_tracked(config.tracking):
-        show("tracking", f"{without_credentials(tracking_uri(config.tracking))}, {config.tracking.experiment}")
+    try:
+        yield
+    except ClusterError as error:
+        if not RunFolder(out).metrics():
+            raise
+        raise ClusterError(f"{error}; {stopped()}") from None
 
 
-def _show_run(trainer: Trainer) -> None:
-    data, execution, model = trainer.config.data, trainer.config.execution, trainer.config.model
-    parts = ((trainer.train, "training"), (trainer.validation, "validation"), (trainer.test, "test"))
-    sites = len(trainer.net.network.sites)
-    count = sum(parameter.numel() for parameter in trainer.net.model.parameters())
-    show("device", f"{trainer.device}, {execution.kind}")
-    show("data", f"{data.name}: {', '.join(f'{len(split):,} {part}' for split, part in parts)} images")
-    show("parameters", f"{count:,} in a network with {sites} sites")
+def _show_start(trainer: Trainer) -> None:
+    model = trainer.config.model
     if model.weights is not None and trainer.carried is not None:
         anew = trainer.config.noise.learn != "none" and not trainer.carried
         show_whole("weights", f"{model.weights}{', noise scales begin at noise.scale' if anew else ''}")

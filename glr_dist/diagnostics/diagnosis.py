@@ -18,6 +18,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -35,7 +36,7 @@ from glr_dist.diagnostics.estimates import (
     variance_of,
     without_nan,
 )
-from glr_dist.figures import figure_of
+from glr_dist.figures import draw, figure_of
 from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
 
@@ -127,7 +128,7 @@ def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosi
     )
     content = json.dumps(without_nan(asdict(diagnosis)), indent=2, allow_nan=False) + "\n"
     write_atomically(out / "diagnose.json", content.encode())
-    _draw(diagnosis, out / "diagnose.png")
+    draw(out / "diagnose.png", lambda: diagnosis_figure(diagnosis))
     return diagnosis
 
 
@@ -159,8 +160,8 @@ def _qualities(net: GLR, batch: Batch, draws: int, reference: dict[str, Tensor])
     return rows
 
 
-def _draw(diagnosis: Diagnosis, path: Path) -> None:
-    """Draws cosine and variance of each site against K · M, one line per M."""
+def diagnosis_figure(diagnosis: Diagnosis) -> Any:
+    """Returns a figure of cosine and variance of each site against K · M, one line per M."""
     figure = figure_of(11, 4.5)
     left, right = figure.subplots(1, 2)
     passes = sorted({row.passes for row in diagnosis.qualities})
@@ -185,4 +186,4 @@ def _draw(diagnosis: Diagnosis, path: Path) -> None:
         axes.grid(alpha=0.3)
     left.legend()
     figure.suptitle(f"{diagnosis.estimator} against {diagnosis.reference}")
-    figure.savefig(path, dpi=120)
+    return figure

@@ -38,10 +38,11 @@ from glr_dist.diagnostics.estimates import (
     variance_of,
     without_nan,
 )
-from glr_dist.diagnostics.grid_picture import draw_grid
+from glr_dist.diagnostics.grid_picture import grid_figure
 from glr_dist.diagnostics.grid_table import grid_table
 from glr_dist.diagnostics.pairs import Cosine, Pair, recommended
 from glr_dist.errors import ConfigError, NoGradientError
+from glr_dist.figures import draw
 from glr_dist.files import write_atomically
 
 CLEAN = "the gradient without noise"
@@ -81,7 +82,7 @@ class Grid:
 
 
 def diagnose_grid(config: Config, out: Path, weights: Path | None = None) -> Grid:
-    """Measures each pair of `diagnose.scales` and `diagnose.copies`; writes `grid.json`, `grid.png`, `diagnose.yaml`.
+    """Measures each pair of `diagnose.scales` and `diagnose.copies`; writes `grid.json` and `.png`, `diagnose.yaml`.
 
     Each σ applies to all sites and replaces the scales of the configuration and of the checkpoint.
 
@@ -130,7 +131,7 @@ def diagnose_grid(config: Config, out: Path, weights: Path | None = None) -> Gri
     )
     content = json.dumps(without_nan(asdict(grid)), indent=2, allow_nan=False) + "\n"
     write_atomically(out / "grid.json", content.encode())
-    draw_grid(pairs, grid.recommended, out / "grid.png")
+    draw(out / "grid.png", lambda: grid_figure(pairs, grid.recommended))
     return grid
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from glr_dist.diagnostics.pairs import Pair
@@ -12,13 +11,12 @@ from glr_dist.figures import figure_of
 _COLOURS = "cividis"  # its lightness grows with the value, for any colour vision
 
 
-def draw_grid(pairs: Sequence[Pair], chosen: Pair | None, path: Path) -> None:
-    """Draws the cosine to the target and to the gradient at each σ as a PNG; a frame marks the recommended pair.
+def grid_figure(pairs: Sequence[Pair], chosen: Pair | None) -> Any:
+    """Returns a figure of the cosine to the target and to the gradient at each σ; a frame marks the recommended pair.
 
     Args:
         pairs: the pairs of the whole grid.
         chosen: the recommended pair.
-        path: the file to write.
     """
     scales, copies = sorted({pair.scale for pair in pairs}), sorted({pair.copies for pair in pairs})
     figure = figure_of(3 + 2.2 * len(copies), 2.5 + 0.6 * len(scales))
@@ -43,7 +41,7 @@ def draw_grid(pairs: Sequence[Pair], chosen: Pair | None, path: Path) -> None:
         axes.set_yticks(range(len(scales)), [f"{scale:g}" for scale in scales])
         axes.set(xlabel="copies K", ylabel="noise scale σ", title=title)
     figure.colorbar(image, ax=figure.axes, label="cosine")
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def _frame(axes: Any, column: int, row: int) -> None:

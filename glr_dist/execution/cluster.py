@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -17,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import ray
 from ray.core.generated import common_pb2, gcs_pb2
@@ -25,15 +23,12 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from glr_dist.errors import ClusterError
-from glr_dist.execution import local_ray, watch
-from glr_dist.execution.address import ray_address
+from glr_dist.execution import joined, local_ray, watch
+from glr_dist.execution.address import probe, ray_address
 from glr_dist.text import one_line
 
 _JOIN_TIMEOUT = 30.0  # seconds that a cluster has to answer
 _START_TIMEOUT = 120.0  # seconds that a local Ray has to start; a busy machine needs half a minute
-_PROBE_TIMEOUT = 1.5  # seconds that the cluster has to accept a TCP connection
-_ANSWER_TIMEOUT = 10.0  # seconds that its gRPC server has to answer
-_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # ends with an empty SETTINGS frame
 _SIGNAL_INTERVAL = 0.2  # seconds between two checks for pending signals
 _START_GRACE = 10.0  # seconds that an interrupted `ray.init` has to complete
 _SOCKET = "/ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store.00"  # the longest path in TMPDIR
@@ -57,8 +52,9 @@ def connect(cpus: float = 0) -> bool:
         return False
     address = ray_address() or "local"
     if address != "local":
-        _probe(address)
+        probe(address)
         _init(address, f"RAY_ADDRESS: the cluster at {address} cannot be joined")
+        _watch_joined()
         return False
     number = max(_cores(), math.ceil(cpus))
     folder = _short_folder()
@@ -72,12 +68,24 @@ def connect(cpus: float = 0) -> bool:
         raise
     if folder:
         _after_ray.callback(shutil.rmtree, folder, ignore_errors=True)
-    _held_sockets.extend(local_ray.held_sockets())
-    watch.begin({name: process.poll for name, process in local_ray.processes().items()}, ray.is_initialized)
+    processes = local_ray.processes()
+    _held_sockets.extend(local_ray.held_sockets(processes["raylet"].pid))
+    deaths = [watch.exited(name, process.poll) for name, process in processes.items()]
+    watch.begin(deaths, ray.is_initialized, local=True)
     shared = f" that share {_cores()} cores" if number > _cores() else ""
     where = ray.util.get_node_ip_address()
     print(f"started a local Ray with {number} CPUs{shared}; it listens on {where}", file=sys.stderr)
     return True
+
+
+def _watch_joined() -> None:
+    """Watches the GCS of the cluster and the raylet on this machine."""
+    deaths = [joined.Gcs(ray.get_runtime_context().gcs_address).death]
+    raylet = joined.process_at(getattr(ray._private.worker._global_node, "raylet_socket_name", ""))
+    if raylet is not None:
+        _held_sockets.extend(local_ray.held_sockets(raylet))
+        deaths.append(joined.raylet_death(raylet))
+    watch.begin(deaths, ray.is_initialized, local=False)
 
 
 def disconnect() -> None:
@@ -149,43 +157,6 @@ def _init(address: str, failure: str, **options: object) -> None:
         raise
     finally:
         restore()
-
-
-def _probe(address: str) -> None:
-    """Checks that a gRPC server answers at the address; Ray itself retries for minutes and ignores Ctrl-C.
-
-    Raises:
-        ClusterError: the address is malformed or unknown, or no gRPC server answers there.
-    """
-    if address == "auto":
-        return
-    scheme, separator, rest = address.rpartition("://")
-    try:
-        if separator and scheme != "ray":
-            raise ValueError
-        place = urlsplit(f"//{rest}")
-        host, port = place.hostname, place.port
-        if not host or not port:
-            raise ValueError
-    except ValueError:
-        raise ClusterError(
-            f"RAY_ADDRESS: {address!r} is not an address; allowed are HOST:PORT, ray://HOST:PORT, auto and local"
-        ) from None
-    if separator:
-        raise ClusterError(
-            f"RAY_ADDRESS: {address!r} is the address of a Ray Client server, which is not supported; use HOST:PORT of "
-            "the cluster on one of its machines, or submit a job"
-        )
-    try:
-        with socket.create_connection((host, port), timeout=_PROBE_TIMEOUT) as connection:
-            if os.environ.get("RAY_USE_TLS", "0").lower() in ("", "0", "false"):
-                connection.settimeout(_ANSWER_TIMEOUT)
-                connection.sendall(_HTTP2_HELLO)
-                if connection.recv(4)[3:] != _HTTP2_HELLO[-6:-5]:
-                    raise ConnectionError("the server there is not Ray's GCS")
-    except OSError as error:
-        reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or one_line(error)
-        raise ClusterError(f"RAY_ADDRESS: the cluster at {address} cannot be joined ({reason})") from None
 
 
 def _short_folder() -> str | None:

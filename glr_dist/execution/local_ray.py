@@ -96,20 +96,23 @@ def processes() -> dict[str, Any]:
     return {name: found[name][0].process for name in ("raylet", "gcs_server") if found.get(name)}
 
 
-def held_sockets() -> list[int]:
+def held_sockets(raylet: int) -> list[int]:
     """Duplicates the raylet's ends of its connections to this process, and returns their descriptors.
+
+    Args:
+        raylet: its process id.
 
     If the raylet dies, Ray's core sees these connections close and immediately ends this process with code 1 and no
     message. While the duplicates exist, it waits instead, and the watch has time to report what happened. Without the
     necessary permission, or on systems other than Linux, the list is empty.
     """
-    if not hasattr(os, "pidfd_open") or (raylet := processes().get("raylet")) is None:
+    if not hasattr(os, "pidfd_open"):
         return []
     held: list[int] = []
     with suppress(OSError):
-        pidfd = os.pidfd_open(raylet.pid)
+        pidfd = os.pidfd_open(raylet)
         try:
-            for entry in Path(f"/proc/{raylet.pid}/fd").iterdir():
+            for entry in Path(f"/proc/{raylet}/fd").iterdir():
                 with suppress(OSError):
                     if entry.is_socket():
                         held += _held(pidfd, int(entry.name))

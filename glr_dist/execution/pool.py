@@ -207,7 +207,7 @@ class Pool:
             if self._own_group is not None:
                 remove_placement_group(self._own_group)
         self._slots, self._own_group = [], None
-        if self._own_ray:
+        if self._own_ray or watch.unresponsive():
             disconnect()
             self._own_ray = False
 

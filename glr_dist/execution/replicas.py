@@ -104,7 +104,7 @@ def run_replicas(
     if reason:
         raise ClusterError(
             f"the replicas failed more than execution.max_failures={execution.max_failures} times; last failure: "
-            f"{reason}; continue with --resume"
+            f"{reason}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Watches the processes of a local Ray. If one dies, Ray's core ends this process silently or after a minute.
+"""Watches the processes of Ray. If one dies, Ray's core ends this process silently or after a minute.
 
 The watch interrupts the main thread, which then raises a `ClusterError` that names the dead process. If the main thread
 does not react, because Ray's core waits for the dead process, the watch ends this process.
@@ -10,34 +10,37 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
 from glr_dist.errors import ClusterError
 
 _INTERVAL = 0.1  # seconds between two checks of the processes
-_GRACE = 10.0  # seconds that the main thread has to disconnect from a dead Ray
+_REACTION = 3.0  # seconds that the main thread has to react to the interrupt
+_GRACE = 10.0  # seconds that it has to disconnect from a dead Ray
 _FAILED, _STOPPED = 2, 130  # exit codes of the command line
 
-ExitCode = Callable[[], int | None]  # of a process: None while it runs, -N if signal N killed it
+Death = Callable[[], str | None]  # returns how a process died; None if it did not
 
 
 class Watch:
     """Watches processes in a thread until `close` is called.
 
     Args:
-        processes: name and exit code of each process.
+        deaths: one function for each process.
+        local: True if this process started the Ray.
         in_use: returns False once this process itself shuts down Ray without `expect_end`, as with `ray.shutdown`.
     """
 
-    def __init__(self, processes: Mapping[str, ExitCode], in_use: Callable[[], bool]) -> None:
+    def __init__(self, deaths: Sequence[Death], in_use: Callable[[], bool], *, local: bool) -> None:
         self.reason: str | None = None  # of the first death
         self.expected = False  # True if this process itself is ending Ray
         self.killed = False  # True if Ray's processes were killed instead of shut down
         self.hurried = False  # True if a scheduler asked this process to end, and perhaps Ray's processes too
-        self._processes, self._in_use = processes, in_use
-        self._closed = threading.Event()
+        self.local = local
+        self._deaths, self._in_use = deaths, in_use
+        self._closed, self._noticed = threading.Event(), threading.Event()
         self._interrupts = threading.current_thread() is threading.main_thread()
         threading.Thread(target=self._run, name="watch of Ray", daemon=True).start()
 
@@ -45,10 +48,14 @@ class Watch:
         """Ends the watch."""
         self._closed.set()
 
+    def notice(self) -> None:
+        """Called by the main thread when it reacts to the death of a process."""
+        self._noticed.set()
+
     @property
     def dead(self) -> bool:
         """True if a process has ended."""
-        return any(code() is not None for code in self._processes.values())
+        return self._described() is not None
 
     def _run(self) -> None:
         while not self.dead:
@@ -59,6 +66,8 @@ class Watch:
         if not self.expected:
             self.reason = self._described()
             self._interrupt()
+            if not self._noticed.wait(_REACTION):
+                self._exit()
         if not self._closed.wait(_GRACE):
             self._exit()
 
@@ -67,15 +76,8 @@ class Watch:
         if self._interrupts and callable(signal.getsignal(signal.SIGINT)):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    def _described(self) -> str:
-        name, code = next((n, c) for n, code in self._processes.items() if (c := code()) is not None)
-        if code >= 0:
-            return f"Ray's {name} process on this machine ended with code {code}"
-        try:
-            killer = signal.Signals(-code).name
-        except ValueError:
-            killer = f"signal {-code}"
-        return f"Ray's {name} process on this machine was killed by {killer}"
+    def _described(self) -> str | None:
+        return next((how for death in self._deaths if (how := death()) is not None), None)
 
     def _exit(self) -> None:
         """Ends this process because its main thread would wait for the dead process forever."""
@@ -85,33 +87,55 @@ class Watch:
 
 
 class LostRayError(ClusterError):
-    """The local Ray of this process died; the message also says what to do."""
+    """The Ray of this process died; the message also says what to do."""
 
 
 _watch: Watch | None = None
 _advice: Callable[[], str] = str  # what to do after a loss
 
 
-def begin(processes: Mapping[str, ExitCode], in_use: Callable[[], bool]) -> None:
-    """Starts to watch the processes of a local Ray; takes the arguments of `Watch`."""
+def begin(deaths: Sequence[Death], in_use: Callable[[], bool], *, local: bool) -> None:
+    """Starts to watch the processes of Ray; takes the arguments of `Watch`."""
     global _watch
-    _watch = Watch(processes, in_use)
+    _watch = Watch(deaths, in_use, local=local)
+
+
+def exited(name: str, code: Callable[[], int | None]) -> Death:
+    """Returns the death of a child process.
+
+    Args:
+        name: its name.
+        code: returns its exit code: None while it runs, -N if signal N killed it.
+    """
+
+    def death() -> str | None:
+        if (found := code()) is None:
+            return None
+        if found >= 0:
+            return f"Ray's {name} process on this machine ended with code {found}"
+        try:
+            killer = signal.Signals(-found).name
+        except ValueError:
+            killer = f"signal {-found}"
+        return f"Ray's {name} process on this machine was killed by {killer}"
+
+    return death
 
 
 def expect_end(*, hurried: bool = False) -> None:
-    """Declares that the end of the local Ray is not a loss, because this process ends it.
+    """Declares that the end of Ray is not a loss, because this process ends it or disconnects from it.
 
     Args:
-        hurried: True if a scheduler asked this process to end. It may have asked Ray's processes too, in which case an
-            orderly shutdown would wait for answers that never come.
+        hurried: True if a scheduler asked this process to end. It may have asked the processes of a local Ray too, in
+            which case an orderly shutdown would wait for answers that never come.
     """
     if _watch is not None and _watch.reason is None:
         _watch.expected = True
-        _watch.hurried |= hurried
+        _watch.hurried |= hurried and _watch.local
 
 
 def end(*, killed: bool) -> None:
-    """Ends the watch after a local Ray has ended; if it was killed, this process cannot start another."""
+    """Ends the watch after Ray has ended; if it was killed or lost, this process cannot start or join another."""
     global _watch
     if _watch is not None:
         _watch.close()
@@ -121,26 +145,32 @@ def end(*, killed: bool) -> None:
 
 
 def unresponsive() -> bool:
-    """Returns True if the local Ray is dead or may be dying, so that waiting for its answers could hang."""
-    return _watch is not None and (_watch.hurried or _watch.dead)
+    """Returns True if Ray is dead or may be dying, so that waiting for its answers could hang."""
+    if _watch is None:
+        return False
+    _watch.notice()
+    return _watch.hurried or _watch.dead
 
 
 def lost() -> str | None:
-    """Returns how the local Ray of this process died; None if it did not."""
-    return None if _watch is None else _watch.reason
+    """Returns how the Ray of this process died; None if it did not."""
+    if _watch is None or _watch.reason is None:
+        return None
+    _watch.notice()
+    return _watch.reason
 
 
 def check() -> None:
-    """Raises a ClusterError if the local Ray of this process died or was killed."""
+    """Raises a ClusterError if the Ray of this process died or was killed."""
     if (reason := lost()) is not None:
         raise ClusterError(reason)
     if _watch is not None and _watch.killed:
-        raise ClusterError("the local Ray of this process was killed; start another process")
+        raise ClusterError("the Ray of this process was killed; start another process")
 
 
 @contextmanager
 def explained(advice: Callable[[], str] = str) -> Iterator[None]:
-    """Replaces the error that follows the death of the local Ray by a LostRayError.
+    """Replaces the error that follows the death of Ray by a LostRayError.
 
     Args:
         advice: returns the end of the message, which says what to do.

@@ -13,6 +13,7 @@ from glr_dist.config import Model
 from glr_dist.errors import ConfigError
 from glr_dist.nn.dropout import Dropout
 from glr_dist.registry import ACTIVATIONS
+from glr_dist.sizes import mlp_parameters
 
 # (the section `model`, shape of one example, number of classes, stream of the initial weights) -> the network
 ModelBuilder = Callable[[Model, torch.Size, int, torch.Generator], nn.Module]
@@ -24,8 +25,7 @@ def build_mlp(model: Model, shape: torch.Size, classes: int, stream: torch.Gener
     Raises:
         ConfigError: its parameters do not fit into the memory of this machine.
     """
-    widths = [shape.numel(), *model.hidden, classes]
-    parameters = sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(widths))
+    parameters = mlp_parameters(shape.numel(), model.hidden, classes)
     size, memory = 4 * parameters, psutil.virtual_memory().total
     if size > memory:
         raise ConfigError(

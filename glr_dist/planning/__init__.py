@@ -19,17 +19,19 @@ from glr_dist.config import Config
 from glr_dist.execution import plan, predict
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.execution.predict import Hardware
+from glr_dist.figures import draw
 from glr_dist.files import write_atomically
 from glr_dist.planning import backprop
 from glr_dist.planning.bench import Bench
-from glr_dist.planning.step_plan import METHODS, StepPlan, draw
+from glr_dist.planning.step_plan import METHODS, StepPlan, plan_figure
+from glr_dist.training.warm_start import begin_with, weights_of
 
 GPU = Hardware(rate=50e12, block=2e-4, bandwidth=25e9, latency=2e-5)
 _LONG = 10.0  # a whole step is measured only if it is predicted to take less, in seconds
 
 
 def plan_step(config: Config, out: Path, numbers: Sequence[int], gpu: Hardware = GPU) -> StepPlan:
-    """Measures a step's work items, predicts the step, and writes `plan.json` and `plan.png` to a folder.
+    """Measures a step's work items, predicts the step, and writes `plan.json`, `plan.png` and `plan.pdf` to a folder.
 
     Args:
         config: the configuration.
@@ -38,7 +40,8 @@ def plan_step(config: Config, out: Path, numbers: Sequence[int], gpu: Hardware =
         gpu: the assumed GPU.
 
     Raises:
-        ConfigError: the configuration is invalid for its network or data.
+        ConfigError: the configuration is invalid for its network or data, or its weights do not fit.
+        CheckpointError: the weights are missing or damaged.
         OSError: the folder cannot be written.
     """
     keep_freed_memory()
@@ -46,6 +49,9 @@ def plan_step(config: Config, out: Path, numbers: Sequence[int], gpu: Hardware =
     device = device_of(config.execution)
     dataset = data.load(config.data)
     net = network_of(config, dataset, device).train()
+    weights = weights_of(config.model, device)
+    if weights is not None:
+        begin_with(net, weights)
     x, y = dataset.train.to(device).batch(slice(0, config.training.batch_size))
     bench = Bench(config, net, x, y)
     out.mkdir(parents=True, exist_ok=True)
@@ -79,7 +85,7 @@ def plan_step(config: Config, out: Path, numbers: Sequence[int], gpu: Hardware =
     )
     content = {"config": config.model_dump(mode="json"), **_finite(asdict(step_plan))}
     write_atomically(out / "plan.json", (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-    draw(step_plan, out / "plan.png")
+    draw(out / "plan.png", lambda: plan_figure(step_plan))
     return step_plan
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from glr_dist.execution.predict import Hardware, Load, Prediction
 from glr_dist.figures import figure_of
@@ -150,8 +150,8 @@ def _bytes(count: float) -> str:
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def draw(plan: StepPlan, path: Path) -> None:
-    """Draws step time, waiting and bytes against the number of GPUs, one line per method."""
+def plan_figure(plan: StepPlan) -> Any:
+    """Returns a figure of step time, waiting and bytes against the number of GPUs, one line per method."""
     figure = figure_of(14, 5)
     times, waits, sent = figure.subplots(1, 3)
     for index, (method, rows) in enumerate(plan.simulation.items()):
@@ -171,4 +171,4 @@ def draw(plan: StepPlan, path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.legend(*times.get_legend_handles_labels(), loc="outside lower center", ncols=len(plan.simulation))
     figure.suptitle(f"SIMULATED, not measured: one step of {plan.title}\n{_assumed(plan.gpu)}", fontsize=10)
-    figure.savefig(path, dpi=120)
+    return figure

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from glr_dist.config import Config, build
 from glr_dist.errors import ConfigError
+from glr_dist.figures import draw
 from glr_dist.files import write_atomically
 from glr_dist.robustness.comparison_plot import comparison_figure
 from glr_dist.robustness.comparison_table import column_of, json_of, lines_of
-from glr_dist.robustness.output import draw
 from glr_dist.robustness.published import FGSM_EPS
 from glr_dist.robustness.report import Report
 from glr_dist.robustness.report_files import ReportFiles, read_report, report_names

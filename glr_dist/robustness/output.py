@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from glr_dist.figures import draw
 from glr_dist.files import write_atomically
 from glr_dist.robustness.conditions import Condition
 from glr_dist.robustness.measurement import Measurement
@@ -16,9 +16,6 @@ from glr_dist.robustness.report import Report
 from glr_dist.robustness.report_files import ReportFiles
 from glr_dist.robustness.sheet import sheet_figure
 from glr_dist.robustness.subject import Subject
-from glr_dist.text import one_line
-
-_DPI = 120
 
 
 def write_report(files: ReportFiles, report: Report) -> None:
@@ -50,17 +47,3 @@ def write_pictures(
         write_atomically(files.page, page.encode())
     except OSError as error:
         print(f"warning: {files.page}: cannot be written ({error.strerror})", file=sys.stderr)
-
-
-def draw(path: Path, figure: Callable[[], Any]) -> bool:
-    """Draws a picture as PNG, and as PDF beside it; returns whether it succeeded, and prints a warning if not."""
-    try:
-        drawn = figure()
-        drawn.savefig(path, dpi=_DPI)
-        drawn.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
-        return True
-    except (
-        Exception
-    ) as error:  # the results are written; whatever matplotlib or its settings do must not end the command
-        print(f"warning: {path}: cannot be drawn ({one_line(error)})", file=sys.stderr)
-        return False

@@ -15,6 +15,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunTag
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from glr_dist.config import load_config, read
+from glr_dist.figures import pdf_of
 from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
 from glr_dist.runs import RunFolder
 from glr_dist.tracking import system_metrics
@@ -33,7 +34,6 @@ from glr_dist.tracking.server import (
     log_tags,
 )
 from glr_dist.tracking.state import State
-from glr_dist.training.checkpoint import last_epoch
 
 _KEY_TAG = "glr_dist.key"
 
@@ -82,7 +82,12 @@ class Uploader:
         if self._state.end is not None:
             parts += [
                 self._part_of_file(path)
-                for path in (self._run.metrics_file, self._run.summary_file, self._run.curve_file)
+                for path in (
+                    self._run.metrics_file,
+                    self._run.summary_file,
+                    self._run.curve_file,
+                    pdf_of(self._run.curve_file),
+                )
             ]
             parts += [self._model, self._summary, *self._report_parts()]
         errors = []
@@ -166,9 +171,7 @@ class Uploader:
 
     def _metrics(self) -> None:
         # An interrupted run repeats the epochs after its last checkpoint: they are uploaded once they are final.
-        self._lines(
-            self._run.metrics_file.name, lambda _, record: int(record["epoch"]), last_epoch(self._run.checkpoints)
-        )
+        self._lines(self._run.metrics_file.name, lambda _, record: int(record["epoch"]), self._run.last_epoch())
 
     def _system_metrics(self) -> None:
         self._lines(system_metrics.FILE, lambda number, _: number)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,12 +21,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from glr_dist.errors import CheckpointError
 from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
+from glr_dist.runs import checkpoints_in
 from glr_dist.text import one_line
 
 _COMMENT = b"glr_dist-checkpoint 2 "
 _COMMENT_LENGTH = len(_COMMENT) + 64
 _FIRST_FORMAT = b"glr_dist-checkpoint 1 "  # up to 0.4.0: this, the digest and a line end before the archive
-_NAME = re.compile(r"epoch-(\d{5,})\.pt")
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -138,13 +137,8 @@ def name_of(epoch: int) -> str:
 
 def listed(folder: Path) -> list[Path]:
     """Returns the checkpoints of a folder, newest first."""
-    found = _by_epoch(folder)
+    found = checkpoints_in(folder)
     return [found[epoch] for epoch in sorted(found, reverse=True)]
-
-
-def last_epoch(folder: Path) -> int:
-    """Returns the epoch of the newest checkpoint of a folder, 0 if it has none."""
-    return max(_by_epoch(folder), default=0)
 
 
 def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any], list[str]]:
@@ -179,14 +173,10 @@ def prune(folder: Path, keep: int, epoch: int, best: int | None = None) -> None:
 
     A stray file of a later epoch is neither counted nor deleted.
     """
-    found = _by_epoch(folder)
+    found = checkpoints_in(folder)
     for old in sorted((number for number in found if number <= epoch), reverse=True)[keep:]:
         if old != best:
             found[old].unlink(missing_ok=True)
-
-
-def _by_epoch(folder: Path) -> dict[int, Path]:
-    return {int(match[1]): path for path in folder.glob("*.pt") if (match := _NAME.fullmatch(path.name))}
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from glr_dist.figures import figure_of
 
 
-def draw_learning_curve(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws loss and validation accuracy against the epoch, side by side, as a PNG.
+def curve_figure(history: Sequence[dict[str, Any]]) -> Any:
+    """Returns a figure of loss and validation accuracy against the epoch, side by side.
 
     Args:
         history: the metrics of each epoch, oldest first.
-        path: the file to write.
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -31,4 +29,4 @@ def draw_learning_curve(history: Sequence[dict[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=120)
+    return figure

@@ -19,14 +19,14 @@ from glr_dist.config import Config
 from glr_dist.errors import ConfigError
 from glr_dist.execution.inline import one_thread
 from glr_dist.execution.memory import keep_freed_memory
+from glr_dist.figures import draw
 from glr_dist.losses import LOSSES
 from glr_dist.runs import RunFolder
 from glr_dist.streams import Key, Role, generator
-from glr_dist.text import one_line
 from glr_dist.training import checkpoint
 from glr_dist.training.accuracy import accuracy_and_loss
 from glr_dist.training.best import best_record, digest_of
-from glr_dist.training.curve import draw_learning_curve
+from glr_dist.training.curve import curve_figure
 from glr_dist.training.more_epochs import check_schedule, check_trained
 from glr_dist.training.progress import Progress
 from glr_dist.training.summary import summary_of
@@ -282,10 +282,7 @@ class Trainer:
             best_digest=digest_of(self.folder.checkpoints, best_record(self.history)["epoch"]),
         )
         self.folder.write_summary(summary)
-        try:
-            draw_learning_curve(self.history, self.folder.curve_file)
-        except Exception as error:
-            print(f"warning: {self.folder.curve_file}: cannot be drawn ({one_line(error)})", file=sys.stderr)
+        draw(self.folder.curve_file, lambda: curve_figure(self.history))
         return summary
 
     # ------------------------------------------------------------ progress

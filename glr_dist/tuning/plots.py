@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from glr_dist.figures import figure_of
@@ -27,8 +26,8 @@ _CLEAN = "validation/accuracy"  # drawn even if it is not an objective
 Panel = Callable[[Any], None]
 
 
-def draw(search: Search, records: Sequence[TrialRecord], path: Path) -> None:
-    """Draws a search into a PNG.
+def search_figure(search: Search, records: Sequence[TrialRecord]) -> Any:
+    """Returns the figure of a search.
 
     The panels are one per field, the importances, and the first two objectives against each other. For a population:
     one per scale, one per metric, and the first two objectives.
@@ -43,7 +42,7 @@ def draw(search: Search, records: Sequence[TrialRecord], path: Path) -> None:
     for axes in grid[len(panels) :]:
         axes.axis("off")
     figure.suptitle(_title(search.tune, records))
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def _panels(search: Search, records: Sequence[TrialRecord]) -> list[Panel]:

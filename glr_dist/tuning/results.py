@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from glr_dist.config import dump_config
+from glr_dist.figures import draw, pdf_of
 from glr_dist.files import write_atomically
-from glr_dist.text import one_line
-from glr_dist.tuning import plots
+from glr_dist.tuning.plots import search_figure
 from glr_dist.tuning.ranking import best_trial, pareto_front, ranked
 from glr_dist.tuning.search_config import Search
 from glr_dist.tuning.table import objectives_line
@@ -25,7 +24,7 @@ PLOT = "search.png"
 
 
 def write_results(search: Search, records: Sequence[TrialRecord], out: Path) -> list[Path]:
-    """Writes `trials.json`, `best.yaml`, with several objectives `pareto.yaml`, and last the plot `search.png`.
+    """Writes `trials.json`, `best.yaml`, with several objectives `pareto.yaml`, and last `search.png` and `.pdf`.
 
     Returns:
         The paths of the files. A plot that cannot be drawn is a warning on stderr.
@@ -44,12 +43,8 @@ def write_results(search: Search, records: Sequence[TrialRecord], out: Path) -> 
     if len(names) > 1:
         _write_front(names, records, out)
         files.append(out / PARETO)
-    try:
-        plots.draw(search, records, out / PLOT)
-    except Exception as error:  # the results are complete without it
-        print(f"warning: {out / PLOT} could not be drawn ({one_line(error)})", file=sys.stderr)
-    else:
-        files.append(out / PLOT)
+    if draw(out / PLOT, lambda: search_figure(search, records)):
+        files += [out / PLOT, pdf_of(out / PLOT)]
     return files
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from glr_dist import data
 from glr_dist.claims import Claim, claim
 from glr_dist.errors import ConfigError
+from glr_dist.execution.address import check_reachable
 from glr_dist.files import write_atomically
 from glr_dist.robustness.conditions import conditions_of, networks_of
 from glr_dist.robustness.suite import surrogate_config
@@ -65,6 +66,7 @@ def _run(search: Search, out: Path) -> str:
             runner = TrialRunner(search, out, tracking, parent.run_id)
             queue = queue_of(runner, records)
             if queue.done < queue.total:
+                check_reachable()
                 _train_surrogate(search)
                 from glr_dist.tuning.ray_tune import run_trials  # importing Ray Tune takes seconds
 

@@ -47,42 +47,23 @@ def test_plain_lines_where_there_is_no_terminal(start, tiny_yaml, tmp_path):
     assert process.returncode == 0
     assert errors == ""
     lines = said.splitlines()
-    assert dict(line.split(maxsplit=1) for line in lines[:4]) == {
+    assert dict(line.split(maxsplit=1) for line in lines[:5]) == {
         "results": str(tmp_path / "run"),
         "device": "cpu, inline",
         "data": "digits: 1,294 training, 144 validation, 359 test images",
-        "parameters": "610 in a network with 2 sites",
+        "parameters": "610",
+        "sites": "1, 3",
     }
-    for number, line in enumerate(lines[4:7], 1):
+    for number, line in enumerate(lines[5:8], 1):
         assert line.startswith(f"epoch {number}/3 ")
         assert all(word in line for word in ("train loss", "validation accuracy", "copies/s", "s left"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    printed = dict(line.split(maxsplit=1) for line in lines[7:])
+    printed = dict(line.split(maxsplit=1) for line in lines[8:])
     assert list(printed) == [*summary, "results", "next"]
     assert printed["results"] == str(tmp_path / "run")
     assert printed["next"] == f"glr-dist evaluate {tmp_path / 'run'}"
     assert printed["params_sha256"] == summary["params_sha256"]
     assert printed["test_accuracy"] == f"{summary['test_accuracy']:.4g}"
-
-
-def test_the_folder_is_printed_before_torch_is_imported(python, tiny_yaml, tmp_path):
-    code = """
-import sys
-from glr_dist.cli import main, train
-
-show = train.show_whole
-
-def watched(name, value):
-    print("torch" in sys.modules, end=" ")
-    show(name, value)
-
-train.show_whole = watched
-main(sys.argv[1:])
-"""
-    done = python(code, "train", tiny_yaml, "training.epochs=1", "--out", tmp_path / "run")
-    first, *_, second, _ = done.stdout.splitlines()
-    assert first.split() == ["False", "results", str(tmp_path / "run")]
-    assert second.split() == ["True", "results", str(tmp_path / "run")]
 
 
 @pytest.mark.parametrize(

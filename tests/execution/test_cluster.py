@@ -14,8 +14,8 @@ import pytest
 import ray
 
 from glr_dist.errors import ClusterError
-from glr_dist.execution import cluster
-from glr_dist.execution.address import ray_address
+from glr_dist.execution import address
+from glr_dist.execution.address import probe, ray_address
 from glr_dist.execution.cluster import connect
 
 
@@ -39,16 +39,16 @@ def unused() -> str:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.parametrize(("value", "address"), [(None, None), ("", None), ("  ", None), (" h:1 ", "h:1")])
-def test_a_blank_address_counts_as_unset(monkeypatch, value, address):
+@pytest.mark.parametrize(("value", "expected"), [(None, None), ("", None), ("  ", None), (" h:1 ", "h:1")])
+def test_a_blank_address_counts_as_unset(monkeypatch, value, expected):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if value is not None:
         monkeypatch.setenv("RAY_ADDRESS", value)
-    assert ray_address() == address
+    assert ray_address() == expected
 
 
 @pytest.mark.parametrize(
-    ("address", "words"),
+    ("place", "words"),
     [
         ("nonsense", "is not an address"),
         ("127.0.0.1", "is not an address"),
@@ -62,8 +62,8 @@ def test_a_blank_address_counts_as_unset(monkeypatch, value, address):
     ],
 )
 @pytest.mark.usefixtures("disconnected")
-def test_a_wrong_address_is_refused_at_once_in_one_line(monkeypatch, address, words):
-    monkeypatch.setenv("RAY_ADDRESS", address)
+def test_a_wrong_address_is_refused_at_once_in_one_line(monkeypatch, place, words):
+    monkeypatch.setenv("RAY_ADDRESS", place)
     started = time.monotonic()
     with pytest.raises(ClusterError, match=r"^RAY_ADDRESS: ") as caught:
         connect()
@@ -74,35 +74,39 @@ def test_a_wrong_address_is_refused_at_once_in_one_line(monkeypatch, address, wo
 
 @pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_ends_the_wait_for_a_silent_cluster(start, tiny_yaml, tmp_path, silent, number):
-    process = start("train", tiny_yaml, "execution.kind=layers", "--out", tmp_path / "run")
-    silent.settimeout(120)
-    with silent.accept()[0]:
-        assert process.poll() is None
-        sent = time.monotonic()
-        process.send_signal(number)
-        assert process.stderr is not None
-        while "stopped after epoch" not in (line := process.stderr.readline()):
-            assert line, "it ended without its last line"
-        assert time.monotonic() - sent < 5  # on a busy machine, the interpreter needs more seconds to exit
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in error
+def test_a_signal_ends_the_wait_for_a_silent_cluster_within_two_seconds(start, tiny_yaml, tmp_path, silent, number):
+    def seconds() -> float:
+        """Seconds from the signal to the last line; on a busy machine, the interpreter needs more of them to exit."""
+        process = start("train", tiny_yaml, "execution.kind=layers", "--out", tmp_path / "run", "--resume")
+        silent.settimeout(120)
+        with silent.accept()[0]:
+            assert process.poll() is None
+            sent = time.monotonic()
+            process.send_signal(number)
+            assert process.stderr is not None
+            while "stopped after epoch" not in (line := process.stderr.readline()):
+                assert line, "it ended without its last line"
+            passed = time.monotonic() - sent
+            _, error = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in error
+        return passed
+
+    assert any(seconds() < 2 for _ in range(3))  # others may use the machine during the first ones
 
 
 @pytest.mark.usefixtures("disconnected")
 def test_connect_gives_up_on_a_server_that_never_answers(monkeypatch, silent):
-    monkeypatch.setattr(cluster, "_ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(address, "_ANSWER_TIMEOUT", 0.2)
     with pytest.raises(ClusterError, match=r"cannot be joined \(no answer\)"):
         connect()
 
 
 @pytest.mark.ray
 def test_a_cluster_answers_the_probe(local_ray):
-    address = ray.get_runtime_context().gcs_address
-    cluster._probe(address)
+    probe(ray.get_runtime_context().gcs_address)
     with pytest.raises(ClusterError):
-        cluster._probe(unused())
+        probe(unused())
 
 
 LOCAL = """

@@ -174,7 +174,7 @@ def test_a_run_whose_driver_is_killed_resumes_to_the_same_parameters(start, tiny
         assert process.returncode == 0, error
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("killed", "inline")]
     assert summaries[0]["params_sha256"] == summaries[1]["params_sha256"]
-    assert gone(children, 120)  # Ray's agents notice the death of the other processes after a minute
+    assert gone(children, 15)
 
 
 def test_a_finished_run_leaves_no_process_and_reports_its_actors(start, tiny_yaml, tmp_path):
@@ -285,14 +285,17 @@ list(pool.run([Call("work", (100,))]))
 """
 
 
-def test_a_busy_actor_ends_soon_after_its_driver_is_killed(tmp_path):
+def test_a_busy_actor_and_all_of_ray_end_soon_after_the_driver_is_killed(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     actor = psutil.Process(int(process.stdout.readline()))
     time.sleep(1)  # it is computing the call
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert actor in children
+    assert "ray::RuntimeEnvAgent" in [child.name() for child in children]
     process.kill()
     process.communicate()
-    assert gone([actor], 10)
+    assert gone(children, 15)  # Ray's agents alone would notice after a minute
 
 
 @pytest.mark.parametrize("kind", ["layers", pytest.param("replicas", marks=pytest.mark.slow)])

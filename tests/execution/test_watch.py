@@ -10,7 +10,7 @@ import pytest
 
 from glr_dist.errors import ClusterError
 from glr_dist.execution import watch
-from glr_dist.execution.watch import LostRayError, explained
+from glr_dist.execution.watch import LostRayError, exited, explained
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def codes(monkeypatch) -> Iterator[dict[str, int | None]]:
     found: dict[str, int | None] = {"raylet": None, "gcs_server": None}
     monkeypatch.setattr(watch, "_INTERVAL", 0.01)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    watch.begin({name: lambda name=name: found[name] for name in found}, lambda: True)
+    watch.begin([exited(name, lambda name=name: found[name]) for name in found], lambda: True, local=True)
     yield found
     watch.end(killed=False)
     signal.signal(signal.SIGINT, before)
@@ -65,7 +65,7 @@ def test_an_expected_end_is_not_a_loss(codes, hurried):
 
 def test_a_ray_that_this_process_has_shut_down_is_not_a_loss(monkeypatch):
     monkeypatch.setattr(watch, "_INTERVAL", 0.01)
-    watch.begin({"raylet": lambda: 0}, lambda: False)
+    watch.begin([exited("raylet", lambda: 0)], lambda: False, local=True)
     time.sleep(0.1)
     watch.check()
     watch.end(killed=False)
@@ -77,7 +77,7 @@ from glr_dist.execution import watch
 watch._GRACE = 0.2
 code = []
 with watch.explained(lambda: "; see there"):
-    watch.begin({"raylet": lambda: code[0] if code else None}, lambda: True)
+    watch.begin([watch.exited("raylet", lambda: code[0] if code else None)], lambda: True, local=True)
     code.append(-9)
     while True:
         try:

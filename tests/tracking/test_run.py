@@ -48,7 +48,7 @@ def test_a_run_is_uploaded_completely(followed):
     summary = json.loads((out / "summary.json").read_text())
     assert run.data.metrics["test/accuracy"] == summary["test_accuracy"]
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert names == {"config.yaml", "learning_curve.png", "metrics.jsonl", "summary.json"}
+    assert names == {"config.yaml", "learning_curve.pdf", "learning_curve.png", "metrics.jsonl", "summary.json"}
 
 
 PATTERNS = [

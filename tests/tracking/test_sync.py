@@ -49,7 +49,7 @@ def check(run: Path, uri: str) -> MlflowClient:
     assert found.data.metrics["test/accuracy"] == json.loads((run / "summary.json").read_text())["test_accuracy"]
     assert len(found.inputs.dataset_inputs) == 1
     names = {artifact.path for artifact in client.list_artifacts(found.info.run_id)}
-    assert names == {"config.yaml", "learning_curve.png", "metrics.jsonl", "summary.json"}
+    assert names == {"config.yaml", "learning_curve.pdf", "learning_curve.png", "metrics.jsonl", "summary.json"}
     (model,) = client.search_logged_models([found.info.experiment_id], f"source_run_id = '{found.info.run_id}'")
     assert str(model.status) == "READY"
     return client

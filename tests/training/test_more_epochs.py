@@ -16,7 +16,6 @@ from glr_dist.robustness.compare import compare
 from glr_dist.robustness.evaluate import evaluate
 from glr_dist.robustness.suite import load_suite
 from glr_dist.runs import RunFolder
-from glr_dist.training import checkpoint
 from glr_dist.training.train import train
 from glr_dist.training.trainer import Trainer
 
@@ -147,7 +146,7 @@ def test_a_killed_longer_run_is_resumed_to_the_uninterrupted_one(start, tiny, ti
     out = tmp_path / "run"
     train(tiny(*SHORT), out)
     process = start("train", "--resume", "--out", out, "training.epochs=12")
-    while process.poll() is None and checkpoint.last_epoch(out / "checkpoints") < 3:
+    while process.poll() is None and RunFolder(out).last_epoch() < 3:
         time.sleep(0.005)
     process.kill()
     process.communicate(timeout=60)

@@ -19,11 +19,13 @@ from crashes import Crash, crash_at
 from glr_dist import cli, config
 from glr_dist.data import Split
 from glr_dist.errors import CheckpointError, ConfigError
+from glr_dist.figures import draw
 from glr_dist.glr import GLR
 from glr_dist.losses import Loss
 from glr_dist.training import checkpoint
 from glr_dist.training import trainer as trainer_module
 from glr_dist.training.accuracy import accuracy_and_loss
+from glr_dist.training.curve import curve_figure
 from glr_dist.training.train import train
 from glr_dist.training.trainer import Trainer
 
@@ -71,6 +73,7 @@ def test_a_run_leaves_its_files_and_nothing_else(finished):
         "checkpoints/epoch-00002.pt",
         "checkpoints/epoch-00003.pt",
         "config.yaml",
+        "learning_curve.pdf",
         "learning_curve.png",
         "metrics.jsonl",
         "summary.json",
@@ -478,7 +481,7 @@ def test_a_folder_that_was_edited_together_with_the_command_is_refused_in_one_li
 
 @pytest.mark.usefixtures("pictures")
 def test_the_learning_curve_is_a_png(finished, tmp_path):
-    trainer_module.draw_learning_curve(metrics(finished[0]), tmp_path / "curve.png")
+    draw(tmp_path / "curve.png", lambda: curve_figure(metrics(finished[0])))
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -486,7 +489,7 @@ def test_a_picture_that_fails_costs_a_warning_and_no_result(tiny, tmp_path, monk
     def fail(*_: object) -> None:
         raise ImportError("no backend")
 
-    monkeypatch.setattr(trainer_module, "draw_learning_curve", fail)
+    monkeypatch.setattr(trainer_module, "curve_figure", fail)
     summary = train(tiny(), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     (line,) = capsys.readouterr().err.splitlines()

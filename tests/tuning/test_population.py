@@ -11,11 +11,12 @@ from mlflow import MlflowClient
 
 from glr_dist.config import load_config
 from glr_dist.errors import ConfigError
+from glr_dist.figures import draw
 from glr_dist.files import write_atomically
 from glr_dist.training import checkpoint
 from glr_dist.training.train import train
 from glr_dist.tuning import population
-from glr_dist.tuning.plots import draw
+from glr_dist.tuning.plots import search_figure
 from glr_dist.tuning.ranking import best_trial
 from glr_dist.tuning.results import write_results
 from glr_dist.tuning.search import tune
@@ -277,7 +278,8 @@ def test_a_trial_can_be_repeated_from_its_configuration(tiny_search, tmp_path):
 @pytest.mark.usefixtures("pictures")
 def test_the_picture_of_a_population_is_a_png(tiny_search, tmp_path):
     search = tiny_search(*PBT)
-    draw(search, run_search(search, tmp_path / "out", simulated(by_scale)), tmp_path / "search.png")
+    records = run_search(search, tmp_path / "out", simulated(by_scale))
+    assert draw(tmp_path / "search.png", lambda: search_figure(search, records))
     assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from glr_dist.config import load_config
-from glr_dist.tuning import plots
+from glr_dist.tuning import results
 from glr_dist.tuning.progress import SearchProgress
 from glr_dist.tuning.results import write_results
 from glr_dist.tuning.search import tune
@@ -26,26 +26,27 @@ def finished(number, accuracy, **values):
     "error", [RuntimeError("no\nfonts"), ImportError("no matplotlib"), OSError(28, "No space left")]
 )
 def test_a_plot_that_fails_is_a_warning_after_the_results(tiny_search, tmp_path, monkeypatch, capsys, error):
-    def draw(search, records, path):
+    def fail(*_: object) -> None:
         written = {file.name for file in tmp_path.iterdir()}
         assert written >= {"trials.json", "best.yaml", "pareto.yaml"}
         raise error
 
-    monkeypatch.setattr(plots, "draw", draw)
+    monkeypatch.setattr(results, "search_figure", fail)
     search = tiny_search("tune.objectives=[validation/accuracy, validation/loss]")
     records = [finished(number, 0.5 + number / 10) for number in range(4)]
     files = write_results(search, records, tmp_path)
     assert [file.name for file in files] == ["trials.json", "best.yaml", "pareto.yaml"]
     assert load_config(tmp_path / "best.yaml") == search.config_at(records[3].point)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: {tmp_path / 'search.png'} could not be drawn (")
+    assert line.startswith(f"warning: {tmp_path / 'search.png'}: cannot be drawn (")
 
 
 @pytest.mark.usefixtures("pictures")
 def test_a_backend_of_a_notebook_is_not_asked_for(tiny_search, tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline_that_is_missing")
     files = write_results(tiny_search(), [finished(number, 0.5) for number in range(4)], tmp_path)
-    assert files[-1].read_bytes().startswith(b"\x89PNG")
+    assert [file.name for file in files[-2:]] == ["search.png", "search.pdf"]
+    assert [file.read_bytes()[:4] for file in files[-2:]] == [b"\x89PNG", b"%PDF"]
 
 
 def test_results_are_written_before_the_tracking_server_is_told(tiny_search, tmp_path, monkeypatch):
