@@ -125,7 +125,7 @@ class GLR(nn.Module):
         self.estimator = ESTIMATORS[self.options.name]
         self._site_options: dict[str, Any] = {}
         self.verify = verify
-        self._verified_for: object = None
+        self._verified: set[str] = set()  # names of the losses that the network as it is was verified with
 
     def forward(self, x: Tree) -> Tensor:
         """Returns the model's outputs without noise.
@@ -164,6 +164,7 @@ class GLR(nn.Module):
             SiteError: the network cannot be trained as it is, a pattern matches no site, or loaded scales do not fit.
         """
         network = self.network
+        self._verified.clear()
         estimated = self.options.name != "pathwise"
         network.prepare(x, estimated=estimated, keep_inputs=lambda site: direct_rule(network, site) is not None)
         names = [site.name for site in network.sites]
@@ -196,11 +197,11 @@ class GLR(nn.Module):
 
     def _verify_if_changed(self, step: Step) -> None:
         """Verifies the network and the loss before their first step, and after a change."""
-        seen = (self.network.prepared_for, getattr(step.loss, "__qualname__", type(step.loss).__qualname__))
-        if self.verify and self._verified_for != seen:
+        loss = getattr(step.loss, "__qualname__", type(step.loss).__qualname__)
+        if self.verify and loss not in self._verified:
             with self.network.hooked():
                 verify(step)
-            self._verified_for = seen
+            self._verified.add(loss)
 
     def scales(self) -> dict[str, Tensor]:
         """Returns σ by site name: a scalar, or one per unit [*S]. Learned scales are first raised to their floor."""

@@ -297,6 +297,15 @@ class Network:
         )
         return (*modules, *((id(p), p.requires_grad) for p in self.model.parameters()))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Notes whether the network is prepared for its present state, which names its objects."""
+        return {**self.__dict__, "prepared_for": self.prepared_for == self.state}
+
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        """Restores a copy, which is prepared if the original was."""
+        self.__dict__.update(attributes)
+        self.prepared_for = self.state if attributes["prepared_for"] else None
+
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the network."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
+from ray import cloudpickle
 from slopes import Z, slopes
 from torch import Tensor, nn
 
-from glr_dist import GLR, glr
+from glr_dist import GLR, glr, network
 from glr_dist.errors import SiteError, UserError
 from glr_dist.nn import Dropout
 from glr_dist.rules import RULES
 from glr_dist.rules.linear import linear
 from glr_dist.sites import Site
+from glr_dist.trees import equal
 
 pytestmark = pytest.mark.montecarlo
 
@@ -375,6 +378,33 @@ def test_a_network_that_becomes_wrong_after_a_step_is_refused() -> None:
 
 
 # ---------------------------------------------------------------- the verification itself
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda net: cloudpickle.loads(cloudpickle.dumps(net))], ids=["copy", "pickle"]
+)
+def test_a_copy_is_prepared_and_verified_as_its_original_until_it_changes(
+    copied: Callable[[GLR], GLR], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[str] = []
+    for name in ("survey", "verify"):
+        module = glr if name == "verify" else network
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, f=function, **k: (passes.append(name), f(*a, **k))[1])
+    x, y = torch.randn(4, 4), torch.tensor([0, 1, 2, 1])
+    net = GLR(chain(nn.Tanh()), 0.3, copies=4)
+    net.estimate(x, y)
+    net.estimate(x, y)
+    assert passes == ["survey", "verify"]
+    other = copied(net)
+    assert equal(other.gradients(x, y).grads, net.gradients(x, y).grads)
+    assert passes == ["survey", "verify"]
+    other.model[1] = nn.ReLU()
+    other.estimate(x, y)
+    net.estimate(x, y)
+    assert passes == ["survey", "verify"] * 2
+    net.estimate(x, y, lambda outputs, targets: outputs.square().sum(1))
+    assert passes == ["survey", "verify"] * 2 + ["verify"]
 
 
 def test_verification_can_be_turned_off_and_changes_no_bits() -> None:
