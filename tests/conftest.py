@@ -6,6 +6,7 @@ The fixtures are real data, tiny configurations, and the command line as a separ
 from __future__ import annotations
 
 import ast
+import copy
 import multiprocessing.process
 import os
 import random
@@ -185,6 +186,26 @@ def glr_data() -> Path:
         if not (root / folder / "raw" / "train-images-idx3-ubyte").exists():
             pytest.skip(f"needs {folder}/raw/train-images-idx3-ubyte in GLR_DATA")
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _digits_read_once() -> Iterator[None]:
+    """The digits are read and parsed once per process, and copied for each data set."""
+    from sklearn import datasets
+
+    loaded = lru_cache(datasets.load_digits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_digits", lambda: copy.deepcopy(loaded()))
+        yield
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow database in a SQLite file, whose creation takes seconds."""
+    from glr_dist import tracking
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    return tracking.resolved(config.build(config.Tracking, {"kind": "mlflow", "uri": f"sqlite:///{path}"})).uri or ""
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_an_unbiased_estimator_shows_no_bias(measured):
         assert abs(row.bias) <= Z * row.bias_error
 
 
-@pytest.mark.parametrize("factor", [1.3, 0.8])
+@pytest.mark.parametrize("factor", [1.3, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_a_factor_on_every_estimate_shows_as_a_relative_bias(run, monkeypatch, factor):
     gradients = GLR.gradients
 
@@ -131,15 +131,16 @@ def test_a_factor_on_every_estimate_shows_as_a_relative_bias(run, monkeypatch, f
 
 def test_another_objective_shows_as_a_bias(run):
     # `layerwise` estimates another objective than J: with much noise it shows.
-    report = run("estimator.name=layerwise", "noise.scale=3", "diagnose.copies=[400]", "diagnose.reference_passes=4000")
+    report = run("estimator.name=layerwise", "noise.scale=3", "diagnose.copies=[200]", "diagnose.reference_passes=2000")
     (first, _) = report.qualities
     assert first.site == "1"
     assert abs(first.bias) > Z * first.bias_error
 
 
 def test_a_longer_reference_has_a_smaller_error(run):
-    few = run("diagnose.reference_passes=80").reference_error
-    many = run("diagnose.reference_passes=2000").reference_error
+    cheap = ("diagnose.copies=[2]", "diagnose.draws=2")
+    few = run(*cheap, "diagnose.reference_passes=40").reference_error
+    many = run(*cheap, "diagnose.reference_passes=1000").reference_error
     for site in few:
         assert many[site] < few[site] / 2  # five times smaller, up to chance
 
@@ -148,9 +149,10 @@ def test_the_same_seed_gives_the_same_numbers(run):
     def numbers(report: Diagnosis) -> list[tuple[float, ...]]:
         return [(row.cosine, row.bias, row.variance) for row in report.qualities]
 
-    first = numbers(run())
-    assert numbers(run("execution.threads=1")) == first
-    assert numbers(run("seed=1")) != first
+    small = ("diagnose.draws=4", "diagnose.reference_passes=40")
+    first = numbers(run(*small))
+    assert numbers(run(*small, "execution.threads=1")) == first
+    assert numbers(run(*small, "seed=1")) != first
 
 
 # ---------------------------------------------------------------- references
