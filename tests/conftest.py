@@ -44,13 +44,17 @@ PROCESS_FIXTURES = {"start", "python"}
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Number of workers for `-n auto`: the usable cores for the whole suite, none for tests that are named."""
+    """Number of workers for `-n auto`: the usable cores for the whole suite, none for tests that are named.
+
+    One more where tests of Ray run, which spend much of their time waiting for processes.
+    """
     if config.args_source is pytest.Config.ArgsSource.ARGS:
         return 0
     # Workers must collect the same tests in the same order, which may be that of a set.
     os.environ.setdefault("PYTHONHASHSEED", str(random.randrange(2**32)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_WORKERS) if cores > 1 else 0
+    waiting = "not ray" not in config.option.markexpr
+    return min(cores + waiting, MAX_WORKERS) if cores > 1 else 0
 
 
 @lru_cache
@@ -96,13 +100,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by their fixtures."""
+    """Marks tests by their fixtures; xdist's workers begin with the longest scopes, so that all end together."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & RAY_FIXTURES:
             item.add_marker("ray")
         if fixtures & PROCESS_FIXTURES:
             item.add_marker("process")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    """Returns 0 for tests that share the session's Ray, 1 and 2 for those that start Ray or other processes, or 3."""
+    marks = ("ray", "process")
+    own = next((rank for rank, mark in enumerate(marks, 1) if item.get_closest_marker(mark)), 3)
+    return 0 if _scope(item.nodeid) == "ray" else own
 
 
 def _refuse_processes(patch: pytest.MonkeyPatch) -> None:

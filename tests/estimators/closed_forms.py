@@ -141,8 +141,8 @@ def objective(problem: Problem, values: dict[str, Tensor], law: str, noisy: tupl
 def gradient(problem: Problem, law: str, learn: str, estimator: str, nodes: int = 8) -> dict[str, Tensor]:
     """The exact gradient by the names of `Problem.values`, and J itself as "loss".
 
-    For `layerwise` the gradient of a site's parameters is that of J_l, and the loss that of the clean pass. With `learn`
-    other than "unit", a site has the mean of its units' log scales.
+    For `layerwise` the gradient of a site's parameters is that of J_l, and the loss that of the clean pass. Unless
+    `learn` is "unit", a site has the mean of its units' log scales.
     """
     leaves = {
         name: (v.mean() if learn != "unit" and name.startswith("scale") else v).clone().requires_grad_()

@@ -73,7 +73,9 @@ def test_a_wrong_address_is_refused_at_once_in_one_line(monkeypatch, address, wo
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda number: number.name
+)
 def test_a_signal_ends_the_wait_for_a_silent_cluster(start, tiny_yaml, tmp_path, silent, number):
     process = start("train", tiny_yaml, "execution.kind=layers", "--out", tmp_path / "run")
     silent.settimeout(120)

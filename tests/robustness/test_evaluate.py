@@ -157,10 +157,10 @@ def test_the_report_does_not_depend_on_the_number_of_actors(run, local_ray, monk
     folder = run("threshold")
     contents = []
     for actors in (0, 0, 1, 2):
-        evaluate([folder], small("examples=130"), actors=actors)
+        evaluate([folder], small("examples=70"), actors=actors)
         contents.append(ReportFiles(folder, "quick-test").report.read_bytes())
     assert len(set(contents)) == 1
-    evaluate([folder], small("examples=130", "seed=1", "name=other"))
+    evaluate([folder], small("examples=70", "seed=1", "name=other"))
     other = ReportFiles(folder, "other-test").report.read_bytes()
     assert other.replace(b'"other"', b'"quick"').replace(b'"seed": 1', b'"seed": 0') != contents[0]
 
