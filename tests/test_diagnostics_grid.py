@@ -250,6 +250,7 @@ def test_a_wrong_grid_is_one_line_before_anything_is_written(capsys, tiny_yaml, 
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar_and_a_table_that_fits(start, tiny_yaml, tmp_path):
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
