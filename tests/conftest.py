@@ -95,12 +95,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return _scope(nodeid)
 
+    config.option.loadscopereorder = False  # else scopes of many tests come first, which are not the longest ones
     return Scheduling(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by their fixtures; xdist's workers begin with the longest scopes, so that all end together."""
+    """Marks tests by their fixtures; workers of xdist begin with the longest scopes, so that all end together."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & RAY_FIXTURES:
@@ -112,10 +113,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _rank(item: pytest.Item) -> int:
-    """Returns 0 for tests that share the session's Ray, 1 and 2 for those that start Ray or other processes, or 3."""
-    marks = ("ray", "process")
-    own = next((rank for rank, mark in enumerate(marks, 1) if item.get_closest_marker(mark)), 3)
-    return 0 if _scope(item.nodeid) == "ray" else own
+    """Returns 0 for tests that share the session's Ray, 4 for those that run one by one; between them, by mark."""
+    scope = _scope(item.nodeid)
+    if scope in ("ray", item.nodeid):
+        return 0 if scope == "ray" else 4
+    return next((rank for rank, mark in enumerate(("ray", "process"), 1) if item.get_closest_marker(mark)), 3)
 
 
 def _refuse_processes(patch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,7 @@ def trained(tiny, tmp_path_factory) -> Path:
 
 
 def test_it_measures_at_a_checkpoint_with_learned_scales_and_dropout(tiny, tmp_path, trained):
-    settings = tiny(*SMALL, "noise.learn=unit", "model.dropout=0.1")
+    settings = tiny(*SMALL, "noise.learn=unit", "model.dropout=0.1", "diagnose.reference_passes=200")
     initial = diagnose(settings, tmp_path / "initial")
     later = diagnose(settings, tmp_path / "later", trained)
     assert [row.site for row in later.qualities] == [row.site for row in initial.qualities]
@@ -229,8 +229,9 @@ def test_it_measures_at_the_scale_that_the_schedule_has_at_the_checkpoint(tiny, 
     scheduled = ["noise.scale=0.9", "noise.schedule={1: 0.6, 2: 0.2}"]
     train(tiny(*scheduled, "training.epochs=4"), tmp_path / "run")
     weights = tmp_path / "run" / "checkpoints" / checkpoint.name_of(4)
-    found = diagnose(tiny(*SMALL, *scheduled), tmp_path / "scheduled", weights)
-    plain = diagnose(tiny(*SMALL, "noise.scale=0.2"), tmp_path / "plain", weights)
+    small = (*SMALL, "diagnose.draws=4", "diagnose.reference_passes=40")
+    found = diagnose(tiny(*small, *scheduled), tmp_path / "scheduled", weights)
+    plain = diagnose(tiny(*small, "noise.scale=0.2"), tmp_path / "plain", weights)
     assert [row.cosine for row in found.qualities] == [row.cosine for row in plain.qualities]
 
 

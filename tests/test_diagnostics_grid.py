@@ -30,7 +30,7 @@ SMALL = (
     "diagnose.copies=[2, 64, 8]",
     "diagnose.scales=[3, 0.1]",
     "diagnose.draws=12",
-    "diagnose.reference_passes=1000",
+    "diagnose.reference_passes=400",
 )
 
 
@@ -82,7 +82,9 @@ def test_a_larger_scale_is_farther_from_the_gradient_without_noise(run):
 
 def test_the_target_is_the_gradient_of_autograd_without_noise(tiny, tmp_path):
     # With many copies at a tiny σ, the estimate is that gradient.
-    settings = tiny(*SMALL, "diagnose.scales=[0.001]", "diagnose.copies=[2000]", "diagnose.draws=2")
+    settings = tiny(
+        *SMALL, "diagnose.reference_passes=40", "diagnose.scales=[0.001]", "diagnose.copies=[2000]", "diagnose.draws=2"
+    )
     (found,) = diagnose_grid(settings, tmp_path / "out").pairs
     assert found.target_cosine.mean > 0.99
 

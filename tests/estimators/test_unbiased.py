@@ -434,4 +434,4 @@ def test_what_the_config_refuses_as_biased_is_biased(reason: str, monkeypatch: p
     assert not case.allowed("zero_one")
     monkeypatch.setattr(config, "check_estimator", lambda *_: None)
     with pytest.raises(AssertionError, match="z too large"):
-        check("threshold_zero_one", case, needed=0.015)
+        check("threshold_zero_one", case, needed=0.015 if case.sampler == "orthogonal" else 0.03)

@@ -314,7 +314,7 @@ def test_a_killed_worker_costs_only_the_current_epoch_and_changes_no_bit(local_r
     workers: list[int] = []
 
     def kill() -> None:
-        wait((out / "checkpoints" / checkpoint.name_of(2)).exists)
+        wait((out / "checkpoints" / checkpoint.name_of(2)).exists, 3 * TIMEOUT)
         workers.extend(pid for pid, title in descendants(os.getpid()).items() if "RayTrainWorker" in title)
         os.kill(workers[-1], signal.SIGKILL)
 

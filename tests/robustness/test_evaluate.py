@@ -178,7 +178,7 @@ def test_evaluating_several_runs_equals_evaluating_each(run):
 
 
 def test_an_evaluation_that_was_stopped_continues(run, blocks):
-    folder, suite = run("threshold"), small("examples=130", FAST)
+    folder, suite = run("threshold"), small("examples=70", FAST)
     (expected,) = evaluate([folder], suite)
     files = ReportFiles(folder, "quick-test")
     files.report.unlink()
