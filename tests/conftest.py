@@ -6,6 +6,7 @@ The fixtures are real data, tiny configurations, and the command line as a separ
 from __future__ import annotations
 
 import ast
+import copy
 import multiprocessing.process
 import os
 import random
@@ -43,13 +44,17 @@ PROCESS_FIXTURES = {"start", "python"}
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Number of workers for `-n auto`: the usable cores for the whole suite, none for tests that are named."""
+    """Number of workers for `-n auto`: the usable cores for the whole suite, none for tests that are named.
+
+    One more where tests of Ray run, which spend much of their time waiting for processes.
+    """
     if config.args_source is pytest.Config.ArgsSource.ARGS:
         return 0
     # Workers must collect the same tests in the same order, which may be that of a set.
     os.environ.setdefault("PYTHONHASHSEED", str(random.randrange(2**32)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_WORKERS) if cores > 1 else 0
+    waiting = "not ray" not in config.option.markexpr
+    return min(cores + waiting, MAX_WORKERS) if cores > 1 else 0
 
 
 @lru_cache
@@ -90,18 +95,29 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return _scope(nodeid)
 
+    config.option.loadscopereorder = False  # else scopes of many tests come first, which are not the longest ones
     return Scheduling(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by their fixtures."""
+    """Marks tests by their fixtures; workers of xdist begin with the longest scopes, so that all end together."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & RAY_FIXTURES:
             item.add_marker("ray")
         if fixtures & PROCESS_FIXTURES:
             item.add_marker("process")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    """Returns 0 for tests that share the session's Ray, 4 for those that run one by one; between them, by mark."""
+    scope = _scope(item.nodeid)
+    if scope in ("ray", item.nodeid):
+        return 0 if scope == "ray" else 4
+    return next((rank for rank, mark in enumerate(("ray", "process"), 1) if item.get_closest_marker(mark)), 3)
 
 
 def _refuse_processes(patch: pytest.MonkeyPatch) -> None:
@@ -185,6 +201,26 @@ def glr_data() -> Path:
         if not (root / folder / "raw" / "train-images-idx3-ubyte").exists():
             pytest.skip(f"needs {folder}/raw/train-images-idx3-ubyte in GLR_DATA")
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _digits_read_once() -> Iterator[None]:
+    """The digits are read and parsed once per process, and copied for each data set."""
+    from sklearn import datasets
+
+    loaded = lru_cache(datasets.load_digits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_digits", lambda: copy.deepcopy(loaded()))
+        yield
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow database in a SQLite file, whose creation takes seconds."""
+    from glr_dist import tracking
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    return tracking.resolved(config.build(config.Tracking, {"kind": "mlflow", "uri": f"sqlite:///{path}"})).uri or ""
 
 
 @pytest.fixture

@@ -197,7 +197,8 @@ def test_a_length_that_is_not_given_is_that_of_the_run(tiny, net, schedule, leng
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_schedule_runs_and_resumes_bit_for_bit(tiny, tmp_path, schedule):
     # Its state is plain enough for a checkpoint that is loaded without unpickling code.
-    settings = tiny("model.hidden=[2]", "estimator.copies=2", f"training.schedule={schedule}")
+    cheap = ("model={hidden: [2], activation: tanh}", "noise={law: none}", "estimator={name: pathwise}")
+    settings = tiny(*cheap, f"training.schedule={schedule}")
     whole = Trainer(settings, tmp_path / "whole")
     summary = whole.run()
     cut = Trainer(settings, tmp_path / "cut")

@@ -119,7 +119,7 @@ def test_an_unbiased_estimator_shows_no_bias(measured):
         assert abs(row.bias) <= Z * row.bias_error
 
 
-@pytest.mark.parametrize("factor", [1.3, 0.8])
+@pytest.mark.parametrize("factor", [1.3, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_a_factor_on_every_estimate_shows_as_a_relative_bias(run, monkeypatch, factor):
     gradients = GLR.gradients
 
@@ -137,15 +137,16 @@ def test_a_factor_on_every_estimate_shows_as_a_relative_bias(run, monkeypatch, f
 
 def test_another_objective_shows_as_a_bias(run):
     # `layerwise` estimates another objective than J: with much noise it shows.
-    report = run("estimator.name=layerwise", "noise.scale=3", "diagnose.copies=[400]", "diagnose.reference_passes=4000")
+    report = run("estimator.name=layerwise", "noise.scale=3", "diagnose.copies=[200]", "diagnose.reference_passes=2000")
     (first, _) = report.qualities
     assert first.site == "1"
     assert abs(first.bias) > Z * first.bias_error
 
 
 def test_a_longer_reference_has_a_smaller_error(run):
-    few = run("diagnose.reference_passes=80").reference_error
-    many = run("diagnose.reference_passes=2000").reference_error
+    cheap = ("diagnose.copies=[2]", "diagnose.draws=2")
+    few = run(*cheap, "diagnose.reference_passes=40").reference_error
+    many = run(*cheap, "diagnose.reference_passes=1000").reference_error
     for site in few:
         assert many[site] < few[site] / 2  # five times smaller, up to chance
 
@@ -154,9 +155,10 @@ def test_the_same_seed_gives_the_same_numbers(run):
     def numbers(report: Diagnosis) -> list[tuple[float, ...]]:
         return [(row.cosine, row.bias, row.variance) for row in report.qualities]
 
-    first = numbers(run())
-    assert numbers(run("execution.threads=1")) == first
-    assert numbers(run("seed=1")) != first
+    small = ("diagnose.draws=4", "diagnose.reference_passes=40")
+    first = numbers(run(*small))
+    assert numbers(run(*small, "execution.threads=1")) == first
+    assert numbers(run(*small, "seed=1")) != first
 
 
 # ---------------------------------------------------------------- references
@@ -220,7 +222,7 @@ def trained(tiny, tmp_path_factory) -> Path:
 
 
 def test_it_measures_at_a_checkpoint_with_learned_scales_and_dropout(tiny, tmp_path, trained):
-    settings = tiny(*SMALL, "noise.learn=unit", "model.dropout=0.1")
+    settings = tiny(*SMALL, "noise.learn=unit", "model.dropout=0.1", "diagnose.reference_passes=200")
     initial = diagnose(settings, tmp_path / "initial")
     later = diagnose(settings, tmp_path / "later", trained)
     assert [row.site for row in later.qualities] == [row.site for row in initial.qualities]
@@ -233,8 +235,9 @@ def test_it_measures_at_the_scale_that_the_schedule_has_at_the_checkpoint(tiny, 
     scheduled = ["noise.scale=0.9", "noise.schedule={1: 0.6, 2: 0.2}"]
     train(tiny(*scheduled, "training.epochs=4"), tmp_path / "run")
     weights = tmp_path / "run" / "checkpoints" / checkpoint.name_of(4)
-    found = diagnose(tiny(*SMALL, *scheduled), tmp_path / "scheduled", weights)
-    plain = diagnose(tiny(*SMALL, "noise.scale=0.2"), tmp_path / "plain", weights)
+    small = (*SMALL, "diagnose.draws=4", "diagnose.reference_passes=40")
+    found = diagnose(tiny(*small, *scheduled), tmp_path / "scheduled", weights)
+    plain = diagnose(tiny(*small, "noise.scale=0.2"), tmp_path / "plain", weights)
     assert [row.cosine for row in found.qualities] == [row.cosine for row in plain.qualities]
 
 

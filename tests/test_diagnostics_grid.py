@@ -31,7 +31,7 @@ SMALL = (
     "diagnose.copies=[2, 64, 8]",
     "diagnose.scales=[3, 0.1]",
     "diagnose.draws=12",
-    "diagnose.reference_passes=1000",
+    "diagnose.reference_passes=400",
 )
 
 
@@ -75,7 +75,7 @@ def test_copies_lower_the_variance_and_raise_both_cosines(measured):
 
 def test_a_larger_scale_is_farther_from_the_gradient_without_noise(run):
     # Smoothing, which no K removes: far more of it where the weights are large.
-    overrides = ("model.init_scale=8", "diagnose.copies=[400]", "diagnose.draws=4", "diagnose.scales=[0.1, 6]")
+    overrides = ("model.init_scale=8", "diagnose.copies=[400]", "diagnose.draws=2", "diagnose.scales=[0.1, 6]")
     small, large = run(*overrides).pairs
     assert small.target_cosine.mean > 0.98
     assert large.cosine.mean - large.target_cosine.mean > 0.1
@@ -83,7 +83,9 @@ def test_a_larger_scale_is_farther_from_the_gradient_without_noise(run):
 
 def test_the_target_is_the_gradient_of_autograd_without_noise(tiny, tmp_path):
     # With many copies at a tiny σ, the estimate is that gradient.
-    settings = tiny(*SMALL, "diagnose.scales=[0.001]", "diagnose.copies=[2000]", "diagnose.draws=2")
+    settings = tiny(
+        *SMALL, "diagnose.reference_passes=40", "diagnose.scales=[0.001]", "diagnose.copies=[2000]", "diagnose.draws=2"
+    )
     (found,) = diagnose_grid(settings, tmp_path / "out").pairs
     assert found.target_cosine.mean > 0.99
 
@@ -107,14 +109,14 @@ def test_the_same_seed_gives_the_same_numbers(run):
     def numbers(grid: Grid) -> list[tuple[Cosine, Cosine]]:
         return [(p.cosine, p.target_cosine) for p in grid.pairs]
 
-    small = ("diagnose.draws=2", "diagnose.reference_passes=40")
+    small = ("diagnose.copies=[2]", "diagnose.draws=2", "diagnose.reference_passes=40")
     first = numbers(run(*small))
     assert numbers(run(*small, "execution.threads=1")) == first
     assert numbers(run(*small, "seed=1")) != first
 
 
 def test_scales_of_the_grid_replace_those_of_the_configuration(run):
-    small = ("diagnose.draws=2", "diagnose.reference_passes=40")
+    small = ("diagnose.copies=[2]", "diagnose.draws=2", "diagnose.reference_passes=40")
     plain = [p.cosine for p in run(*small).pairs]
     for own in (
         ["noise.scale=9"],
@@ -128,7 +130,7 @@ def test_scales_of_the_grid_replace_those_of_the_configuration(run):
 def test_it_measures_at_a_checkpoint_and_at_the_weights_of_a_warm_start(tiny, tmp_path):
     train(tiny("model.activation=sigmoid", "noise.learn=unit", "model.dropout=0.1"), tmp_path / "run")
     weights = tmp_path / "run" / "checkpoints" / checkpoint.name_of(3)
-    small = (*SMALL, "diagnose.draws=2", "diagnose.reference_passes=40", "model.dropout=0.1")
+    small = (*SMALL, "diagnose.copies=[2]", "diagnose.draws=2", "diagnose.reference_passes=40", "model.dropout=0.1")
     found = {
         name: [p.cosine for p in diagnose_grid(tiny(*small, *own), tmp_path / name, path).pairs]
         for name, own, path in (
@@ -251,6 +253,7 @@ def test_a_wrong_grid_is_one_line_before_anything_is_written(capsys, tiny_yaml, 
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar_and_a_table_that_fits(start, tiny_yaml, tmp_path):
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))

@@ -30,8 +30,8 @@ def test_replicate_tabulates_every_seed_and_runs_nothing_twice(tmp_path):
     assert table[0]["params_sha256"] != table[1]["params_sha256"]
     metrics = tmp_path / "out" / "tiny-seed0" / "metrics.jsonl"
     before = metrics.read_text()
-    again = _replicate(*arguments)
-    assert again.returncode == 0, again.stderr
+    again = runpy.run_path(str(JOBS / "replicate.py"))["main"](list(map(str, arguments)))
+    assert again == 0
     assert metrics.read_text() == before
     assert [row["params_sha256"] for row in json.loads((tmp_path / "out" / "table.json").read_text())] == [
         row["params_sha256"] for row in table
@@ -67,16 +67,19 @@ def _train(*arguments, in_ray_job=False, folder=None, job="train"):
 
 
 @pytest.mark.process
-def test_train_does_what_the_command_line_does(tmp_path):
+def test_train_does_what_the_command_line_does(tmp_path, monkeypatch, capsys):
     (tmp_path / "tiny.yaml").write_text(TINY)
     run = _train("tiny.yaml", "--out", "here", "seed=7", folder=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "epoch 1/1" in run.stdout
     assert json.loads((tmp_path / "here" / "summary.json").read_text())["seed"] == 7
-    again = _train("tiny.yaml", "--out", "here", "seed=7", folder=tmp_path)
-    assert again.returncode == 2
-    assert "--resume" in again.stderr
-    assert _train("tiny.yaml", "--resume", "--out", "here", "seed=7", folder=tmp_path).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    for words, code, said in ((["--out"], 2, "--resume"), (["--resume", "--out"], 0, "")):  # in this process
+        monkeypatch.setattr(sys, "argv", ["train.py", "tiny.yaml", *words, "here", "seed=7"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(JOBS / "train.py"), run_name="__main__")
+        assert end.value.code == code
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.process

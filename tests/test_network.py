@@ -122,15 +122,15 @@ def test_outside_of_an_estimate_the_model_is_itself() -> None:
 
 @lru_cache
 def mean_and_error(name: str, estimator: str, copies: int) -> tuple[Tensor, Tensor]:
-    """The mean of 64 estimates, each over 30 repetitions of the six examples, and its standard error."""
+    """The mean of 32 estimates, each over 60 repetitions of the six examples, and its standard error."""
     model, x = networks()[name]
-    x = x.repeat(30, *[1] * (x.dim() - 1))
-    y = torch.arange(6).remainder(2).repeat(30)
-    options = {"copies": copies, "sampler": "iid", "example_block": 180} if copies else {"seed": 1}
+    x = x.repeat(60, *[1] * (x.dim() - 1))
+    y = torch.arange(6).remainder(2).repeat(60)
+    options = {"copies": copies, "sampler": "iid", "example_block": 360} if copies else {"seed": 1}
     net = GLR(model, Gaussian(0.6, learn="site"), estimator, executor=Inline(1), **options)
     net.prepare(x)
     drawn = []
-    for net.step in range(64):
+    for net.step in range(32):
         found = net.gradients(x, y)
         assert found.grads.keys() == dict(model.named_parameters()).keys()
         grads = [*(found.grads[n] for n, _ in model.named_parameters()), *(found.scales[s] for s in found.scales)]

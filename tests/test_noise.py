@@ -88,9 +88,9 @@ def test_noise_refuses_what_it_cannot_mean(arguments: dict[str, object], said: s
 
 @lru_cache
 def rows_of_streams(law: str, sampler: str) -> Tensor:
-    """Five rows of one example with three units [T, 5, 3], from T = 2000 independent streams."""
+    """Five rows of one example with three units [T, 5, 3], from T = 1000 independent streams."""
     rows = DirectionBlock(0, 0, 5, 5)
-    return torch.stack([draw(sampler, LAWS[law](), rows, 1, 3, Key(1, step))[:, 0] for step in range(2000)])
+    return torch.stack([draw(sampler, LAWS[law](), rows, 1, 3, Key(1, step))[:, 0] for step in range(1000)])
 
 
 @pytest.mark.montecarlo
@@ -110,11 +110,11 @@ def test_every_row_of_a_sampler_has_the_law_with_independent_units(law: str, sam
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_examples_of_one_call_are_uncorrelated(sampler: str) -> None:
     drawn = torch.stack(
-        [draw(sampler, Gaussian(), DirectionBlock(0, 0, 2, 2), 3, 2, Key(2, t))[:, :, 0] for t in range(2000)]
+        [draw(sampler, Gaussian(), DirectionBlock(0, 0, 2, 2), 3, 2, Key(2, t))[:, :, 0] for t in range(1000)]
     )
     for row in (0, 1):
         correlation = drawn[:, row].T.corrcoef() - torch.eye(3, dtype=torch.float64)
-        assert correlation.abs().max() < 4.5 / 2000**0.5
+        assert correlation.abs().max() < 4.5 / 1000**0.5
 
 
 def test_rows_of_a_frame_are_orthogonal_and_frames_are_not_to_each_other() -> None:

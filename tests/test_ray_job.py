@@ -154,7 +154,7 @@ def test_the_head_asks_for_the_token_that_a_local_run_left_and_the_remedy_gives_
 
 
 KINDS = {"inline": (), "layers": ("execution.kind=layers", "execution.actors=2")}
-EACH_KIND = pytest.mark.parametrize("kind", [pytest.param("inline", marks=pytest.mark.slow), "layers"])
+EACH_KIND = pytest.mark.parametrize("kind", ["inline", pytest.param("layers", marks=pytest.mark.slow)])
 
 
 @EACH_KIND
@@ -175,10 +175,16 @@ def test_a_job_trains_and_its_results_outlive_it(head, kind):
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("config", (*TINY, "noise.scale=-1", "--out", "/nowhere"), "glr-dist: noise.scale: "),
-        ("lost", (*TINY, "--out", "runs/lost"), "train: --out: "),
+        pytest.param(
+            "config",
+            (*TINY, "noise.scale=-1", "--out", "/nowhere"),
+            "glr-dist: noise.scale: ",
+            id="a bad configuration",
+        ),
+        pytest.param(
+            "lost", (*TINY, "--out", "runs/lost"), "train: --out: ", id="a relative folder", marks=pytest.mark.slow
+        ),
     ],
-    ids=["a bad configuration", "a relative folder"],
 )
 def test_an_error_fails_the_job_with_one_line(head, name, arguments, said):
     done = head.submit(name, "python", "jobs/train.py", *arguments)

@@ -6,7 +6,7 @@ import json
 from urllib.parse import quote, quote_plus, urlsplit
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from glr_dist import redaction
@@ -91,6 +91,7 @@ def test_no_password_survives(user, password, scheme, port):
 
 
 @given(st.from_regex(r"https?://[a-z0-9.]{1,9}(:[0-9]{1,5})?(/[a-z@:%.]{0,9}){0,3}", fullmatch=True))
+@settings(max_examples=40)
 def test_a_path_is_not_taken_for_credentials(uri):
     assume(uri.count("://") == 1)
     assert without_credentials(uri) == uri

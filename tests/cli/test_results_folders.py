@@ -21,15 +21,15 @@ TIMEOUT = 300  # seconds after which a process is taken to hang
 
 @pytest.mark.process
 def test_trainings_that_start_at_the_same_time_all_run(start, tiny_yaml, tmp_path):
-    processes = [start("train", tiny_yaml, "training.epochs=1", f"seed={seed}", cwd=tmp_path) for seed in range(3)]
+    processes = [start("train", tiny_yaml, "training.epochs=1", f"seed={seed}", cwd=tmp_path) for seed in range(2)]
     ended = [process.communicate(timeout=TIMEOUT) for process in processes]
     assert [(process.returncode, errors) for process, (_, errors) in zip(processes, ended, strict=True)] == [
         (0, "")
-    ] * 3
+    ] * 2
     folders = [Path(said.splitlines()[0].split()[1]) for said, _ in ended]
-    assert sorted(folder.name for folder in folders) == ["tiny-1", "tiny-2", "tiny-3"]
+    assert sorted(folder.name for folder in folders) == ["tiny-1", "tiny-2"]
     seeds = [json.loads((folder / "summary.json").read_text())["seed"] for folder in folders]
-    assert seeds == [0, 1, 2]
+    assert seeds == [0, 1]
 
 
 @pytest.mark.process

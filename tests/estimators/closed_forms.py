@@ -62,6 +62,14 @@ def expectation(law: str, nodes: int) -> tuple[Tensor, Tensor]:
     return e[kept], w[kept]
 
 
+def expectation_of_two(law: str, nodes: int) -> tuple[Tensor, Tensor]:
+    """Nodes (ε, ε') [Q, 2] and weights [Q] of E[f(ε, ε')] for a smooth f and independent ε, ε'."""
+    e, w = expectation(law, nodes)
+    pairs, weights = torch.cartesian_prod(e, e), torch.cartesian_prod(w, w).prod(-1)
+    kept = weights > 1e-11
+    return pairs[kept], weights[kept]
+
+
 class Problem(NamedTuple):
     """A network, its data and its scales: parameter or `scale SITE` -> its value.
 
@@ -81,9 +89,8 @@ def hidden(problem: Problem, values: dict[str, Tensor], law: str, noisy: bool, n
     if problem.smooth:
         if not noisy:
             return torch.sigmoid(z)[:, None], torch.ones(len(z), 1, dtype=z.dtype)
-        e, w = expectation(law, nodes)
-        v = z[:, None] + scale * torch.cartesian_prod(e, e)
-        return torch.sigmoid(v), torch.cartesian_prod(w, w).prod(-1).expand(len(z), -1)
+        e, w = expectation_of_two(law, nodes)
+        return torch.sigmoid(z[:, None] + scale * e), w.expand(len(z), -1)
     patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=z.dtype)] * 2)
     on = cdf(law, z / scale) if noisy else (z > 0).to(z)
     probability = torch.where(patterns > 0, on[:, None], 1 - on[:, None]).prod(-1)
@@ -111,10 +118,9 @@ def cross_entropy_risk(z: Tensor, y: Tensor, scale: Tensor, law: str, nodes: int
     scale = scale.expand(2)
     side = (1 - 2 * y).to(z)  # 1 where the other class is class 1
     margin = side[:, None] * (z[..., 1] - z[..., 0])
-    e, w = expectation(law, nodes)
-    spread = (scale[1] * e[:, None] - scale[0] * e).flatten()  # the noise of v_1 - v_0
-    weights = (w[:, None] * w).flatten()
-    return functional.softplus(margin[..., None] + side[:, None, None] * spread) @ weights
+    e, w = expectation_of_two(law, nodes)
+    spread = e @ (scale * scale.new_tensor([-1, 1]))  # the noise of v_1 - v_0
+    return functional.softplus(margin[..., None] + side[:, None, None] * spread) @ w
 
 
 def objective(problem: Problem, values: dict[str, Tensor], law: str, noisy: tuple[str, ...], nodes: int) -> Tensor:
@@ -135,7 +141,8 @@ def objective(problem: Problem, values: dict[str, Tensor], law: str, noisy: tupl
 def gradient(problem: Problem, law: str, learn: str, estimator: str, nodes: int = 8) -> dict[str, Tensor]:
     """The exact gradient by the names of `Problem.values`, and J itself as "loss".
 
-    For `layerwise` the gradient of a site's parameters is that of J_l, and the loss that of the clean pass.
+    For `layerwise` the gradient of a site's parameters is that of J_l, and the loss that of the clean pass. Unless
+    `learn` is "unit", a site has the mean of its units' log scales.
     """
     leaves = {
         name: (v.mean() if learn != "unit" and name.startswith("scale") else v).clone().requires_grad_()
@@ -143,11 +150,8 @@ def gradient(problem: Problem, law: str, learn: str, estimator: str, nodes: int 
     }
     total = objective(problem, leaves, law, () if estimator == "layerwise" else ("0", "2"), nodes)
     found = {"loss": total.detach()}
-    for site in ("0", "2"):
-        noisy = (site,) if estimator == "layerwise" else ("0", "2")
-        names = [name for name in leaves if name.removeprefix("scale ").split(".")[0] == site]
-        if learn == "none":
-            names.remove(f"scale {site}")
-        risk = objective(problem, leaves, law, noisy, nodes)
+    for sites in (("0",), ("2",)) if estimator == "layerwise" else (("0", "2"),):
+        names = [name for name in leaves if name.removeprefix("scale ").split(".")[0] in sites]
+        risk = objective(problem, leaves, law, sites, nodes) if estimator == "layerwise" else total
         found |= dict(zip(names, torch.autograd.grad(risk, [leaves[name] for name in names]), strict=True))
     return found

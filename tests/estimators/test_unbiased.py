@@ -10,9 +10,9 @@ By default a set runs in which every pair of choices that is allowed together oc
 first product, all of `pathwise`, and of the others this set and a second such set, chosen to be small, run in the lane
 `slow`, and with thrice the precision.
 
-A test takes steps until each tensor's standard error is at most 1.5 % of its gradient's norm, in the lane `slow` 0.5 %
-(at least 64 steps; it fails if that takes too many), then no component may be further than 4.5 standard errors from the
-exact gradient.
+A test takes steps until each tensor's standard error is at most 2 % of its gradient's norm, in the lane `slow` 0.5 %
+(at least 32 steps; it fails if that takes too many), then no component may be further than 4.5 standard errors from the
+exact gradient: at most 9 % of its norm, in the lane `slow` 2.25 %.
 The stop looks at the standard errors alone, never at the difference. The examples are two, repeated many times in the
 batch: their noise is independent. The standard error is taken over steps all the same, since the examples of a call
 share their orthogonal frames.
@@ -42,10 +42,10 @@ from .closed_forms import Problem, cdf, gradient
 
 pytestmark = pytest.mark.montecarlo
 
-PRECISION = 0.015  # standard error / norm of the gradient, for each tensor
+PRECISION = 0.02  # standard error / norm of the gradient, for each tensor
 SLOW_PRECISION = 0.005
 Z = 4.5
-LEAST_STEPS, MOST_STEPS = 64, 4096
+LEAST_STEPS, MOST_STEPS = 32, 4096
 UNITS = 2  # D of each site
 FRAMES = 16  # of a step
 
@@ -219,6 +219,8 @@ def problem(kind: str, law: str) -> Problem:
 @lru_cache
 def exact(kind: str, law: str, learn: str, objective: str) -> dict[str, Tensor]:
     """The reference gradient, shared by all combinations that have it."""
+    if learn == "none":  # one scale for each site, as in `site`
+        return {name: value for name, value in exact(kind, law, "site", objective).items() if "scale" not in name}
     return gradient(problem(kind, law), law, learn, objective)
 
 
@@ -252,7 +254,7 @@ def agrees(estimates: Iterator[dict[str, Tensor]], reference: dict[str, Tensor],
     for estimate in itertools.islice(estimates, MOST_STEPS):
         assert estimate.keys() == reference.keys()
         drawn.append(torch.cat([estimate[name].flatten() for name in names]))
-        if len(drawn) >= LEAST_STEPS and len(drawn) % 32 == 0:
+        if len(drawn) >= LEAST_STEPS and len(drawn) % 16 == 0:
             all_drawn = torch.stack(drawn)
             errors = all_drawn.std(0) / len(drawn) ** 0.5
             parts = torch.stack([part.norm() for part in errors.split(sizes)])
@@ -324,23 +326,34 @@ def test_pathwise_averages_its_passes(passes: int) -> None:
     check("sigmoid", case, 512, passes=passes)
 
 
-REPEATS = 256  # of the two examples
-CUT = {
-    "two frames and half a frame": {"copies": 10},  # frames of two rows, pairs
-    "frames in parts": {"copies": 8, "block_elements": 2 * 2 * REPEATS * UNITS},
-    "a frame and another in one block": {"copies": 12, "block_elements": 8 * 2 * REPEATS * UNITS},
-    "three shared passes": {"passes": 3},
-    "passes and copies site by site": {"passes": {"0": 3, "2": 1}, "copies": {"0": 4, "2": 8}},
-    "example blocks, the last one short": {"example_block": 200},
+CUT: dict[str, Callable[[int], dict[str, Any]]] = {  # options for a number of examples
+    "two frames and half a frame": lambda examples: {"copies": 10},  # frames of two rows, pairs
+    "frames in parts": lambda examples: {"copies": 8, "block_elements": 2 * examples * UNITS},
+    "a frame and another in one block": lambda examples: {"copies": 12, "block_elements": 8 * examples * UNITS},
+    "three shared passes": lambda examples: {"passes": 3},
+    "passes and copies site by site": lambda examples: {"passes": {"0": 3, "2": 1}, "copies": {"0": 4, "2": 8}},
+    "example blocks, the last one short": lambda examples: {"example_block": examples * 3 // 4},
 }
 
 
-@pytest.mark.parametrize("cut", CUT)
-@pytest.mark.parametrize("sampler", [s for s in choices(config.Estimator, "sampler") if s != "auto"])
-def test_however_the_work_is_cut(cut: str, sampler: str) -> None:
+# In frames, whose errors the examples share, these take the most steps; the other samplers have them in every lane.
+SLOW_CUTS = {("orthogonal", "passes and copies site by site"), ("orthogonal", "example blocks, the last one short")}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "cut"),
+    [
+        pytest.param(sampler, cut, marks=[pytest.mark.slow] if (sampler, cut) in SLOW_CUTS else [])
+        for sampler in choices(config.Estimator, "sampler")
+        if sampler != "auto"
+        for cut in CUT
+    ],
+)
+def test_however_the_work_is_cut(sampler: str, cut: str) -> None:
     """By a coarser precision: a direction lost or used twice would show as a tenth of the gradient."""
     case = Case("gaussian", "conditional", sampler, True, "shared", False, "unit")
-    check("threshold_zero_one", case, REPEATS, needed=0.02, **CUT[cut])
+    repeats = min(case.repeats, 1024)
+    check("threshold_zero_one", case, repeats, needed=0.022, **CUT[cut](2 * repeats))
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -417,9 +430,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_the_config_refuses_as_biased_is_biased(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Grossly, so that a coarse precision shows it."""
     case = REFUSED[reason]
     assert not case.allowed("zero_one")
     monkeypatch.setattr(config, "check_estimator", lambda *_: None)
     with pytest.raises(AssertionError, match="z too large"):
-        check("threshold_zero_one", case, needed=0.03)
+        check("threshold_zero_one", case, needed=0.015 if case.sampler == "orthogonal" else 0.03)

@@ -73,7 +73,9 @@ def test_a_wrong_address_is_refused_at_once_in_one_line(monkeypatch, place, word
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda number: number.name
+)
 def test_a_signal_ends_the_wait_for_a_silent_cluster_within_two_seconds(start, tiny_yaml, tmp_path, silent, number):
     def seconds() -> float:
         """Seconds from the signal to the last line; on a busy machine, the interpreter needs more of them to exit."""

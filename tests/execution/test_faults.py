@@ -21,6 +21,7 @@ import torch
 
 import glr_dist
 from execution.variants import batch, made, same
+from glr_dist import cli
 from glr_dist.execution.inline import Inline
 from glr_dist.training import checkpoint
 
@@ -192,13 +193,13 @@ def test_a_finished_run_leaves_no_process_and_reports_its_actors(start, tiny_yam
         assert record["actor_restarts"] == 0
 
 
-def test_a_request_that_does_not_fit_ends_in_one_line(start, tiny_yaml, tmp_path):
+def test_a_request_that_does_not_fit_ends_in_one_line(local_ray, tiny_yaml, tmp_path, capsys):
     if torch.cuda.device_count() >= 3:
         pytest.skip("this machine has three GPUs")
     overrides = ("execution.kind=layers", "execution.actors=1", "execution.gpus_per_actor=3")
-    process = start("train", tiny_yaml, *overrides, "--out", tmp_path / "run")
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 2
+    limit = "execution.placement_timeout=1"
+    assert cli.main(["train", str(tiny_yaml), *overrides, limit, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
     message = error.splitlines()[-1]
     assert message.startswith("glr-dist: execution.actors: no room for 1 x (1 CPU and 3 GPU)")
     assert "Traceback" not in error
@@ -207,6 +208,7 @@ def test_a_request_that_does_not_fit_ends_in_one_line(start, tiny_yaml, tmp_path
 # ---------------------------------------------------------------- the end of Ray itself
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_process_group_ends_a_run_like_sigterm_to_the_driver(start, tiny_yaml, tmp_path):
     """Some batch systems send SIGTERM to the process group of a job."""
     process = start("train", tiny_yaml, *LONG, "--out", tmp_path / "run", start_new_session=True)
@@ -298,7 +300,8 @@ def test_a_busy_actor_and_all_of_ray_end_soon_after_the_driver_is_killed(tmp_pat
     assert gone(children, 15)  # Ray's agents alone would notice after a minute
 
 
-@pytest.mark.parametrize("kind", ["layers", pytest.param("replicas", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["layers", "replicas"])
 def test_actors_whose_package_differs_by_one_number_are_refused(start, tiny_yaml, tmp_path, kind):
     package = Path(glr_dist.__file__).parent
     copied = shutil.copytree(package, tmp_path / "other" / "glr_dist") / "execution" / "memory.py"

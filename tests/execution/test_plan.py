@@ -79,8 +79,23 @@ OPTIONS = {
 # ---------------------------------------------------------------- work
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+# On convolutions, whose products take longest, these are slow; the other networks have them in every lane.
+SLOW_ON_CONVOLUTIONS = {"two passes", "no pairs", "iid", "one block", "few items"}
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        pytest.param(
+            network,
+            options,
+            id=f"{kind}-{name}",
+            marks=pytest.mark.slow if kind == "convolutions" and name in SLOW_ON_CONVOLUTIONS else [],
+        )
+        for kind, network in NETWORKS.items()
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_predicted_products_are_those_that_run(network, options):
     make, shape = network
     net, step = bound(make(), torch.rand(13, *shape), 3, **options)  # 5 + 5 + 3 examples

@@ -22,8 +22,17 @@ def sent(value: object) -> object:
     return pickle.loads(pickle.dumps(value))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", VARIANTS)
+# Two threads would show in a convolution or a long sum: one network of each kind; the rest is slow.
+@pytest.mark.parametrize(
+    ("name", "threads"),
+    [
+        *((name, 1) for name in VARIANTS),
+        *(
+            pytest.param(name, 2, marks=[] if name in ("conditional", "mixed network") else pytest.mark.slow)
+            for name in VARIANTS
+        ),
+    ],
+)
 def test_a_worker_computes_the_items_and_tapes_that_inline_does(name, threads):
     net, (x, y), loss = made(name, Inline(1)), batch(name), VARIANTS[name][1]
     net.prepare(x)

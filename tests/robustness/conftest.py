@@ -20,7 +20,7 @@ RUNS = {
     "threshold": """
 model: {hidden: [32], activation: threshold}
 noise: {scale: 0.5}
-estimator: {copies: 64}
+estimator: {copies: 32}
 training: {epochs: 12, batch_size: 64, optimizer: {name: Adam, lr: 0.02}}
 execution: {device: cpu}
 """,

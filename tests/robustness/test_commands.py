@@ -135,7 +135,8 @@ def test_ctrl_c_keeps_finished_blocks_and_the_same_command_continues(run, start,
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("backend", ["nonsense", pytest.param("module://nowhere", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["nonsense", "module://nowhere"])
 def test_a_backend_of_matplotlib_that_does_not_exist_costs_no_result(run, backend):
     folder = run("bp")
     command = [sys.executable, "-m", "glr_dist", "evaluate", str(folder), "examples=64", "attacks=[]"]

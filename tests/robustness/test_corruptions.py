@@ -124,8 +124,14 @@ def test_severities_have_their_own_draws():
     assert abs(cosine) < 4 / 28  # z < 4: the cosine of independent noise has the standard deviation 1/28
 
 
-@pytest.mark.parametrize("shape", [(7, 3, 61, 67), (1, 1, 201, 203)])
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        pytest.param(name, shape, marks=pytest.mark.slow if (name, shape[0]) == ("glass_blur", 1) else [])
+        for name in CORRUPTIONS
+        for shape in [(7, 3, 61, 67), (1, 1, 201, 203)]  # many images; an image that several threads share
+    ],
+)
 def test_number_of_threads_does_not_matter(name, shape):
     x, threads = scene(*shape), torch.get_num_threads()
     try:

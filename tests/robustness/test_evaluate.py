@@ -29,8 +29,8 @@ PICTURES = ("quick-test-eps.png", "quick-test-severity.png", "quick-test-images.
 
 FAST = "attacks=[{name: fgsm, eps: 0.2}, {name: square, eps: 0.2, queries: 60, examples: 70}]"
 ATTACKS = (
-    "{name: pgd, eps: 0.2, steps: 3}, {name: lbfgs, examples: 20, iterations: 8, searches: 5},"
-    " {name: square, eps: 0.2, queries: 300}"
+    "{name: pgd, eps: 0.2, steps: 3}, {name: lbfgs, examples: 10, iterations: 8, searches: 5},"
+    " {name: square, eps: 0.2, queries: 200}"
 )
 
 
@@ -73,7 +73,7 @@ def one_by_one(monkeypatch):
 
 def test_a_threshold_network_is_attacked_by_applicable_attacks_only(run):
     folder = run("threshold")
-    (report,) = evaluate([folder], small("examples=300"))
+    (report,) = evaluate([folder], small("examples=160"))
     attacks = by_label(report)
     for name in ("fgsm", "pgd", "lbfgs"):
         refused = attacks[name, "white_box"]
@@ -86,9 +86,9 @@ def test_a_threshold_network_is_attacked_by_applicable_attacks_only(run):
     assert attacks["square", "black_box"].rate.examples == 70
     assert attacks["lbfgs", "transfer"].mean_l2_norm > 0
     whole, few = report.robust_accuracies
-    assert (whole.rate.examples, few.rate.examples) == (300, 70)
+    assert (whole.rate.examples, few.rate.examples) == (160, 70)
     assert whole.rate.accuracy <= min(
-        a.rate.accuracy for a in report.attacks if a.rate and a.eps and a.rate.examples == 300
+        a.rate.accuracy for a in report.attacks if a.rate and a.eps and a.rate.examples == 160
     )
     assert len(report.corruptions) == 4
     assert report.corruption_errors.mean > 0
@@ -122,7 +122,7 @@ def test_clean_accuracy_equals_that_of_the_run(run):
 
 
 def test_predictions_by_vote_are_attacked_through_their_noise(run):
-    few = ("examples=128", "corruptions.names=[]", f"attacks=[{ATTACKS}]", "inference={votes: 7, draws: 5}")
+    few = ("examples=64", "corruptions.names=[]", f"attacks=[{ATTACKS}]", "inference={votes: 7, draws: 5}")
     (report,) = evaluate([run("threshold")], small(*few))
     (again,) = evaluate([run("threshold")], small(*few))
     assert again == report
@@ -157,17 +157,18 @@ def test_the_report_does_not_depend_on_the_number_of_actors(run, local_ray, monk
     folder = run("threshold")
     contents = []
     for actors in (0, 0, 1, 2):
-        evaluate([folder], small("examples=130"), actors=actors)
+        evaluate([folder], small("examples=70"), actors=actors)
         contents.append(ReportFiles(folder, "quick-test").report.read_bytes())
     assert len(set(contents)) == 1
-    evaluate([folder], small("examples=130", "seed=1", "name=other"))
+    evaluate([folder], small("examples=70", "seed=1", "name=other"))
     other = ReportFiles(folder, "other-test").report.read_bytes()
     assert other.replace(b'"other"', b'"quick"').replace(b'"seed": 1', b'"seed": 0') != contents[0]
 
 
 def test_evaluating_several_runs_equals_evaluating_each(run):
     folders = [run("threshold"), run("bp")]
-    suite = small("examples=70", "corruptions.names=[contrast]", FAST)
+    cheap = ("corruptions.names=[contrast]", "corruptions.severities=[5]", "attacks=[{name: fgsm, eps: 0.2}]")
+    suite = small("examples=70", *cheap)
     together = evaluate(folders, suite)
     assert together == [evaluate([folder], suite)[0] for folder in folders]
     assert [report.run for report in together] == ["threshold", "bp"]
@@ -177,7 +178,7 @@ def test_evaluating_several_runs_equals_evaluating_each(run):
 
 
 def test_an_evaluation_that_was_stopped_continues(run, blocks):
-    folder, suite = run("threshold"), small("examples=130", FAST)
+    folder, suite = run("threshold"), small("examples=70", FAST)
     (expected,) = evaluate([folder], suite)
     files = ReportFiles(folder, "quick-test")
     files.report.unlink()
@@ -226,9 +227,9 @@ def test_untested_examples_are_counted_over_all_blocks(run, blocks):
     state["network"]["model.1.bias"] -= 6  # most units are inactive for most images
     checkpoint.save(newest, state)
     reports = []
-    for block in (1, 3, 64):
+    for block in (1, 3, 32):
         suite = small(
-            "examples=64",
+            "examples=32",
             "corruptions.names=[]",
             "attacks=[{name: fgsm, eps: 0.1}]",
             f"block={block}",
@@ -237,7 +238,7 @@ def test_untested_examples_are_counted_over_all_blocks(run, blocks):
         (report,) = evaluate([folder], suite)
         reports.append([(a.threat, a.rate, a.untested, a.reason) for a in report.attacks])
     assert reports[0] == reports[1] == reports[2]
-    assert 0 < reports[0][0][2] < 64
+    assert 0 < reports[0][0][2] < 32
     assert reports[0][0][3]
 
 
@@ -311,7 +312,8 @@ def test_an_input_that_bypasses_the_sites_refuses_the_adaptive_attacks(run, monk
         raise SiteError("no site owns the parameter '0.r'")
 
     monkeypatch.setattr(subject, "shifted", refuse)
-    (report,) = evaluate([run("threshold")], small("examples=64", "corruptions.names=[]"))
+    few = ("examples=64", "corruptions.names=[]", "attacks=[{name: pgd, eps: 0.2, steps: 5}]")
+    (report,) = evaluate([run("threshold")], small(*few))
     attacks = by_label(report)
     assert "0.r" in attacks["pgd", "adaptive"].reason
     assert attacks["pgd", "transfer"].rate is not None

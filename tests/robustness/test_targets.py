@@ -47,7 +47,7 @@ def test_the_gradient_of_a_threshold_unit_is_the_density_at_the_threshold(sigma)
     u = model[1](x.flatten(1)).detach().double()[:, 0] / sigma
     density = torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)
     expected = density[:, None] * model[1].weight.detach().double() / sigma
-    found = estimates(net, x, torch.zeros(4), lambda outputs, _: outputs[:, 0], 30, sigma).flatten(2)
+    found = estimates(net, x, torch.zeros(4), lambda outputs, _: outputs[:, 0], 20, sigma).flatten(2)
     error = found.std(0) / len(found) ** 0.5
     assert error.max() < 0.1 * expected.abs().max()  # the test has power
     assert ((found.mean(0) - expected).abs() <= 4.5 * error + 1e-7).all()
@@ -83,7 +83,7 @@ def test_the_gradient_of_a_differentiable_network_matches_autograd_under_noise(n
         model = NETWORKS[name]()
     x, y = images(3, 1, 3, 4), torch.tensor([0, 1, 2])
     net = prepared(model, glr_dist.Gaussian({"*": 0.5}), x)
-    found = estimates(net, x, y, cross_entropy, 30)
+    found = estimates(net, x, y, cross_entropy, 20)
     many = 6000
     exact = WhiteBox(lambda x: net.noisy(x, Key(99))).gradients(x.repeat(many, 1, 1, 1), y.repeat(many), cross_entropy)
     expected = exact.view(many, *x.shape).double()

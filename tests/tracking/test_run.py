@@ -91,7 +91,8 @@ CURVE = "robust_by_1000_eps/quick-test/fgsm_transfer"
 
 def test_a_report_is_uploaded_and_nothing_twice(followed, capsys):
     out, client = followed
-    (test,) = evaluate([out], load_suite("quick", []), actors=0)
+    smaller = ["examples=100", "surrogate.training.epochs=2", "corruptions.names=[glass_blur, contrast]"]
+    (test,) = evaluate([out], load_suite("quick", smaller), actors=0)
     few = ["split=validation", "examples=50", "attacks=[]", "corruptions.names=[]"]
     (validation,) = evaluate([out], load_suite("quick", few), actors=0)
     tracking.send_report(out)

@@ -102,7 +102,7 @@ def test_an_older_copy_of_a_database_receives_the_rest(tiny, own, tmp_path):
     check(run, own)
 
 
-@pytest.mark.parametrize("name", ["", "config.yaml", "summary.json"])
+@pytest.mark.parametrize("name", ["", "config.yaml", pytest.param("summary.json", marks=pytest.mark.slow)])
 def test_artifacts_that_were_deleted_are_uploaded_again(run, own, name):
     artifacts = Path(MlflowClient(own).get_run(State.read(run).run_id).info.artifact_uri.removeprefix("file://"))
     if name:

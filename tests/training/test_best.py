@@ -179,6 +179,7 @@ def test_a_damaged_newest_checkpoint_that_was_the_best_is_made_again(tiny, tmp_p
     assert (again["best_epoch"], again["best_params_sha256"]) == (4, whole["best_params_sha256"])
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_its_best_checkpoint(start, tiny, tiny_yaml, tmp_path):
     out, settings = tmp_path / "run", (*UNSTEADY, "training.epochs=12")
     process = start("train", tiny_yaml, *settings, "--out", out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import time
 
 import pytest
@@ -21,7 +22,19 @@ from glr_dist.training.trainer import Trainer
 
 SHORT = ("estimator.copies=2", "training.epochs=2")
 
-# Schedules whose course does not depend on the number of epochs.
+# Schedules whose course does not depend on the number of epochs; the first cases hold two features each.
+ALLOWED_TOGETHER = {
+    "steps, noise, dropout": [
+        "training.schedule={name: StepLR, step_size: 2, gamma: 0.5}",
+        "noise.schedule={1: 0.4}",
+        "noise.scale=0.8",
+        "model.dropout=0.2",
+    ],
+    "exponential, learned noise": [
+        "training.schedule={name: ExponentialLR, gamma: 0.9, per: step}",
+        "noise.learn=unit",
+    ],
+}
 ALLOWED = {
     "none": [],
     "steps": ["training.schedule={name: StepLR, step_size: 2, gamma: 0.5}"],
@@ -44,7 +57,19 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("overrides", ALLOWED.values(), ids=ALLOWED)
+TOGETHER = ("none", "steps", "exponential", "noise", "learned noise", "dropout")  # slow alone
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *(pytest.param(overrides, id=name) for name, overrides in ALLOWED_TOGETHER.items()),
+        *(
+            pytest.param(overrides, id=name, marks=pytest.mark.slow if name in TOGETHER else [])
+            for name, overrides in ALLOWED.items()
+        ),
+    ],
+)
 def test_more_epochs_give_the_run_that_had_them_from_the_beginning(tiny, tmp_path, overrides):
     out, more = tmp_path / "run", tiny(*SHORT, *overrides, "training.epochs=5")
     first = train(tiny(*SHORT, *overrides), out)
@@ -100,11 +125,11 @@ def test_only_the_number_of_epochs_changes_in_the_configuration(tiny, tmp_path):
 
 
 def test_a_crash_at_any_write_leaves_a_folder_that_can_be_resumed(tiny, tmp_path):
-    more = tiny(*SHORT, "training.epochs=4")
+    more = tiny(*SHORT, "training.epochs=3")
     whole = train(more, tmp_path / "whole")
-    for number in itertools.count(0, 2):  # each kind of place; over the epochs these are all
-        out = tmp_path / f"crash {number}"
-        first = train(tiny(*SHORT), out)
+    first = train(tiny(*SHORT), tmp_path / "first")
+    for number in itertools.count():
+        out = shutil.copytree(tmp_path / "first", tmp_path / f"crash {number}")
         try:
             with crash_at(number):
                 train(more, out, resume=True)
@@ -115,7 +140,7 @@ def test_a_crash_at_any_write_leaves_a_folder_that_can_be_resumed(tiny, tmp_path
         epochs = folder.config().training.epochs
         assert not folder.summary_file.exists() or folder.summary()["epochs"] == epochs
         again = train(folder.config(), out, resume=True)  # as --resume --out does, without any override
-        assert again["params_sha256"] == (whole if epochs == 4 else first)["params_sha256"]
+        assert again["params_sha256"] == (whole if epochs == 3 else first)["params_sha256"]
         assert train(more, out, resume=True)["params_sha256"] == whole["params_sha256"]
     assert number >= 8
 

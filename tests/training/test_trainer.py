@@ -183,7 +183,17 @@ VARIANTS = {
 SMALL_ITEMS = ["training.epochs=1", "estimator.block_elements=16384"]  # so that there are several of them
 
 
-@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
+# These use every estimator, law, sampler and option between them; `test_glr.py` compares single gradients.
+BY_DEFAULT = {"by site", "laplace iid", "logistic sobol", "layerwise", "pathwise", "dropout", "learned by unit", "wide"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(overrides, id=name, marks=[] if name in BY_DEFAULT else pytest.mark.slow)
+        for name, overrides in VARIANTS.items()
+    ],
+)
 def test_one_seed_gives_the_same_bits_with_any_number_of_threads(tiny, tmp_path, overrides):
     before = torch.get_num_threads()
     runs = []
@@ -204,6 +214,7 @@ def test_another_seed_gives_other_parameters(tiny, tmp_path):
     assert len(shas) == 2
 
 
+@pytest.mark.slow
 def test_every_variant_is_another_run(tiny, tmp_path):
     # The table above would show nothing if the overrides did not reach the run.
     shas = []
@@ -238,6 +249,27 @@ def test_the_environment_s_number_of_threads_changes_no_bit(python, tiny, tiny_y
 
 # ---------------------------------------------------------------- resumed
 
+# Each of the first cases has several features that a checkpoint must hold; single features run in the lane `slow`.
+RESUMED_TOGETHER = {
+    "dropout, learned scales, momentum, schedule by step": [
+        "model.dropout=0.3",
+        "noise.learn=unit",
+        "noise.floor=0.4",
+        "training.optimizer={name: SGD, lr: 0.5, momentum: 0.9, nesterov: true}",
+        "training.schedule={name: CosineAnnealingLR, per: step}",
+    ],
+    "scales and rates by epoch, amsgrad, passes": [
+        "noise.schedule={1: 0.2, 2: {'1': 0.4, '*': 0.1}}",
+        "training.optimizer={name: AdamW, lr: 0.02, amsgrad: true}",
+        "training.schedule={name: StepLR, step_size: 1, gamma: 0.5}",
+        "estimator.passes=2",
+    ],
+    "plateau, joint": [
+        "training.schedule={name: ReduceLROnPlateau, patience: 0, threshold: 0.9}",
+        "estimator.name=joint",
+        "training.loss=zero_one",
+    ],
+}
 RESUMED = {
     "dropout": ["model.dropout=0.3"],
     "learned scales": ["noise.learn=unit", "noise.floor=0.4"],
@@ -253,7 +285,13 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("overrides", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *(pytest.param(overrides, id=name) for name, overrides in RESUMED_TOGETHER.items()),
+        *(pytest.param(overrides, id=name, marks=pytest.mark.slow) for name, overrides in RESUMED.items()),
+    ],
+)
 def test_a_run_stopped_in_mid_epoch_and_resumed_is_the_uninterrupted_run(tiny, tmp_path, overrides):
     settings = tiny(*overrides)
     whole = train(settings, tmp_path / "whole")

@@ -277,16 +277,18 @@ def test_the_number_of_threads_changes_no_bit(other, tiny, tmp_path):
 
 
 @pytest.mark.ray
-def test_layers_and_replicas_begin_with_the_same_parameters(other, tiny, tmp_path, local_ray, monkeypatch):
+@pytest.mark.parametrize("kind", ["layers", pytest.param("replicas", marks=pytest.mark.slow)])
+def test_layers_and_replicas_begin_with_the_same_parameters(other, tiny, tmp_path, local_ray, monkeypatch, kind):
     monkeypatch.chdir(other[0].parent)  # a relative path, though workers have another working directory
     overrides = (*SHORT, "model.weights=run")
     whole = train(tiny(*overrides), tmp_path / "inline")
-    layers = train(tiny(*overrides, "execution={kind: layers, actors: 1}"), tmp_path / "layers")
-    assert layers["params_sha256"] == whole["params_sha256"]
-    train(tiny(*overrides, "execution={kind: replicas, actors: 2}"), tmp_path / "replicas")
-    one, two = (load_run(tmp_path / name).net.model.state_dict() for name in ("inline", "replicas"))
+    found = train(
+        tiny(*overrides, f"execution={{kind: {kind}, actors: {1 if kind == 'layers' else 2}}}"), tmp_path / kind
+    )
+    assert kind == "replicas" or found["params_sha256"] == whole["params_sha256"]
+    one, two = (load_run(tmp_path / name).net.model.state_dict() for name in ("inline", kind))
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
-    assert RunFolder(tmp_path / "replicas").config().model.weights_sha256 == other[1]["params_sha256"]
+    assert RunFolder(tmp_path / kind).config().model.weights_sha256 == other[1]["params_sha256"]
 
 
 SEARCH = """
@@ -328,6 +330,7 @@ def test_trials_whose_weights_are_searched_are_resumed(other, tmp_path, capsys):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_all_trials_of_a_search_begin_with_the_same_parameters(other, tmp_path, local_ray, monkeypatch):
     path, out = tmp_path / "search.yaml", tmp_path / "out"
     path.write_text(SEARCH)

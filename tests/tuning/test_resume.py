@@ -157,10 +157,9 @@ def test_a_damaged_search_file_is_one_line(capsys, tiny_search_yaml, finished, c
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"../../x"])
-def test_a_damaged_parent_run_is_replaced_with_a_warning(capsys, tiny_search, finished, content):
+def test_a_damaged_parent_run_is_replaced_with_a_warning(capsys, tiny_search, finished, database, content):
     (finished / ".mlflow_run").write_bytes(content)
-    uri = f"sqlite:///{finished.parent}/mlflow.db"
-    search = tiny_search(f"tracking={{kind: mlflow, uri: '{uri}'}}")
+    search = tiny_search(f"tracking={{kind: mlflow, uri: '{database}'}}")
     assert tune(search, finished, resume=True).count("finished") == 4
     assert f"warning: {finished / '.mlflow_run'}: is damaged" in capsys.readouterr().err
     assert len((finished / ".mlflow_run").read_text()) == 32

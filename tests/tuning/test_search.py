@@ -115,7 +115,7 @@ def wait_until(condition, process):
 def test_a_search_whose_driver_was_killed_continues_and_repeats_no_finished_trial(
     cluster, start, tiny_search, tiny_search_yaml, tmp_path
 ):
-    out, number, epochs = tmp_path / "out", 4, 30
+    out, number, epochs = tmp_path / "out", 3, 20
     overrides = [f"tune.trials={number}", f"training.epochs={epochs}", "tune.concurrent=1"]
     process = start_search(start, cluster, tiny_search_yaml, out, *overrides)
     wait_until(lambda: any(record.status == "finished" for record in read_records(out)), process)
@@ -195,6 +195,7 @@ def test_asha_stops_trials_that_fall_behind_and_trials_are_nested_in_mlflow(clus
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_searches_at_once_have_folders_of_their_own(cluster, start, tiny_search_yaml, tmp_path):
     """Each best.yaml is the configuration of a trial that its own search trained."""
     environment = {**os.environ, "RAY_ADDRESS": cluster}
