@@ -176,7 +176,7 @@ class Residual(nn.Module):
 
 
 @pytest.mark.montecarlo
-@pytest.mark.parametrize("make", [_mlp, _cnn, Residual])
+@pytest.mark.parametrize("make", [_mlp, _cnn, pytest.param(Residual, marks=pytest.mark.slow)])
 def test_estimates_of_a_fixed_model_are_unbiased(make) -> None:
     """The reference is autograd of the noisy objective with the same noise and masks in the shared pass."""
     with torch.random.fork_rng():
@@ -208,7 +208,7 @@ def test_estimates_of_a_fixed_model_are_unbiased(make) -> None:
 @pytest.mark.parametrize(
     ("build", "kinds"),
     [
-        (lambda: resnet18(num_classes=3), {nn.BatchNorm2d, nn.ReLU}),
+        pytest.param(lambda: resnet18(num_classes=3), {nn.BatchNorm2d, nn.ReLU}, marks=pytest.mark.slow),
         (
             lambda: ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], 0.1, num_classes=3),
             {StochasticDepth},

@@ -541,7 +541,7 @@ class Encode(nn.Module):
 
 
 @pytest.mark.montecarlo
-@pytest.mark.parametrize("make", [Attend, Encode, Steps])
+@pytest.mark.parametrize("make", [Attend, pytest.param(Encode, marks=pytest.mark.slow), Steps])
 def test_estimates_of_an_opened_model_are_unbiased(make: type[nn.Module]) -> None:
     """The reference is autograd of the noisy objective with the same noise and masks in the shared pass."""
     model = opened(make())

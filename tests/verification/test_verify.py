@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from glr_dist import GLR, glr, network
 from glr_dist.errors import SiteError, UserError
-from glr_dist.nn import Dropout
+from glr_dist.nn import Dropout, opened
 from glr_dist.rules import RULES
 from glr_dist.rules.linear import linear
 from glr_dist.sites import Site
@@ -73,6 +73,17 @@ class Recurrent(nn.Module):
         for t in range(x.shape[1]):
             h = self.activation(self.cell(torch.cat([x[:, t], h], 1)))
         return self.head(h)
+
+
+class Opened(nn.Module):
+    """An opened recurrent layer and a head at its last time step."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = opened(layer), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x)[0][:, -1])
 
 
 class Siamese(nn.Module):
@@ -171,7 +182,7 @@ def batch(model: nn.Module) -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
     if isinstance(model, TiedEmbedding):
         return torch.randint(0, 7, (4, 5)), torch.tensor([0, 1, 6, 3])
-    shape = (4, 3, 3) if isinstance(model, Recurrent) else (4, 4)
+    shape = (4, 3, 3) if isinstance(model, (Recurrent, Opened)) else (4, 4)
     return torch.randn(shape, dtype=torch.float64), torch.tensor([0, 1, 2, 1])
 
 
@@ -189,6 +200,8 @@ RIGHT: dict[str, tuple[Callable[[], nn.Module], dict[str, object]]] = {
     "a siamese branch": (Siamese, {}),
     "a recurrent cell": (lambda: Recurrent(torch.tanh), {}),
     "a recurrent cell, joint": (lambda: Recurrent(torch.tanh), {"estimator": "joint", "copies": 512}),
+    "an opened GRU over time": (lambda: Opened(nn.GRU(3, 3, batch_first=True)), {}),
+    "an opened LSTM over time": (lambda: Opened(nn.LSTM(3, 3, 2, batch_first=True)), {}),
     "one dropout in two places": (TwoDropouts, {"copies": 64}),
     "a norm before a kink": (lambda: chain(nn.LayerNorm(4), nn.ReLU()), {}),
     "kinks inside one segment": (lambda: chain(nn.ReLU(), nn.Linear(4, 4), nn.ReLU()), {"site_names": ["4"]}),
@@ -313,9 +326,12 @@ REFUSED: dict[str, Refused] = {
     ),
 }
 STREAM = torch.Generator()
+SLOW = ("a norm before round", "a norm before floor")  # as "a norm before sign"
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in REFUSED]
+)
 def test_a_network_that_would_get_a_wrong_gradient_is_refused_and_its_remedy_works(case: str) -> None:
     build, options, said, remedy, remedied = REFUSED[case]
     model = made(build)
