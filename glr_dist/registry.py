@@ -87,7 +87,12 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._rows) + len(self._added)
 
 
-MODELS: Registry[ModelBuilder] = Registry("model", {"mlp": "glr_dist.nn.models:build_mlp"})
+# Models whose builders take arguments of their own (`ZooModel` of the configuration), beside the MLP of the paper.
+ZOO = {
+    "spiking_mlp": "glr_dist.nn.spiking:build_spiking_mlp",
+}
+
+MODELS: Registry[ModelBuilder] = Registry("model", {"mlp": "glr_dist.nn.models:build_mlp", **ZOO})
 
 ACTIVATIONS: Registry[Callable[[], nn.Module]] = Registry(
     "activation",
