@@ -78,9 +78,7 @@ def _weights() -> Any:
 
 
 def _weights_sha256() -> Any:
-    return Field(
-        None, description="params_sha256 of the weights; recorded by the run, and checked if it is given"
-    )
+    return Field(None, description="params_sha256 of the weights; recorded by the run, and checked if it is given")
 
 
 class Model(Section):

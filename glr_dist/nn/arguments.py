@@ -33,14 +33,14 @@ def check_widths(network: str, **values: object) -> None:
 
 
 def check_between(network: str, low: float, high: float, **values: object) -> None:
-    """Refuses arguments that are not numbers in [low, high).
+    """Refuses arguments that are not numbers from `low` to `high`.
 
     Raises:
         ConfigError: names the argument.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
-            raise _refused(network, name, value, f"a number in [{low:g}, {high:g})")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise _refused(network, name, value, f"a number from {low:g} to {high:g}")
 
 
 def check_image(network: str, shape: Sequence[int], least: int = 1) -> tuple[int, int, int]:

@@ -38,7 +38,7 @@ class LIF(nn.Module):
 
     def __init__(self, leak: float = 0.9) -> None:
         super().__init__()
-        check_between("LIF", 0, 1 + 1e-9, leak=leak)
+        check_between("LIF", 0, 1, leak=leak)
         self.leak = leak
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,4 +119,57 @@ def spiking_mlp(
     return initialised(build, generator)
 
 
-build_spiking_mlp = configured(spiking_mlp)
+class ConvOverTime(nn.Conv2d):
+    """A convolution of each time step, [N, T, C, H, W] -> [N, T, O, H', W']; takes the arguments of `nn.Conv2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+
+
+def spiking_cnn(
+    shape: Sequence[int],
+    classes: int,
+    *,
+    channels: Sequence[int] = (8, 16),
+    steps: int = 10,
+    leak: float = 0.9,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """Returns a convolutional network of spiking neurons, [N, C, H, W] -> [N, classes].
+
+    Each layer is a convolution of 3 x 3 with neurons behind it; average pooling halves the sides of their spikes.
+
+    Args:
+        shape: shape (C, H, W) of an image; its sides are at least 2 to the power of the number of layers.
+        classes: number of outputs.
+        channels: channels of each layer, at least one layer.
+        steps: T, number of time steps.
+        leak: β, the share of its potential that a neuron keeps per step.
+        generator: stream of the initial weights.
+
+    Raises:
+        ConfigError: an argument is not allowed.
+
+    Reference:
+        As `spiking_mlp`.
+    """
+    check_widths("spiking_cnn", channels=channels)
+    check_counts("spiking_cnn", steps=steps, layers=len(channels))
+    pixels, height, width = check_image("spiking_cnn", shape, 2 ** len(channels))
+    widths = [pixels, *channels]
+    features = channels[-1] * (height >> len(channels)) * (width >> len(channels))
+
+    def build() -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise(widths):
+            if layers:
+                layers.append(ConvOverTime(fan_in, fan_out, 3, padding=1))
+            else:
+                layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), Constant(steps)]
+            layers += [LIF(leak), nn.AvgPool3d((1, 2, 2))]
+        return nn.Sequential(*layers, Rate(), nn.Linear(features, classes))
+
+    return initialised(build, generator)
+
+
+build_spiking_mlp, build_spiking_cnn = configured(spiking_mlp), configured(spiking_cnn)
