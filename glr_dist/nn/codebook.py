@@ -49,9 +49,9 @@ class Nearest(nn.Module):
         codes: the parameter [M, d] of `Distances`.
     """
 
-    def __init__(self, codes: nn.Parameter) -> None:
+    def __init__(self, codes: Tensor) -> None:
         super().__init__()
-        self.codes = codes
+        self.codes = codes  # stays a parameter
 
     def forward(self, x: Tensor) -> Tensor:
         return F.embedding(x.argmax(-1), self.codes)

@@ -54,7 +54,7 @@ class GRUStep(nn.Module):
 
     def forward(self, s: Tensor) -> Tensor:
         last = s[:, -(self.inputs + self.units) :].clone()
-        x, h = last.split((self.inputs, self.units), 1)
+        x, h = last.tensor_split((self.inputs,), 1)
         reset, update = self.gates(last).sigmoid().chunk(2, 1)
         candidate = self.candidate(torch.cat((x, reset * h), 1)).tanh()
         left = s[:, : -self.inputs]

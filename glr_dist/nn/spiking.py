@@ -3,7 +3,8 @@
 A network runs layer by layer: a layer passes the spikes of all T time steps to the next one, so that each layer is one
 block of the chain, and a redraw skips the layers before its site. The image is a constant input current; the first
 layer runs once, and its noise is constant over time. A later layer applies its weights to all time steps in one call:
-one site with T·D units.
+one site with T·D units. With T calls, each a site, the same number of redraws gave 1.4 to 1.6 times the variance, and
+took 1.7 to 2.1 times as long (64-32-32-10, T = 10, digits).
 
 The state of the neurons begins at 0 in each call, and nothing is kept between calls.
 
@@ -123,7 +124,8 @@ class ConvOverTime(nn.Conv2d):
     """A convolution of each time step, [N, T, C, H, W] -> [N, T, O, H', W']; takes the arguments of `nn.Conv2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+        each = super().forward(input.flatten(0, 1))
+        return each.reshape(*input.shape[:2], *each.shape[1:])
 
 
 def spiking_cnn(
