@@ -87,7 +87,21 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._rows) + len(self._added)
 
 
-MODELS: Registry[ModelBuilder] = Registry("model", {"mlp": "glr_dist.nn.models:build_mlp"})
+# Models whose builders take arguments of their own (`ZooModel` of the configuration), beside the MLP of the paper.
+ZOO = {
+    "lenet5": "glr_dist.nn.convolutional:build_lenet5",
+    "vgg8": "glr_dist.nn.convolutional:build_vgg8",
+    "resnet8": "glr_dist.nn.convolutional:build_resnet8",
+    "vit": "glr_dist.nn.vit:build_vit",
+    "gru": "glr_dist.nn.gru:build_gru",
+    "spiking_mlp": "glr_dist.nn.spiking:build_spiking_mlp",
+    "spiking_cnn": "glr_dist.nn.spiking:build_spiking_cnn",
+    "quantised_mlp": "glr_dist.nn.quantised:build_quantised_mlp",
+    "mixture_of_experts": "glr_dist.nn.experts:build_mixture_of_experts",
+    "vq_mlp": "glr_dist.nn.codebook:build_vq_mlp",
+}
+
+MODELS: Registry[ModelBuilder] = Registry("model", {"mlp": "glr_dist.nn.models:build_mlp", **ZOO})
 
 ACTIVATIONS: Registry[Callable[[], nn.Module]] = Registry(
     "activation",

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from glr_dist.config.files import dump, flat, overridden, read
 from glr_dist.config.messages import build
 from glr_dist.config.sections import (
+    AnyModel,
     Count,
     Data,
     Diagnose,
@@ -23,6 +24,7 @@ from glr_dist.config.sections import (
     Schedule,
     Section,
     Training,
+    ZooModel,
 )
 from glr_dist.config.tracking import Tracking
 from glr_dist.config.validation import check_estimator, per_site, resolve_sampler
@@ -44,6 +46,7 @@ __all__ = [
     "Section",
     "Tracking",
     "Training",
+    "ZooModel",
     "build",
     "check_estimator",
     "dump",
@@ -62,7 +65,7 @@ class Config(Section):
 
     seed: int = Field(0, ge=0, lt=2**63)
     data: Data = Data()
-    model: Model = Model()
+    model: AnyModel = Model()
     noise: Noise = Noise()
     estimator: Estimator = Estimator()
     training: Training = Training()

@@ -68,7 +68,7 @@ def _message(section: type[BaseModel], error: ValidationError, values: Mapping[s
 
 def _nearest(root: type[BaseModel], known: type[BaseModel], name: str, where: str) -> str:
     """Suggests fields for an unknown key: those of its name in other sections, else the most similar in its own."""
-    elsewhere = [field for field in _fields(root) if field.rpartition(".")[2] == name][:3]
+    elsewhere = list(dict.fromkeys(field for field in _fields(root) if field.rpartition(".")[2] == name))[:3]
     if elsewhere:
         return f"did you mean {' or '.join(repr(where + field) for field in elsewhere)}?"
     return hint(name, known.model_fields)
@@ -98,7 +98,7 @@ def _field(section: type[BaseModel], place: Sequence[int | str], values: Any) ->
         elif owner is not None:
             fields.append(part)
             known = _models(owner.model_fields[part].annotation)
-        elif tagged := [model for model in known if part == _tag(model)]:
+        elif tagged := [model for model in known if part in (_tag(model), model.__name__)]:
             known = tagged
         elif known:  # an unknown key
             fields.append(shown(part)[1:-1])

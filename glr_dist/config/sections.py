@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticKnownError
 
 from glr_dist.errors import ConfigError
-from glr_dist.registry import ACTIVATIONS, DATASETS, LAWS, LOSSES, MODELS
+from glr_dist.registry import ACTIVATIONS, DATASETS, LAWS, LOSSES, MODELS, ZOO
 
 
 class Section(BaseModel):
@@ -59,6 +59,28 @@ class Data(Section):
     split_seed: int = Field(0, ge=0, lt=2**63, description="seed of the splits; independent of the run's seed")
 
 
+Weights = Annotated[str, Field(min_length=1)] | None
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+
+
+def check_digest(model: Model | ZooModel) -> None:
+    """Refuses a digest of weights that are not given.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    if model.weights_sha256 is not None and model.weights is None:
+        raise ConfigError("model.weights_sha256: has no effect without model.weights; leave it out")
+
+
+def _weights() -> Any:
+    return Field(None, description="folder or checkpoint of another run; training begins with its parameters")
+
+
+def _weights_sha256() -> Any:
+    return Field(None, description="params_sha256 of the weights; recorded by the run, and checked if it is given")
+
+
 class Model(Section):
     """The network: a multilayer perceptron as in the paper."""
 
@@ -68,17 +90,12 @@ class Model(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability after each activation")
     init: Literal["paper", "torch"] = Field("torch", description="law of the initial weights")
     init_scale: Positive = Field(1.0, description="factor on the initial weights and biases")
-    weights: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="folder or checkpoint of another run; training begins with its parameters"
-    )
-    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
-        None, description="params_sha256 of the weights; recorded by the run, and checked if it is given"
-    )
+    weights: Weights = _weights()
+    weights_sha256: Digest = _weights_sha256()
 
     @model_validator(mode="after")
     def _digest_of_weights(self) -> Model:
-        if self.weights_sha256 is not None and self.weights is None:
-            raise ConfigError("model.weights_sha256: has no effect without model.weights; leave it out")
+        check_digest(self)
         return self
 
 
@@ -144,6 +161,30 @@ class Named(BaseModel):
     def arguments(self) -> dict[str, Any]:
         """All keys except `name`."""
         return dict(self.__pydantic_extra__)
+
+
+class ZooModel(Named):
+    """A network of `glr_dist.nn`. All other keys are arguments of its builder, which are checked when it is built."""
+
+    name: Annotated[str, one_of(ZOO)]
+    weights: Weights = _weights()
+    weights_sha256: Digest = _weights_sha256()
+
+    @model_validator(mode="after")
+    def _digest_of_weights(self) -> ZooModel:
+        check_digest(self)
+        return self
+
+
+def _kind_of_model(value: Any) -> str:
+    """Returns the name of the section that describes a model."""
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    return "ZooModel" if isinstance(name, str) and name in ZOO else "Model"
+
+
+AnyModel = Annotated[
+    Annotated[Model, Tag("Model")] | Annotated[ZooModel, Tag("ZooModel")], Discriminator(_kind_of_model)
+]
 
 
 class Optimizer(Named):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import psutil
 import torch
@@ -15,8 +16,9 @@ from glr_dist.nn.dropout import Dropout
 from glr_dist.registry import ACTIVATIONS
 from glr_dist.sizes import mlp_parameters
 
-# (the section `model`, shape of one example, number of classes, stream of the initial weights) -> the network
-ModelBuilder = Callable[[Model, torch.Size, int, torch.Generator], nn.Module]
+# (the section `model`: a `Model` or a `ZooModel`, shape of one example, number of classes, stream of the initial
+# weights) -> the network
+ModelBuilder = Callable[[Any, torch.Size, int, torch.Generator], nn.Module]
 
 
 def build_mlp(model: Model, shape: torch.Size, classes: int, stream: torch.Generator) -> nn.Sequential:

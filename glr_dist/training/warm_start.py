@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glr_dist.config import Config, Model
+from glr_dist.config import Config, Model, ZooModel
 from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.glr import GLR
 from glr_dist.runs import RunFolder
@@ -40,7 +40,7 @@ class Weights:
     digest: str
 
 
-def weights_of(model: Model, device: torch.device | str = "cpu") -> Weights | None:
+def weights_of(model: Model | ZooModel, device: torch.device | str = "cpu") -> Weights | None:
     """Reads the parameters that `model.weights` names; returns None if it is not set.
 
     Raises:

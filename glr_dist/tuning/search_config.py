@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from glr_dist.config import Config, Count, Positive, Section, build, dump, overridden, read
+from glr_dist.config import Config, Count, Model, Positive, Section, build, dump, overridden, read
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.suite import Corruptions, Suite, SuiteName
 from glr_dist.runs import deciding
@@ -241,8 +241,10 @@ def _check_edges(search: Search) -> None:
             config = search.config_at(point)
         except ConfigError as error:
             raise ConfigError(f"tune.space.{field}: {shown(value)} is not possible ({one_line(error)})") from None
-        if white_box and config.model.activation in _NO_DERIVATIVE:
+        model = config.model
+        activation = model.activation if isinstance(model, Model) else model.arguments.get("activation")
+        if white_box and activation in _NO_DERIVATIVE:
             raise ConfigError(
-                f"tune.objectives: '{white_box[0]}' cannot be measured on {config.model.activation} units, which have "
+                f"tune.objectives: '{white_box[0]}' cannot be measured on {activation} units, which have "
                 "no derivative; use the threat transfer or adaptive, or the attack square"
             )
