@@ -87,9 +87,11 @@ def of_search(search: Search) -> dict[str, str]:
 
 
 def _sizes(config: Config) -> dict[str, str | None]:
+    from glr_dist.config import Model
     from glr_dist.sizes import parameter_count, split_sizes
 
-    sizes, parameters = split_sizes(config.data), parameter_count(config.model, config.data)
+    sizes, model = split_sizes(config.data), config.model
+    parameters = parameter_count(model, config.data) if isinstance(model, Model) else None
     return {
         "data": None if sizes is None else _data(config.data, sizes),
         "parameters": None if parameters is None else f"{parameters:,}",

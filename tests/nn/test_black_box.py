@@ -113,6 +113,7 @@ def trained(middle: nn.Module, steps: int = 100) -> float:
     return (net(x[1400:]).argmax(1) == y[1400:]).float().mean().item()
 
 
+@pytest.mark.slow
 def test_a_network_trains_through_jpeg_to_nine_tenths_of_its_accuracy_without() -> None:
     with_jpeg, without = trained(BlackBox(jpeg, each=True, shape=(1, 8, 8))), trained(nn.Identity())
     assert without > 0.8

@@ -86,13 +86,16 @@ def test_the_defaults_fit_mnist_and_their_blocks_are_sites_or_between_them(name:
 FLAT = ("k_proj.bias",)  # J does not depend on these: a softmax ignores what all its scores share
 MORE: dict[str, dict[str, Any]] = {  # for networks of many units
     "lenet5": {"samples": 500},
+    "mixture_of_experts": {"steps": 40},
     "vgg8": {"samples": 1000, "copies": 128, "steps": 40},
     "resnet8": {"samples": 2000, "copies": 64},
 }
 
 
 @pytest.mark.montecarlo
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("vgg8", "resnet8") else name for name in ZOO]
+)
 def test_every_parameter_gets_its_gradient(name: str) -> None:
     model = made(name).double()
     x, y = batch(name)
