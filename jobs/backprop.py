@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         net.train()
         order = torch.randperm(len(dataset.train), generator=stream)[: steps * training.batch_size]
         total = 0.0
-        for index in torch.split(order, training.batch_size):
+        for index in order.view(steps, -1):
             x, y = dataset.train.batch(index)
             optimizer.zero_grad()
             loss = F.cross_entropy(net.model(x), y)

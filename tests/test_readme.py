@@ -65,6 +65,7 @@ RUNS = {
         "diagnose.batch=8",
         "diagnose.reference_passes=50",
     ],
+    "glr-dist train configs/zoo/mnist_spiking_mlp.yaml": [*TINY, "data.name=digits"],
     "glr-dist diagnose configs/diagnose/mnist_sigmoid.yaml": [
         "data.name=digits",
         "diagnose.copies=[4,8]",
@@ -194,6 +195,11 @@ def test_the_further_blocks_of_the_estimators_page_run(capsys):
     assert names["reader"].model.cell.weight.grad.any()
 
 
+def test_the_examples_of_the_networks_run():
+    assert len(run_python("glr_dist/nn/README.md", 0)["net"].model) == 6
+    assert all(parameter.grad is not None for parameter in run_python("glr_dist/nn/README.md", 1)["model"].parameters())
+
+
 def test_the_example_of_the_configurations_trains_with_its_own_loss(tmp_path, monkeypatch, capsys):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
@@ -220,6 +226,7 @@ def test_no_page_has_a_python_block_that_no_test_runs():
         "configs/README.md": 1,
         "glr_dist/estimators/README.md": 3,
         "glr_dist/execution/README.md": 1,
+        "glr_dist/nn/README.md": 2,
     }
     assert {page: len(found) for page in PAGES if (found := blocks(page, "python"))} == tested
 
