@@ -243,6 +243,7 @@ def test_the_bytes_sent_are_those_predicted(layers, name, tmp_path):
         ]
     planned = plan.state_bytes(step) + sum(plan.tape_bytes(step, tape) for tape in tapes)
     planned += sum(plan.partial_bytes(step, item) for item in predict.all_items(estimator, step))
+    executor._pass_seconds.clear()  # on a busy machine, slow passes would be spread over the actors, which sends more
     before = executor.bytes
     net.estimate(x, y, loss)
     assert executor.bytes - before == pytest.approx(planned, rel=0.05)
