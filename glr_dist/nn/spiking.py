@@ -3,8 +3,8 @@
 A network runs layer by layer: a layer passes the spikes of all T time steps to the next one, so that each layer is one
 block of the chain, and a redraw skips the layers before its site. The image is a constant input current; the first
 layer runs once, and its noise is constant over time. A later layer applies its weights to all time steps in one call:
-one site with T·D units. With T calls, each a site, the same number of redraws gave 1.4 to 1.6 times the variance, and
-took 1.7 to 2.1 times as long (64-32-32-10, T = 10, digits).
+one site with T·D units. With T calls, each a site, the same number of redraws gave about 1.5 times the variance, and
+took about twice as long (64-32-32-10 on digits, T = 10, initial weights, 16 estimates).
 
 The state of the neurons begins at 0 in each call, and nothing is kept between calls.
 
