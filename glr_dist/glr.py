@@ -199,8 +199,7 @@ class GLR(nn.Module):
         """Verifies the network and the loss before their first step, and after a change."""
         loss = getattr(step.loss, "__qualname__", type(step.loss).__qualname__)
         if self.verify and loss not in self._verified:
-            with self.network.hooked():
-                verify(step)
+            verify(step)
             self._verified.add(loss)
 
     def scales(self) -> dict[str, Tensor]:
@@ -256,10 +255,9 @@ class GLR(nn.Module):
         with one_thread(), torch.no_grad():
             if not all(all_finite(leaf) for leaf in leaves(x) if leaf.is_floating_point()):
                 raise FloatingPointError("the inputs are not finite: x holds NaN or infinity")
-            self._verify_if_changed(step)
             self.executor.begin(self.estimator, step)
             with self.network.hooked():
-                total = self.executor.gradients(self.estimator, step)
+                total = self.executor.gradients(self.estimator, step, lambda: self._verify_if_changed(step))
             self._check_finite(total)
         return total
 

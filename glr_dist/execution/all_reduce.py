@@ -39,7 +39,7 @@ class Replicas(Inline):
         threads: number of threads that compute work items in this process; torch's own number by default.
     """
 
-    def gradients(self, estimator: Estimator, step: Step) -> Gradients:
+    def gradients(self, estimator: Estimator, step: Step, check: Callable[[], None] = lambda: None) -> Gradients:
         """Returns the estimate from the whole batch.
 
         Raises:
@@ -55,7 +55,7 @@ class Replicas(Inline):
         replica = distributed.get_rank(), distributed.get_world_size()
         share, error_here = Gradients(), None
         try:
-            share = super().gradients(estimator, replace(step, replica=replica))
+            share = super().gradients(estimator, replace(step, replica=replica), check)
         except (UserError, FloatingPointError) as error:
             error_here = error  # without the all-reduce below, the others would wait forever
         total, errors = summed(share, step, errors=1 if error_here else 0)

@@ -40,8 +40,12 @@ class Executor(ABC):
     def begin(self, estimator: Estimator, step: Step) -> None:  # noqa: B027  # most executors need none
         """Called before `gradients`, while the network does not have the hooks of a pass."""
 
-    def gradients(self, estimator: Estimator, step: Step) -> Gradients:
-        """Returns the estimate: the sum of the partial sums, in the order of the work items."""
+    def gradients(self, estimator: Estimator, step: Step, check: Callable[[], None] = lambda: None) -> Gradients:
+        """Returns the estimate: the sum of the partial sums, in the order of the work items.
+
+        Calls `check` first, where an error of one replica reaches the others.
+        """
+        check()
         total = Gradients()
         deltas: dict[str, Tensor] = {}  # of one example block at a time
         for taped, partial in self.partials(estimator, step, self._passes(estimator, step, total)):
