@@ -204,4 +204,5 @@ def test_a_mutated_file_is_loaded_or_refused_in_one_short_line(
             raise AssertionError(
                 f"seed {seed}, {path.read_text()[:2000]!r} {[w[:200] for w in words]}: {error!r}"[:5000]
             ) from error
-    assert number / 200 < loaded < number / 2  # both sides are tried
+    assert loaded < number / 2
+    assert loaded or number < 200  # both sides are tried; hardly one mutation in a hundred leaves a search valid
