@@ -6,27 +6,34 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from glr_dist.config import Config, Execution, Named, Schedule, Training
-from glr_dist.data import Dataset
-from glr_dist.errors import ConfigError
+from glr_dist.config import AnyModel, Config, Execution, Named, OwnModel, Schedule, Training
+from glr_dist.data import Dataset, Split
+from glr_dist.errors import ConfigError, UserError
 from glr_dist.estimators import Step
 from glr_dist.execution.device import checked_device, chosen_device
 from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline
 from glr_dist.glr import GLR
-from glr_dist.registry import LAWS, MODELS, OPTIMIZERS
+from glr_dist.imported import imported, place_of
+from glr_dist.losses import Loss
+from glr_dist.nn.normalize import normalized
+from glr_dist.nn.own import own_module
+from glr_dist.registry import LAWS, LOSSES, MODELS, OPTIMIZERS
 from glr_dist.sites import by_site
 from glr_dist.streams import Key, Role, generator
 from glr_dist.text import hint, one_line, shortened, shown
+from glr_dist.trees import Tree, leaves
 
+_READ = 4096  # examples that are read at a time
 _REHEARSED = 10_000  # steps of a schedule that are tried before training
 _UNFIT = {"LBFGS": "evaluates the loss many times a step", "SparseAdam": "takes sparse gradients only"}
 
@@ -45,29 +52,103 @@ def network_of(config: Config, dataset: Dataset, device: torch.device) -> GLR:
     """Returns the network of a run with its keyed initial weights, prepared on the first examples.
 
     Raises:
-        ConfigError: torch.nn does not have a site type that the noise names.
+        ConfigError: the network cannot be built, or torch.nn does not have a site type that the noise names.
         SiteError: the network does not have such a site, or the noise does not give a scale for one.
     """
-    model, noise = config.model, config.noise
-    stream = generator(Key(config.seed, role=Role.INIT))
-    try:
-        module = MODELS[model.name](model, dataset.shape, dataset.classes, stream).to(device)
-    except (RuntimeError, MemoryError, OverflowError) as error:
-        raise ConfigError(f"model: {model.name} cannot be built ({one_line(error)})") from None
+    noise = config.noise
     law = None if noise.law == "none" else LAWS[noise.law](noise.scale, noise.learn, noise.floor)
     net = GLR(
-        module,
+        module_of(config, dataset).to(device),
         law,
         config.estimator,
         sites=[_known(nn, name, nn.Module, "noise.sites") for name in noise.sites],
         site_names=noise.names,
         seed=config.seed,
         executor=Inline(1 if device.type == "cuda" else config.execution.threads),
+        output=config.model.output if isinstance(config.model, OwnModel) else None,
     )
-    net.prepare(dataset.train.to(device).batch(slice(0, 2))[0])
+    x = dataset.train.rows(slice(0, 2)).to(device).batch(slice(None))[0]
+    with _refused_by(config.model, x):
+        net.prepare(x)
     for epoch, scale in noise.schedule.items():
         by_site(scale, [site.name for site in net.network.sites], f"noise.schedule.{epoch}")
     return net
+
+
+def module_of(config: Config, dataset: Dataset) -> nn.Module:
+    """Returns the module of a run, on the CPU, with its keyed initial weights and frozen parameters.
+
+    Raises:
+        ConfigError: it cannot be built, or a setting of the section `model` does not fit it.
+    """
+    model = config.model
+    stream = generator(Key(config.seed, role=Role.INIT))
+    try:
+        if isinstance(model, OwnModel):
+            module = own_module(model, dataset.shape, dataset.classes, stream, config.code)
+        else:
+            module = MODELS[model.name](model, dataset.shape, dataset.classes, stream)
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        raise ConfigError(f"model: {model.name} cannot be built ({one_line(error)})") from None
+    for pattern in model.freeze:
+        parameters = [p for name, p in module.named_parameters() if fnmatchcase(name, pattern)]
+        if not parameters:
+            names = [name for name, _ in module.named_parameters()]
+            raise ConfigError(f"model.freeze: {shown(pattern)} matches no parameter; {hint(pattern, names)}")
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ConfigError(f"model: {model.name} has no parameter to train")
+    if model.normalize is None:
+        return module
+    if not isinstance(dataset.train.images, Tensor):
+        raise ConfigError("model.normalize: is not allowed: the inputs are several tensors; normalise the data instead")
+    if model.normalize == "train":
+        return normalized(module, dataset.shape, *mean_and_std(dataset.train))
+    return normalized(module, dataset.shape, model.normalize.mean, model.normalize.std)
+
+
+def mean_and_std(split: Split) -> tuple[list[float], list[float]]:
+    """Returns the mean and standard deviation of the inputs [N, …], per channel of images or per feature.
+
+    A feature that does not vary has the standard deviation 1.
+    """
+    total, squares, number = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 0
+    for start in range(0, len(split), _READ):
+        x = split.batch(slice(start, start + _READ))[0].double()
+        x = x.movedim(1, -1) if x.dim() == 4 else x
+        rows = x.reshape(-1, x.shape[-1])
+        total, squares, number = total + rows.sum(0), squares + rows.square().sum(0), number + len(rows)
+    mean = total / number
+    std = (squares / number - mean.square()).clamp(min=0).sqrt()
+    return mean.tolist(), torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, 1.0).tolist()
+
+
+def loss_of(config: Config) -> Loss:
+    """Returns the loss of a run: an entry of `LOSSES`, or the user's own function.
+
+    Raises:
+        ConfigError: it does not exist.
+    """
+    name = config.training.loss
+    if name in LOSSES:
+        return LOSSES[name]
+    found = imported(name, "training.loss", config.code)
+    if not callable(found):
+        raise ConfigError(f"training.loss: {name} is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _refused_by(model: AnyModel, x: Tree) -> Iterator[None]:
+    """Turns an error of the user's network on its first examples into a ConfigError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves(x))
+        raise ConfigError(f"model: {model.name} refuses inputs of shape {shapes} {place_of(error)}") from None
 
 
 def executor_of(execution: Execution, net: GLR, step: Step) -> Executor:

@@ -1,9 +1,18 @@
-"""Atomic file writes: a file is complete or absent, because it is written beside its place and then renamed."""
+"""Files: the cache folder, and atomic writes.
+
+A file is complete or absent, because it is written beside its place and then renamed.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Returns the folder of what can be computed again: $GLR_CACHE, else glr_dist in $XDG_CACHE_HOME or ~/.cache."""
+    named = os.environ.get("GLR_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glr_dist"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

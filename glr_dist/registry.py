@@ -118,9 +118,17 @@ ACTIVATIONS: Registry[Callable[[], nn.Module]] = Registry(
 DATASETS: Registry[Loader] = Registry(
     "data set",
     {
-        "digits": "glr_dist.data:digits",
-        "mnist": "glr_dist.data:mnist",
-        "fashion_mnist": "glr_dist.data:fashion_mnist",
+        "digits": "glr_dist.data.builtin:digits",
+        "mnist": "glr_dist.data.builtin:mnist",
+        "fashion_mnist": "glr_dist.data.builtin:fashion_mnist",
+        "kmnist": "glr_dist.data.builtin:kmnist",
+        "cifar10": "glr_dist.data.builtin:cifar10",
+        "cifar100": "glr_dist.data.builtin:cifar100",
+        "svhn": "glr_dist.data.builtin:svhn",
+        "tiny_imagenet": "glr_dist.data.images:tiny_imagenet",
+        "image_folder": "glr_dist.data.images:image_folder",
+        "arrays": "glr_dist.data.arrays:arrays",
+        "table": "glr_dist.data.tables:table",
     },
 )
 

@@ -28,6 +28,7 @@ def deciding(config: Config) -> dict[str, Any]:
     epoch are one value. Two configurations with equal deciding settings give the same parameters bit for bit.
     """
     values = config.model_dump(mode="json")
+    del values["code"]
     named = configuration.flat({"training": values.pop("training"), "seed": values.pop("seed")})
     if values["model"]["weights_sha256"] is not None:
         del values["model"]["weights"]

@@ -32,6 +32,10 @@ DATA_SIZES = {
     "digits": DataSize((1, 8, 8), 10, 1_797, None),
     "mnist": DataSize((1, 28, 28), 10, 60_000, 10_000),
     "fashion_mnist": DataSize((1, 28, 28), 10, 60_000, 10_000),
+    "kmnist": DataSize((1, 28, 28), 10, 60_000, 10_000),
+    "cifar10": DataSize((3, 32, 32), 10, 50_000, 10_000),
+    "cifar100": DataSize((3, 32, 32), 100, 50_000, 10_000),
+    "svhn": DataSize((3, 32, 32), 10, 73_257, 26_032),
 }
 
 

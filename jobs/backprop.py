@@ -23,7 +23,7 @@ from glr_dist.config import load_config
 from glr_dist.data import load
 from glr_dist.errors import ConfigError, UserError
 from glr_dist.nn import LIF, Heaviside, Quantise, Sign, Staircase
-from glr_dist.training.accuracy import accuracy_and_loss
+from glr_dist.training.scores import scores
 
 STEEPNESS = 4.0  # of the sigmoid, in units of the logits
 
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         if config.training.loss != "cross_entropy":
             raise ConfigError(f"training.loss: {config.training.loss!r} has no derivative; use 'cross_entropy'")
-        training, dataset = config.training, load(config.data)
+        training, dataset = config.training, load(config.data, config.code)
         net = network_of(config, dataset, torch.device("cpu"))
         with_surrogates(net.model)
         steps = len(dataset.train) // training.batch_size
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 schedule.step()
         if schedule is not None and not per_step:
             schedule.step(total) if isinstance(schedule, _PLATEAU) else schedule.step()
-        accuracies = [accuracy_and_loss(net, split, _losses)[0] for split in (dataset.validation, dataset.test)]
+        accuracies = [scores(net, split, _losses)["accuracy"] for split in (dataset.validation, dataset.test)]
         print(
             f"epoch {epoch + 1}/{training.epochs}  train loss {total:.4f}  validation accuracy {accuracies[0]:.4f}  "
             f"test accuracy {accuracies[1]:.4f}  {time.perf_counter() - started:.0f} s",

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from glr_dist import data
-from glr_dist.build import device_of, network_of, optimizer_of
+from glr_dist.build import device_of, loss_of, network_of, optimizer_of
 from glr_dist.config import Config, load_config
 from glr_dist.errors import UserError
 from glr_dist.execution.executor import Executor
@@ -32,7 +32,6 @@ from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
-from glr_dist.losses import LOSSES
 
 SCALING = Path(__file__).resolve().parents[1] / "configs" / "benchmark" / "scaling.yaml"
 
@@ -128,7 +127,7 @@ def _batch(config: Config) -> tuple[GLR, torch.Tensor, torch.Tensor]:
     """The network of a configuration, and the first batch of its training set."""
     keep_freed_memory()
     device = device_of(config.execution)
-    dataset = data.load(config.data)
+    dataset = data.load(config.data, config.code)
     net = network_of(config, dataset, device)
     net.train()
     return net, *dataset.train.to(device).batch(slice(0, config.training.batch_size))
@@ -137,7 +136,7 @@ def _batch(config: Config) -> tuple[GLR, torch.Tensor, torch.Tensor]:
 def _trained(config: Config) -> tuple[GLR, Callable[[], None]]:
     """The network, and a function that makes one training step."""
     net, x, y = _batch(config)
-    optimizer, loss = optimizer_of(config.training, net), LOSSES[config.training.loss]
+    optimizer, loss = optimizer_of(config.training, net), loss_of(config)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -181,7 +180,7 @@ class Independent:
 def _serve(config: Config, pipe: Connection) -> None:
     """One of the processes: answers (rank, number, steps) when its share of the items is done."""
     net, x, y = _batch(config)
-    estimator, step = net.estimator, net.bind(x, y, LOSSES[config.training.loss])
+    estimator, step = net.estimator, net.bind(x, y, loss_of(config))
     with one_thread(), torch.no_grad(), net.network.hooked():
         work = []
         for shared_pass in range(estimator.passes(step)):

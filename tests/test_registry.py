@@ -66,7 +66,7 @@ def test_a_run_uses_a_model_a_data_set_a_loss_a_law_and_an_optimizer_of_the_user
         labels = torch.arange(90) % 3
         images = torch.zeros(90, 1, 3, 3, dtype=torch.uint8)
         images[torch.arange(90), 0, labels] = 1
-        return Split(images, labels, 1), None
+        return {"train": Split(images, labels, 1)}, ()
 
     @MODELS.add("one_layer")
     def one_layer(model, shape, classes, stream):

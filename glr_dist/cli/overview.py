@@ -41,6 +41,8 @@ def show_loaded(trainer: Trainer, shown: Lines) -> None:
     for name, line in loaded(trainer).items():
         if shown.get(name) != line:
             show(name, line)
+    for note in trainer.notes:
+        show("note", note)
 
 
 def expected(config: Config) -> dict[str, str | None]:
@@ -61,7 +63,7 @@ def loaded(trainer: Trainer) -> dict[str, str]:
     sizes = {"training": len(trainer.train), "validation": len(trainer.validation), "test": len(trainer.test)}
     return {
         "device": f"{_of_workers(execution) or trainer.device}, {execution.kind}",
-        "data": _data(trainer.config.data, sizes),
+        "data": _data(trainer.config.data, sizes, "images" if trainer.of_images else "examples"),
         "parameters": f"{sum(parameter.numel() for parameter in trainer.net.model.parameters()):,}",
         "sites": shortened(", ".join(site.name for site in trainer.net.network.sites), 100),
     }
@@ -105,5 +107,5 @@ def _of_workers(execution: Execution) -> str | None:
     return "cuda" if execution.gpus_per_actor else "cpu"
 
 
-def _data(data: Data, sizes: Mapping[str, int]) -> str:
-    return f"{data.name}: {', '.join(f'{number:,} {part}' for part, number in sizes.items())} images"
+def _data(data: Data, sizes: Mapping[str, int], kind: str = "images") -> str:
+    return f"{data.name}: {', '.join(f'{number:,} {part}' for part, number in sizes.items())} {kind}"

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     from glr_dist.build import device_of, network_of
     from glr_dist.data import load
 
-    dataset, device = load(config.data), device_of(config.execution)
+    dataset, device = load(config.data, config.code), device_of(config.execution)
     net = network_of(config, dataset, device)
     print(net.summary(dataset.train.to(device).batch(slice(0, 2))[0]))
     return 0

@@ -10,7 +10,9 @@ from pydantic import Field, model_validator
 from glr_dist.config.files import dump, flat, overridden, read
 from glr_dist.config.messages import build
 from glr_dist.config.sections import (
+    AnyData,
     AnyModel,
+    Augment,
     Count,
     Data,
     Diagnose,
@@ -19,7 +21,10 @@ from glr_dist.config.sections import (
     Model,
     Named,
     Noise,
+    Normalize,
     Optimizer,
+    OwnData,
+    OwnModel,
     Positive,
     Schedule,
     Section,
@@ -31,6 +36,8 @@ from glr_dist.config.validation import check_estimator, per_site, resolve_sample
 from glr_dist.errors import ConfigError
 
 __all__ = [
+    "AnyModel",
+    "Augment",
     "Config",
     "Count",
     "Data",
@@ -40,7 +47,10 @@ __all__ = [
     "Model",
     "Named",
     "Noise",
+    "Normalize",
     "Optimizer",
+    "OwnData",
+    "OwnModel",
     "Positive",
     "Schedule",
     "Section",
@@ -64,7 +74,7 @@ class Config(Section):
     """Configuration of a run."""
 
     seed: int = Field(0, ge=0, lt=2**63)
-    data: Data = Data()
+    data: AnyData = Data()
     model: AnyModel = Model()
     noise: Noise = Noise()
     estimator: Estimator = Estimator()
@@ -72,6 +82,9 @@ class Config(Section):
     execution: Execution = Execution()
     tracking: Tracking = Tracking()
     diagnose: Diagnose = Diagnose()
+    code: str | None = Field(
+        None, description="folder of modules and data files of your own; recorded by the run if it needs them"
+    )
 
     @model_validator(mode="after")
     def _resolve(self) -> Config:
@@ -88,10 +101,21 @@ class Config(Section):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Loads a YAML file and applies `section.key=value` overrides.
 
+    A configuration that names code or files of the user's own records its folder as `code`.
+
     Raises:
         ConfigError: the file is missing, not YAML, or invalid.
     """
-    return build(Config, overridden(read(path), overrides))
+    values = overridden(read(path), overrides)
+    config = build(Config, values)
+    if config.code is None and _has_own_files(config):
+        config = config.model_copy(update={"code": str(Path(path).expanduser().absolute().parent)})
+    return config
+
+
+def _has_own_files(config: Config) -> bool:
+    names = (config.model.name, config.data.name, config.training.loss)
+    return config.data.path is not None or any(":" in name for name in names)
 
 
 def dump_config(config: Config) -> str:

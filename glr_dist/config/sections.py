@@ -9,7 +9,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from pydantic_core import PydanticKnownError
 
 from glr_dist.errors import ConfigError
+from glr_dist.imported import is_import_path
 from glr_dist.registry import ACTIVATIONS, DATASETS, LAWS, LOSSES, MODELS, ZOO
+
+READ = ("image_folder", "arrays", "table", "tiny_imagenet")  # data sets that are read from data.path
+DECODED = ("image_folder", "tiny_imagenet")  # data sets of encoded images
 
 
 class Section(BaseModel):
@@ -24,13 +28,21 @@ def _not_boolean(value: Any) -> Any:
     return value
 
 
-def one_of(*groups: Collection[str]) -> BeforeValidator:
-    """Returns a validator that accepts the names in `groups`, such as those of a registry, as they are at that time."""
+def one_of(*groups: Collection[str], own: bool = False) -> BeforeValidator:
+    """Returns a validator that accepts the names in `groups`, such as those of a registry, as they are at that time.
+
+    Args:
+        *groups: the names.
+        own: accept an import path, `package.module:name`, too.
+    """
 
     def check(value: Any) -> Any:
         names = [name for group in groups for name in group]
-        if not isinstance(value, str) or value not in names:
-            raise PydanticKnownError("literal_error", {"expected": _alternatives(names)})
+        if not (isinstance(value, str) and value in names) and not (own and is_import_path(value)):
+            expected = _alternatives(names)
+            raise PydanticKnownError(
+                "literal_error", {"expected": f"{expected}, or your own package.module:name" if own else expected}
+            )
         return value
 
     return BeforeValidator(check)
@@ -48,22 +60,87 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Scale = Positive | Annotated[dict[str, Positive], Field(min_length=1)]
 
 
-class Data(Section):
-    """The data set, its folder and its split."""
+class Augment(Section):
+    """Random changes of the training images, drawn anew in each step."""
 
-    name: Annotated[str, one_of(DATASETS)] = "digits"
+    crop: int = Field(0, ge=0, description="pixels of zero padding on each side, of which a random crop is taken")
+    flip: bool = Field(False, description="mirror half of the images")
+    noise: float = Field(0.0, ge=0, allow_inf_nan=False, description="standard deviation of Gaussian noise on pixels")
+    cutout: int = Field(0, ge=0, description="side of a random square that is set to 0")
+
+
+class Data(Section):
+    """The data set, its folder, its split and its augmentation."""
+
+    name: Annotated[str, one_of(DATASETS, own=True)] = "digits"
     root: str | None = Field(None, description="folder of the data (default: $GLR_DATA, else ./data)")
+    path: str | None = Field(
+        None, min_length=1, description="file or folder, in data.root, the working directory or the folder of this file"
+    )
     download: bool = Field(True, description="download the data set if it is missing")
     validation: Fraction = Field(0.1, description="share of the training set held out for validation")
     test: Fraction = Field(0.2, description="share held out for testing if the data set has no test set")
     split_seed: int = Field(0, ge=0, lt=2**63, description="seed of the splits; independent of the run's seed")
+    target: str | tuple[str, ...] | None = Field(None, description="column of a table that is predicted, or several")
+    resize: Count | tuple[Count, Count] | None = Field(
+        None, description="length of an image's shorter side in pixels, or [height, width]"
+    )
+    crop: Count | None = Field(None, description="side in pixels of the central square that is kept of an image")
+    channels: Literal[1, 3] = Field(3, description="decode images as grey (1) or colour (3)")
+    skip_corrupt: bool = Field(False, description="leave out images that cannot be decoded")
+    augment: Augment | None = None
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Data:
+        kinds = {"path": READ, "target": ("table",)}
+        kinds |= dict.fromkeys(("resize", "crop", "channels", "skip_corrupt"), DECODED)
+        for key, names in kinds.items():
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            decoded = names is DECODED and self.name.startswith("torchvision:")
+            if value != default and self.name not in names and not decoded:
+                raise ConfigError(f"data.{key}: has no effect with data.name {self.name!r}; leave it out")
+        if self.path is None and self.name in READ and self.name != "tiny_imagenet":
+            raise ConfigError(f"data.path: is missing; data.name {self.name!r} needs the file or folder to read")
+        if self.name == "table" and not self.target:
+            raise ConfigError("data.target: is missing; name the column to predict")
+        return self
+
+
+class OwnData(Data):
+    """Data of a function of the user's or a class of torchvision. All unknown keys are its arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+    __pydantic_extra__: dict[str, Any]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keys that are not fields of the section."""
+        return dict(self.__pydantic_extra__)
+
+
+def _name_of(value: Any) -> Any:
+    return value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+
+
+def _kind_of_data(value: Any) -> str:
+    return "OwnData" if is_import_path(_name_of(value)) else "Data"
+
+
+AnyData = Annotated[Annotated[Data, Tag("Data")] | Annotated[OwnData, Tag("OwnData")], Discriminator(_kind_of_data)]
+
+
+class Normalize(Section):
+    """Mean and standard deviation that the network's first module subtracts and divides by, per channel or feature."""
+
+    mean: float | tuple[float, ...] = 0.0
+    std: Positive | tuple[Positive, ...] = 1.0
 
 
 Weights = Annotated[str, Field(min_length=1)] | None
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
 
 
-def check_digest(model: Model | ZooModel) -> None:
+def check_digest(model: AnyModel) -> None:
     """Refuses a digest of weights that are not given.
 
     Raises:
@@ -81,10 +158,20 @@ def _weights_sha256() -> Any:
     return Field(None, description="params_sha256 of the weights; recorded by the run, and checked if it is given")
 
 
+def _freeze() -> Any:
+    return Field((), description="patterns of parameter names, such as 'conv1.*', that are not trained")
+
+
+def _normalize() -> Any:
+    return Field(
+        None, description="mean and std, subtracted and divided by inside the network; 'train': those of the data"
+    )
+
+
 class Model(Section):
     """The network: a multilayer perceptron as in the paper."""
 
-    name: Annotated[str, one_of(MODELS)] = "mlp"
+    name: Annotated[str, one_of(MODELS, own=True)] = "mlp"
     hidden: tuple[Count, ...] = Field((50,), description="units of each hidden layer")
     activation: Annotated[str, one_of(ACTIVATIONS)] = "sigmoid"
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability after each activation")
@@ -92,6 +179,8 @@ class Model(Section):
     init_scale: Positive = Field(1.0, description="factor on the initial weights and biases")
     weights: Weights = _weights()
     weights_sha256: Digest = _weights_sha256()
+    freeze: tuple[str, ...] = _freeze()
+    normalize: Normalize | Literal["train"] | None = _normalize()
 
     @model_validator(mode="after")
     def _digest_of_weights(self) -> Model:
@@ -169,6 +258,8 @@ class ZooModel(Named):
     name: Annotated[str, one_of(ZOO)]
     weights: Weights = _weights()
     weights_sha256: Digest = _weights_sha256()
+    freeze: tuple[str, ...] = _freeze()
+    normalize: Normalize | Literal["train"] | None = _normalize()
 
     @model_validator(mode="after")
     def _digest_of_weights(self) -> ZooModel:
@@ -176,14 +267,26 @@ class ZooModel(Named):
         return self
 
 
+class OwnModel(ZooModel):
+    """A network of the user's: a class or a function that returns a module. All other keys are its arguments."""
+
+    name: Annotated[str, one_of(ZOO, own=True)]
+    opened: bool = Field(False, description="replace recurrent and attention modules by ones with sites inside")
+    fixed: bool | Literal["group", "shared"] = Field(
+        False, description="replace modules that an estimate refuses; batch norms by group norms or shared ones"
+    )
+    output: str | int | None = Field(None, description="the output among several values that the network returns")
+
+
 def _kind_of_model(value: Any) -> str:
     """Returns the name of the section that describes a model."""
-    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-    return "ZooModel" if isinstance(name, str) and name in ZOO else "Model"
+    name = _name_of(value)
+    return "OwnModel" if is_import_path(name) else "ZooModel" if isinstance(name, str) and name in ZOO else "Model"
 
 
 AnyModel = Annotated[
-    Annotated[Model, Tag("Model")] | Annotated[ZooModel, Tag("ZooModel")], Discriminator(_kind_of_model)
+    Annotated[Model, Tag("Model")] | Annotated[ZooModel, Tag("ZooModel")] | Annotated[OwnModel, Tag("OwnModel")],
+    Discriminator(_kind_of_model),
 ]
 
 
@@ -199,17 +302,45 @@ class Schedule(Named):
     per: Literal["step", "epoch"] = "epoch"
 
 
+Metric = Literal["top5_accuracy", "f1", "auc", "recall", "mae", "r2"]
+
+
+class EarlyStopping(Section):
+    """Ends a run when a metric has not improved for some epochs. The best epoch is that of this metric."""
+
+    patience: Count = Field(description="epochs without an improvement after which the run ends")
+    metric: Literal["accuracy", "loss", "top5_accuracy", "f1", "auc", "mae", "r2"] = Field(
+        "accuracy", description="metric of the validation examples"
+    )
+
+
 class Training(Section):
     """The training loop."""
 
     epochs: Count = 10
     batch_size: Count = 128
-    loss: Annotated[str, one_of(LOSSES)] = "cross_entropy"
+    loss: Annotated[str, one_of(LOSSES, own=True)] = "cross_entropy"
     optimizer: Optimizer = Field(Optimizer(lr=0.01), description="a class of torch.optim and its arguments")
     schedule: Schedule | None = None
+    metrics: tuple[Metric, ...] = Field((), description="on the validation and test examples, beside accuracy and loss")
+    early_stopping: EarlyStopping | None = None
+    warmup: int = Field(0, ge=0, le=10**9, description="steps in which the learning rate grows linearly from 0")
+    clip_norm: Positive | None = Field(None, description="maximum norm of the gradient of all parameters")
+    max_steps: Count | None = Field(
+        None, description="the run ends after this number of steps, if need be within an epoch"
+    )
+    max_seconds: Positive | None = Field(None, description="no epoch begins after this time of training, in seconds")
     keep_checkpoints: Annotated[int, Field(ge=2)] = Field(
         2, description="number of newest checkpoints to keep, besides the best one by validation accuracy"
     )
+
+    @model_validator(mode="after")
+    def _watched_metric_is_measured(self) -> Training:
+        if (early := self.early_stopping) and early.metric not in ("accuracy", "loss", *self.metrics):
+            raise ConfigError(
+                f"training.early_stopping.metric: '{early.metric}' is not measured; add it to training.metrics"
+            )
+        return self
 
 
 class Execution(Section):

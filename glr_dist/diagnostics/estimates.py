@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from glr_dist import data
-from glr_dist.build import device_of, network_of
+from glr_dist.build import device_of, loss_of, network_of
 from glr_dist.config import Config, Estimator, build, per_site
 from glr_dist.errors import ConfigError, NoGradientError
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.glr import GLR
-from glr_dist.losses import LOSSES, Loss
+from glr_dist.losses import Loss
 from glr_dist.text import one_line
 from glr_dist.training import checkpoint
 from glr_dist.training.warm_start import begin_with, weights_of
@@ -44,11 +44,11 @@ class Networks:
     def __init__(self, config: Config, weights: Path | None) -> None:
         keep_freed_memory()
         device = device_of(config.execution)
-        self._dataset, self._device, self._path = data.load(config.data), device, weights
+        self._dataset, self._device, self._path = data.load(config.data, config.code), device, weights
         self._kept = checkpoint.load(weights, device) if weights is not None else None
         self._begun = weights_of(config.model, device) if weights is None else None
         self._x, self._y = self._dataset.train.to(device).batch(slice(0, config.diagnose.batch))
-        self._loss = LOSSES[config.training.loss]
+        self._loss = loss_of(config)
 
     def batch(self, bar: tqdm[Any]) -> Batch:
         """Returns the batch that all estimates use."""

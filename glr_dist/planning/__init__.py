@@ -47,7 +47,7 @@ def plan_step(config: Config, out: Path, numbers: Sequence[int], gpu: Hardware =
     keep_freed_memory()
     numbers = sorted(set(numbers))
     device = device_of(config.execution)
-    dataset = data.load(config.data)
+    dataset = data.load(config.data, config.code)
     net = network_of(config, dataset, device).train()
     weights = weights_of(config.model, device)
     if weights is not None:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from glr_dist.build import optimizer_of
+from glr_dist.build import loss_of, optimizer_of
 from glr_dist.config import Config
 from glr_dist.estimators import Step, WorkItem
 from glr_dist.execution import plan, predict
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.execution.predict import Hardware
 from glr_dist.glr import GLR
-from glr_dist.losses import LOSSES, Loss
+from glr_dist.losses import Loss
 from glr_dist.planning.step_plan import Driver, Kind
 from glr_dist.sites import Tape
 
@@ -40,7 +40,7 @@ class Bench:
 
     def __init__(self, config: Config, net: GLR, x: Tensor, y: Tensor) -> None:
         self.config, self.net, self.x, self.y = config, net, x, y
-        self.loss: Loss = LOSSES[config.training.loss]
+        self.loss: Loss = loss_of(config)
         self.step: Step = net.bind(x, y, self.loss)
         self.costs = plan.Costs()
         self._tapes: dict[int, Tape] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from glr_dist.claims import ClaimedError, claim
 from glr_dist.config import Config
 from glr_dist.data import Dataset
 from glr_dist.errors import CheckpointError, ConfigError
+from glr_dist.files import cache_folder
 from glr_dist.runs import RunFolder, deciding
 from glr_dist.text import one_line
 from glr_dist.training import checkpoint
@@ -25,12 +25,6 @@ from glr_dist.training.trained_run import TrainedRun, load_run
 
 _PURPOSE = "surrogate"  # of the claim on a temporary folder
 _GRACE = 60.0  # seconds in which a process claims the temporary folder that it has made
-
-
-def cache() -> Path:
-    """Returns the cache folder: $GLR_CACHE, else glr_dist in $XDG_CACHE_HOME or ~/.cache."""
-    named = os.environ.get("GLR_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glr_dist"
 
 
 def trained_surrogate(config: Config, dataset: Dataset, device: str | None = None) -> TrainedRun:
@@ -44,7 +38,7 @@ def trained_surrogate(config: Config, dataset: Dataset, device: str | None = Non
     Raises:
         ConfigError: the cache cannot be written.
     """
-    folder = cache() / f"surrogate-{dataset.name}-{_digest(config, dataset)}"
+    folder = cache_folder() / f"surrogate-{dataset.name}-{_digest(config, dataset)}"
     try:
         _remove_abandoned(folder.parent)
         if folder.exists() or folder.is_symlink():
@@ -62,11 +56,11 @@ def trained_surrogate(config: Config, dataset: Dataset, device: str | None = Non
 
 def _digest(config: Config, dataset: Dataset) -> str:
     """Returns a digest of everything that determines the surrogate."""
-    values = config.model_dump(mode="json", exclude={"execution", "tracking", "diagnose"})
+    values = config.model_dump(mode="json", exclude={"execution", "tracking", "diagnose", "code"})
     values["data"] = {key: value for key, value in values["data"].items() if key not in ("root", "download")}
     digest = hashlib.sha256(json.dumps([__version__, values], sort_keys=True).encode())
-    for tensor in (dataset.train.images, dataset.train.labels):
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    digest.update(dataset.train.digest().encode())
+    digest.update(dataset.train.targets().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

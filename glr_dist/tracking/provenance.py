@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import hashlib
 import json
 import os
 import platform
@@ -57,25 +56,31 @@ def _commit(package: Path) -> dict[str, str]:
     return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(changes)).lower()}
 
 
-def dataset_of(data: Data) -> dict[str, Any]:
-    """Returns name, digest and shape of the training images, as the fields of MLflow's `Dataset`.
+def dataset_of(data: Data, code: str | None = None) -> dict[str, Any]:
+    """Returns name, digest and shape of the training inputs, as the fields of MLflow's `Dataset`.
+
+    Args:
+        data: the section `data` of a configuration.
+        code: the folder of the configuration.
 
     Raises:
         ConfigError: the data is missing or damaged.
     """
     from glr_dist.data import load  # torch
+    from glr_dist.trees import leaves
 
-    dataset = load(data)
+    dataset = load(data, code)
     train = dataset.train
-    sha = hashlib.sha256(train.images.numpy().tobytes()).hexdigest()
-    shape = [-1, *dataset.shape]
+    sha = train.digest()
+    inputs = [str(leaf.dtype).removeprefix("torch.") for leaf in leaves(train.images)]
+    shape, numbers = [-1, *dataset.shape], sum(leaf[:1].numel() for leaf in leaves(train.images)) * len(train)
     return {
         "name": dataset.name,
         "digest": sha[:16],
         "source_type": "glr_dist",
         "source": json.dumps({"data": data.name, "validation": data.validation, "split_seed": data.split_seed}),
-        "schema": json.dumps({"mlflow_tensorspec": {"features": json.dumps([_tensor("uint8", shape)])}}),
-        "profile": json.dumps({"num_rows": len(train), "num_elements": train.images.numel(), "sha256": sha}),
+        "schema": json.dumps({"mlflow_tensorspec": {"features": json.dumps([_tensor(inputs[0], shape)])}}),
+        "profile": json.dumps({"num_rows": len(train), "num_elements": numbers, "sha256": sha}),
     }
 
 

@@ -211,7 +211,8 @@ class Uploader:
     def _dataset(self) -> None:
         if self._state.dataset is None:  # described by the process that trains: another one may not have the data
             with self._local_work():
-                self._state.change(dataset=dataset_of(load_config(self._run.config_file).data))
+                config = load_config(self._run.config_file)
+                self._state.change(dataset=dataset_of(config.data, config.code))
         dataset = self._state.dataset
         assert dataset is not None
         entry = DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", "training")])

@@ -1,11 +1,13 @@
 """The best epoch of a run: the one with the highest validation accuracy; ties go to the earliest.
 
+Without class targets it is the one with the lowest validation loss, and with early stopping that of its metric.
+
 The test set does not influence the choice: it is read once, after the last epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from glr_dist.errors import CheckpointError
 from glr_dist.training import checkpoint
+from glr_dist.training.scores import LOWER_IS_BETTER
 
 
 def best_record(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -21,7 +24,20 @@ def best_record(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Args:
         history: the metrics of at least one epoch, oldest first.
     """
-    return max(history, key=lambda record: record["validation_accuracy"])  # `max` returns the earliest of several
+    return max(history, key=_score)  # `max` returns the earliest of several
+
+
+def score_of(record: Mapping[str, Any], metric: str) -> float:
+    """Returns what the best epoch maximises: a metric of the validation examples, negative if lower is better."""
+    value: float = record[f"validation_{metric}"]
+    return -value if metric in LOWER_IS_BETTER else value
+
+
+def _score(record: Mapping[str, Any]) -> float:
+    if "score" in record:
+        score: float = record["score"]
+        return score
+    return score_of(record, "accuracy" if "validation_accuracy" in record else "loss")
 
 
 def load_best(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any]]:

@@ -23,9 +23,17 @@ def curve_figure(history: Sequence[dict[str, Any]]) -> Any:
     left.plot(epochs, [record["validation_loss"] for record in history], marker=".", label="validation, without noise")
     left.set(xlabel="epoch", ylabel="mean loss", ylim=(0, None))
     left.legend()
-    right.plot(epochs, [record["validation_accuracy"] for record in history], marker=".", color="tab:green")
-    right.set(xlabel="epoch", ylabel="validation accuracy, without noise")
-    right.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if "validation_accuracy" in history[0]:
+        right.plot(epochs, [record["validation_accuracy"] for record in history], marker=".", color="tab:green")
+        right.set(xlabel="epoch", ylabel="validation accuracy, without noise")
+        right.yaxis.set_major_formatter(PercentFormatter(1.0))
+    else:  # real values
+        for name in ("r2", "auc", "f1", "mae"):
+            if f"validation_{name}" in history[0]:
+                right.plot(epochs, [record[f"validation_{name}"] for record in history], marker=".", label=name)
+        right.set(xlabel="epoch", ylabel="validation metrics, without noise")
+        if right.lines:
+            right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

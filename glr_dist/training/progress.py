@@ -43,7 +43,9 @@ class Progress:
             record: its metrics.
             advance: steps by which the bar still has to advance.
         """
-        self._accuracy = f", accuracy {record['validation_accuracy']:.4f}"
+        score = "accuracy" if "validation_accuracy" in record else "loss"
+        value = record[f"validation_{score}"]
+        self._accuracy = f", {'accuracy' if score == 'accuracy' else 'validation'} {value:.4f}"
         if not self._bar.disable:
             self._show(record["epoch"], record["train_loss"], record["copies_per_second"])
             self._bar.update(advance)
@@ -51,7 +53,7 @@ class Progress:
         left = record["seconds"] / record["epoch"] * (self._epochs - record["epoch"])
         print(
             f"epoch {record['epoch']}/{self._epochs}  train loss {record['train_loss']:.4f}  "
-            f"validation accuracy {record['validation_accuracy']:.4f}  "
+            f"validation {score} {value:.4f}  "
             f"{record['copies_per_second']:,.0f} copies/s  {left:.0f} s left",
             flush=True,
         )

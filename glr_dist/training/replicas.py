@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from glr_dist.config import Config
-from glr_dist.data import root_of
+from glr_dist.data import located
 from glr_dist.errors import ConfigError
 from glr_dist.execution.all_reduce import begun_alike
 from glr_dist.execution.replicas import check_workers, failures, run_replicas
@@ -37,8 +37,7 @@ class ReplicasTrainer(Trainer):
         config = self.config
         self.net.train()
         self.net.gradients(*self.train.batch(slice(0, 1)), self.loss)  # reports at once what cannot be estimated
-        root = str(root_of(config.data).absolute())  # workers have another working directory
-        shared = config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+        shared = config.model_copy(update={"data": located(config.data, config.code)})  # another working directory
         folder, warned = self.folder.path / ".replicas", 0
 
         def watch() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glr_dist.config import Config
@@ -17,8 +17,7 @@ def summary_of(
     net: GLR,
     history: Sequence[dict[str, Any]],
     *,
-    test_accuracy: float,
-    test_loss: float,
+    test: Mapping[str, float],
     best_digest: str | None,
 ) -> dict[str, Any]:
     """Returns the figures of a finished run, by name.
@@ -27,14 +26,13 @@ def summary_of(
         config: the run's configuration.
         net: its network after the last epoch.
         history: the metrics of all epochs, oldest first.
-        test_accuracy, test_loss: of the noise-free network on the test set.
+        test: scores of the noise-free network on the test set.
         best_digest: digest of the parameters after the best epoch; None if its checkpoint was not kept.
     """
     last = history[-1]
     return {
-        "test_accuracy": test_accuracy,
-        "test_loss": test_loss,
-        "validation_accuracy": last["validation_accuracy"],
+        **{f"test_{name}": value for name, value in test.items()},
+        **{f"validation_{name}": last[f"validation_{name}"] for name in test if name != "loss"},
         "best_epoch": best_record(history)["epoch"],
         "train_loss": last["train_loss"],
         "epochs": last["epoch"],

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from glr_dist import data
-from glr_dist.build import device_of, executor_of, network_of, optimizer_of, schedule_of
+from glr_dist.build import device_of, executor_of, loss_of, network_of, optimizer_of, schedule_of
 from glr_dist.claims import claim
 from glr_dist.config import Config
+from glr_dist.data.augment import augmented
 from glr_dist.errors import ConfigError
 from glr_dist.execution.inline import one_thread
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.figures import draw
-from glr_dist.losses import LOSSES
 from glr_dist.runs import RunFolder
 from glr_dist.streams import Key, Role, generator
 from glr_dist.training import checkpoint
-from glr_dist.training.accuracy import accuracy_and_loss
-from glr_dist.training.best import best_record, digest_of
+from glr_dist.training.best import best_record, digest_of, score_of
 from glr_dist.training.curve import curve_figure
 from glr_dist.training.more_epochs import check_schedule, check_trained
 from glr_dist.training.progress import Progress
+from glr_dist.training.scores import check_metrics, scores
 from glr_dist.training.summary import summary_of
 from glr_dist.training.warm_start import adopted, begin_with, pinned, weights_of
 
@@ -47,6 +48,8 @@ class Trainer:
     Attributes:
         config: the configuration, with the digest of the weights that the run begins with.
         carried: keys of the learned noise scales that came with those weights; None unless they were read now.
+        of_images: True if the data are images, each with its class.
+        notes: what a user should know about the data, one line each.
         on_epoch: called with the metrics of each epoch once they and the checkpoint are on disk; an exception that it
             raises ends the run.
 
@@ -60,12 +63,14 @@ class Trainer:
         keep_freed_memory()
         self.config, self.folder = config, self._folder_of(out)
         self.device = device or device_of(config.execution)
-        dataset = data.load(config.data)
+        dataset = data.load(config.data, config.code)
         self.train, self.validation, self.test = (
             split.to(self.device) for split in (dataset.train, dataset.validation, dataset.test)
         )
+        check_metrics(config.training, self.train)
+        self.notes, self.of_images = dataset.notes, dataset.of_images
         self.net = network_of(config, dataset, self.device)
-        self.loss = LOSSES[config.training.loss]
+        self.loss = loss_of(config)
         self.optimizer = optimizer_of(config.training, self.net)
         self.steps = -(-len(self.train) // config.training.batch_size)  # per epoch
         self.schedule = schedule_of(config.training, self.optimizer, self.steps)
@@ -111,10 +116,22 @@ class Trainer:
             self.net.train()
             step = self.net.bind(*self.train.batch(slice(0, self.config.training.batch_size)), self.loss)
             with executor_of(self.config.execution, self.net, step) as self.net.executor, self._progress() as progress:
-                while self.epoch < epochs:
+                while self.epoch < epochs and not self.ended:
                     self._run_epoch(progress)
         finally:
             self.net.executor = inline
+
+    @property
+    def ended(self) -> bool:
+        """True if the run ends before its last epoch: a limit is reached, or early stopping."""
+        training = self.config.training
+        if training.max_steps is not None and self.net.step >= training.max_steps:
+            return True
+        if training.max_seconds is not None and self.seconds >= training.max_seconds:
+            return True
+        if training.early_stopping is None or not self.history:
+            return False
+        return self.epoch - int(best_record(self.history)["epoch"]) >= training.early_stopping.patience
 
     # ------------------------------------------------------------ an epoch
 
@@ -124,14 +141,16 @@ class Trainer:
         if self.config.noise.schedule:
             self.net.set_scale(self.config.noise.scale_after(self.epoch))
         copies, passes = self.net.cost(*self.train.batch(slice(0, 1)))  # per example of a step, and per step
+        before = self.net.step
         loss, squares = self._run_steps(progress, copies)
-        self.forward_passes += passes * self.steps
+        steps = self.net.step - before
+        self.forward_passes += passes * steps
         trained = time.perf_counter() - started
-        accuracy, validation_loss = accuracy_and_loss(self.net, self.validation, self.loss)
+        found = scores(self.net, self.validation, self.loss, self.config.training.metrics)
         rate = self.optimizer.param_groups[0]["lr"]
         if self.schedule is not None and not self._stepwise:
             if isinstance(self.schedule, ReduceLROnPlateau):
-                self.schedule.step(validation_loss)
+                self.schedule.step(found["loss"])
             else:
                 self.schedule.step()
         self.epoch += 1
@@ -140,18 +159,19 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.net.step,
             "train_loss": loss,
-            "validation_accuracy": accuracy,
-            "validation_loss": validation_loss,
+            **{f"validation_{name}": value for name, value in found.items()},
             "learning_rate": rate,
             "copies_per_second": copies * len(self.train) / trained,
             "forward_passes": self.forward_passes,
             "seconds": self.seconds,
             "time": time.time(),
             **self.net.executor.progress(),
-            **{f"gradient_norm/{site}": (total / self.steps).sqrt().item() for site, total in squares.items()},
+            **{f"gradient_norm/{site}": (total / steps).sqrt().item() for site, total in squares.items()},
         }
         if self.net.noise is not None:
             record |= {f"noise_scale/{site}": scale.mean().item() for site, scale in self.net.scales().items()}
+        if (early := self.config.training.early_stopping) is not None:
+            record["score"] = score_of(record, early.metric)
         self._keep(record)
         self._report(progress, record)
         self.on_epoch(record)
@@ -164,20 +184,41 @@ class Trainer:
         losses: list[Tensor] = []
         squares: dict[str, Tensor] = {}
         seen = 0
-        for index in torch.split(order, self.config.training.batch_size):
+        training, augment = self.config.training, self.config.data.augment
+        left = None if training.max_steps is None else training.max_steps - self.net.step
+        for index in torch.split(order, training.batch_size)[:left]:
             x, y = self.train.batch(index)
+            if augment is not None:
+                x = augmented(x, augment, self.config.seed, self.net.step)
             self.optimizer.zero_grad()
             loss = self.net.estimate(x, y, self.loss)
             with one_thread():
                 self._square_norms(squares)
-                self.optimizer.step()
+                if training.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(self.net.parameters(), training.clip_norm)
+                with self._warmed_up():
+                    self.optimizer.step()
                 if self.schedule is not None and self._stepwise:
                     self.schedule.step()
-            losses.append(loss * len(y))
-            seen += len(y)
+            losses.append(loss * len(index))
+            seen += len(index)
             progress.step(self.epoch + 1, loss, copies * seen / (time.perf_counter() - started))
         with one_thread():
-            return (torch.stack(losses).double().sum() / len(self.train)).item(), squares
+            return (torch.stack(losses).double().sum() / seen).item(), squares
+
+    @contextmanager
+    def _warmed_up(self) -> Iterator[None]:
+        """Lowers the learning rate of a step among the first `training.warmup`."""
+        warmup, groups = self.config.training.warmup, self.optimizer.param_groups
+        if self.net.step > warmup or warmup == 0:  # the estimate has counted this step
+            yield
+            return
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * self.net.step / warmup
+        yield
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
 
     @property
     def _stepwise(self) -> bool:
@@ -272,13 +313,12 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """Tests the network and writes the summary; a picture that cannot be drawn only causes a warning."""
-        accuracy, loss = accuracy_and_loss(self.net, self.test, self.loss)
+        found = scores(self.net, self.test, self.loss, self.config.training.metrics)
         summary = summary_of(
             self.config,
             self.net,
             self.history,
-            test_accuracy=accuracy,
-            test_loss=loss,
+            test=found,
             best_digest=digest_of(self.folder.checkpoints, best_record(self.history)["epoch"]),
         )
         self.folder.write_summary(summary)

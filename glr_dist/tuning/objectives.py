@@ -29,7 +29,7 @@ def cost(name: str, value: float) -> float:
 
 def epoch_metrics(record: Mapping[str, Any]) -> dict[str, float]:
     """Returns the objectives in an epoch's record (a line of `metrics.jsonl`)."""
-    return {name: record[key] for name, key in EVERY_EPOCH.items()}
+    return {name: record[key] for name, key in EVERY_EPOCH.items() if key in record}
 
 
 def suite_metrics(suite: Suite) -> list[str]:

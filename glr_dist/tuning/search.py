@@ -163,4 +163,4 @@ def _train_surrogate(search: Search) -> None:
     """Trains the surrogate of the transfer attacks once, before any trial would have to train it."""
     suite, base = search.tune.robustness, search.base
     if suite is not None and "surrogate" in networks_of(suite, conditions_of(suite, 1)):
-        trained_surrogate(surrogate_config(suite.surrogate, base), data.load(base.data))
+        trained_surrogate(surrogate_config(suite.surrogate, base), data.load(base.data, base.code))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from glr_dist.claims import Claim, ClaimedError, claim
 from glr_dist.config import Config, Execution, Tracking
-from glr_dist.data import root_of
+from glr_dist.data import located
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.robustness.evaluate import evaluate
 from glr_dist.text import one_line, shortened
@@ -88,7 +88,7 @@ class TrialRunner:
         if record.parent is not None:
             tags["parent_trial"] = str(record.parent)
         # Workers have another working directory, so the path of the data is made absolute.
-        data = config.data.model_copy(update={"root": str(root_of(config.data).absolute())})
+        data = located(config.data, config.code)
         tracking = self.tracking.model_copy(update={"tags": tags})
         return config.model_copy(update={"execution": self._execution(), "tracking": tracking, "data": data})
 

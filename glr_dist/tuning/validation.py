@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from glr_dist import data
-from glr_dist.build import device_of, network_of, optimizer_of, schedule_of
+from glr_dist.build import device_of, loss_of, network_of, optimizer_of, schedule_of
 from glr_dist.config import Config
 from glr_dist.data import Dataset
 from glr_dist.errors import ConfigError, UserError
 from glr_dist.glr import GLR
-from glr_dist.losses import LOSSES
 from glr_dist.sites import by_site
 from glr_dist.text import one_line, shown
 from glr_dist.training.warm_start import begin_with, weights_of
@@ -33,7 +32,7 @@ def check_networks(search: Search) -> None:
             raise ConfigError(f"tune.space.{field}: {shown(value)} is not possible: {reason}")
         name = config.data.model_dump_json()
         if name not in loaded:
-            loaded = {name: data.load(config.data)}  # one data set in memory at a time
+            loaded = {name: data.load(config.data, config.code)}  # one data set in memory at a time
         try:
             net = _network(config, loaded[name])
         except UserError as error:
@@ -49,7 +48,7 @@ def _network(config: Config, dataset: Dataset) -> GLR:
     if (weights := weights_of(config.model, device)) is not None:
         begin_with(net, weights)
     schedule_of(config.training, optimizer_of(config.training, net), 1)
-    net.bind(*dataset.train.to(device).batch(slice(0, 2)), LOSSES[config.training.loss])
+    net.bind(*dataset.train.to(device).batch(slice(0, 2)), loss_of(config))
     return net
 
 

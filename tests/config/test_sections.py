@@ -59,8 +59,9 @@ CHOSEN_BY_NAME = [
 
 @pytest.mark.parametrize(("section", "field", "registry", "more"), CHOSEN_BY_NAME, ids=lambda v: str(v)[:12])
 def test_a_field_takes_each_name_of_its_registry_and_lists_them_for_any_other(section, field, registry, more):
+    needed = {"image_folder": {"path": "."}, "arrays": {"path": "."}, "table": {"path": ".", "target": "y"}}
     for name in (*registry, *more):
-        assert getattr(build(section, {field: name}), field) == name
+        assert getattr(build(section, {field: name, **needed.get(name, {})}), field) == name
     with pytest.raises(ConfigError) as caught:
         build(section, {field: "zzz"})
     assert all(f"'{name}'" in str(caught.value) for name in (*registry, *more))

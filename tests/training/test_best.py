@@ -13,12 +13,13 @@ from crashes import Crash, crash_at
 
 from glr_dist import cli
 from glr_dist.errors import CheckpointError, ConfigError
+from glr_dist.losses import LOSSES
 from glr_dist.robustness.compare import compare
 from glr_dist.robustness.report_files import read_report
 from glr_dist.training import checkpoint
 from glr_dist.training import trainer as trainer_module
-from glr_dist.training.accuracy import accuracy_and_loss
 from glr_dist.training.best import best_record
+from glr_dist.training.scores import scores
 from glr_dist.training.train import train
 from glr_dist.training.trained_run import load_run
 from glr_dist.training.trainer import Trainer
@@ -48,7 +49,7 @@ def planted(monkeypatch):
 
     def plant(values: list[float]) -> None:
         left = iter(values)
-        monkeypatch.setattr(trainer_module, "accuracy_and_loss", lambda net, split, loss: (next(left, 0.0), 1.0))
+        monkeypatch.setattr(trainer_module, "scores", lambda *_: {"accuracy": next(left, 0.0), "loss": 1.0})
 
     return plant
 
@@ -80,11 +81,13 @@ def test_a_better_epoch_replaces_the_best_one_and_an_equal_one_does_not(tiny, tm
 
 def test_the_test_set_does_not_choose(tiny, tmp_path, monkeypatch):
     # A test set on which every network is perfect changes nothing.
-    trainer = Trainer(tiny(*UNSTEADY), tmp_path / "run")
+    trainer, perfect = Trainer(tiny(*UNSTEADY), tmp_path / "run"), {"accuracy": 1.0, "loss": 0.0}
     monkeypatch.setattr(
         trainer_module,
-        "accuracy_and_loss",
-        lambda net, split, loss: (1.0, 0.0) if split is trainer.test else accuracy_and_loss(net, split, loss),
+        "scores",
+        lambda net, split, *rest: (
+            {"accuracy": 1.0, "loss": 0.0} if split is trainer.test else scores(net, split, *rest)
+        ),
     )
     best = trainer.run()["best_epoch"]
     assert best == best_record(trainer.history)["epoch"] < 8
@@ -96,7 +99,7 @@ def test_the_best_checkpoint_is_loaded_by_name(unsteady):
     assert (best.epoch, newest.epoch) == (summary["best_epoch"], 8)
     assert checkpoint.digest(newest.net.state_dict()) == summary["params_sha256"]
     assert checkpoint.digest(best.net.state_dict()) == summary["best_params_sha256"] != summary["params_sha256"]
-    accuracy, _ = accuracy_and_loss(best.net, best.data.validation, trainer_module.LOSSES["cross_entropy"])
+    accuracy = scores(best.net, best.data.validation, LOSSES["cross_entropy"])["accuracy"]
     assert accuracy == max(accuracies(out)) == best.metrics[-1]["validation_accuracy"]
     with pytest.raises(ConfigError, match="checkpoint: 'bets' is not allowed: 'newest' or 'best'"):
         load_run(out, checkpoint="bets")

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ from glr_dist.glr import GLR
 from glr_dist.losses import Loss
 from glr_dist.training import checkpoint
 from glr_dist.training import trainer as trainer_module
-from glr_dist.training.accuracy import accuracy_and_loss
 from glr_dist.training.curve import curve_figure
+from glr_dist.training.scores import scores
 from glr_dist.training.train import train
 from glr_dist.training.trainer import Trainer
 
@@ -99,7 +100,8 @@ def test_the_summary_agrees_with_the_metrics_and_the_last_checkpoint(finished, t
     assert checkpoint.digest(state["network"]) == summary["params_sha256"]
     fresh = Trainer(tiny(), tmp_path / "fresh")
     fresh.net.load_state_dict(state["network"])
-    assert accuracy_and_loss(fresh.net, fresh.test, fresh.loss) == (summary["test_accuracy"], summary["test_loss"])
+    found = scores(fresh.net, fresh.test, fresh.loss)
+    assert found == {"accuracy": summary["test_accuracy"], "loss": summary["test_loss"]}
 
 
 def test_accuracy_and_loss_are_those_of_the_noise_free_network(finished, tiny, tmp_path):
@@ -151,11 +153,11 @@ def test_as_many_checkpoints_are_kept_as_configured(tiny, tmp_path):
 def test_the_test_set_is_read_once_at_the_end(tiny, tmp_path, monkeypatch):
     seen = []
 
-    def watched(net: GLR, split: Split, loss: Loss) -> tuple[float, float]:
+    def watched(net: GLR, split: Split, loss: Loss, metrics: Sequence[str]) -> dict[str, float]:
         seen.append(split)
-        return accuracy_and_loss(net, split, loss)
+        return scores(net, split, loss, metrics)
 
-    monkeypatch.setattr(trainer_module, "accuracy_and_loss", watched)
+    monkeypatch.setattr(trainer_module, "scores", watched)
     trainer = Trainer(tiny(), tmp_path / "run")
     trainer.run()
     parts = ["test" if split is trainer.test else "validation" for split in seen]
