@@ -26,6 +26,20 @@ def check_examples_apart(model: nn.Module) -> None:
             )
 
 
+def check_gradients_are_derivatives(model: nn.Module) -> None:
+    """Refuses embeddings whose gradient is scaled by the frequency of the tokens in a batch.
+
+    Raises:
+        SiteError: names the module.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.scale_grad_by_freq:
+            raise SiteError(
+                f"'{name}' ({type(module).__name__}) scales its gradient by the frequency of the tokens in a batch: "
+                "an estimate adds up examples, so set scale_grad_by_freq=False"
+            )
+
+
 def check_no_shared_statistics(model: nn.Module) -> None:
     """Refuses a SharedBatchNorm in training mode, for an estimator without a shared pass.
 
@@ -40,16 +54,23 @@ def check_no_shared_statistics(model: nn.Module) -> None:
             )
 
 
-def check_batch_first(what: str, output: object, batch: int) -> None:
-    """Refuses an output that is not one tensor [batch, …].
+def check_batch_first(what: str, output: object, batch: int, remedy: str) -> None:
+    """Refuses an output that is not one tensor [batch, …]; the error ends with the remedy.
 
     Raises:
         SiteError: names `what` returned it.
     """
     if not isinstance(output, Tensor):
-        raise SiteError(f"{what} returns a {type(output).__name__}, must return one tensor [N, …]")
+        raise SiteError(f"{what} returns a {type(output).__name__}, must return one tensor [N, …]; {remedy}")
     if output.dim() == 0 or output.shape[0] != batch:
-        raise SiteError(f"{what} returns shape {tuple(output.shape)} for {batch} examples, must return [N, …]")
+        raise SiteError(
+            f"{what} returns shape {tuple(output.shape)} for {batch} examples, must return [N, …]; {remedy}"
+        )
+
+
+def hookable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Returns the modules of a model by name, without scripted ones, which accept no hook."""
+    return ((name, m) for name, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule))
 
 
 @contextmanager
@@ -68,7 +89,7 @@ def unkeyed_randomness_is_an_error(model: nn.Module) -> Iterator[None]:
 
     before: dict[str, bytes] = {}
     handles = []
-    for name, module in model.named_modules():
+    for name, module in hookable(model):
 
         def enter(module: nn.Module, args: object, name: str = name) -> None:
             before[name] = state()
@@ -77,7 +98,8 @@ def unkeyed_randomness_is_an_error(model: nn.Module) -> Iterator[None]:
             if state() != before[name]:
                 raise SiteError(
                     f"'{name}' ({type(module).__name__}) draws from torch's global generator: use a keyed module, "
-                    "such as glr_dist.nn.Dropout, or put it in evaluation mode"
+                    "such as glr_dist.nn.Dropout, or one that draws nothing, or put it in evaluation mode; "
+                    "glr_dist.nn.fixed(model) replaces torch's dropout modules, functional dropout needs p = 0"
                 )
 
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from glr_dist.chain import chain
-from glr_dist.checks import check_examples_apart, unkeyed_randomness_is_an_error
+from glr_dist.checks import check_examples_apart, check_gradients_are_derivatives, unkeyed_randomness_is_an_error
+from glr_dist.compiled import eager
 from glr_dist.errors import SiteError
 from glr_dist.nn.batch_norm import STATISTICS, SharedBatchNorm, Statistics
 from glr_dist.nn.dropout import KEYED
 from glr_dist.outputs import Output, call, selected
 from glr_dist.sites import DEFAULT_TYPES, Site, Tape, chosen
-from glr_dist.survey import Survey, survey
+from glr_dist.survey import Survey, checkpointed, scripted, survey
 from glr_dist.text import hint
 from glr_dist.trees import Tree, copied, count, mapped, taken
 
@@ -95,6 +96,8 @@ class Network:
         def hook_of(name: str) -> Callable[..., Tensor | None]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
                 called = _CALLED.get()
+                if called is None and torch._C._current_graph_task_id() != -1:  # a backward pass runs
+                    raise SiteError(checkpointed(f"'{name}'"))
                 return None if called is None else called(name, module, (*args, *kwargs.values())[0], output)
 
             return hook
@@ -105,7 +108,8 @@ class Network:
             if name not in self._top
         ]
         try:
-            yield
+            with eager(self.model):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -227,9 +231,11 @@ class Network:
             statistics: those of the batch norms; by default the pass's own.
         """
         tape = Tape(statistics={} if statistics is None else dict(statistics))
-        overwritten = self._found.overwritten_inputs if self._found else frozenset()
+        overwritten, n = self._found.overwritten_inputs if self._found else frozenset(), count(x, "x")
 
         def visit(name: str, inputs: Tensor, z: Tensor) -> Tensor:
+            if z.shape[1:] != self.by_name[name].shape or len(z) % n:
+                raise SiteError(_other_shape(name, tuple(z.shape), tuple(self.by_name[name].shape)))
             tape.logits[name] = z
             if name in self._keep_inputs:
                 tape.inputs[name] = inputs.clone() if name in overwritten else inputs
@@ -328,10 +334,13 @@ class Network:
         self._found = None
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not self.candidates and estimated:
-            raise SiteError("the network has no site: no module matches the site types and name patterns")
+            raise SiteError(
+                "the network has no site: no module matches the site types and name patterns" + scripted(self.model)
+            )
         if self.candidates:
             self._check_matched()
         check_examples_apart(self.model)
+        check_gradients_are_derivatives(self.model)
         with self.hooked(), unkeyed_randomness_is_an_error(self.model):
             found = survey(
                 self.run,
@@ -340,6 +349,7 @@ class Network:
                 self._top,
                 self.parameters,
                 taken(x, slice(2)),
+                scripted(self.model),
                 estimated=estimated,
             )
         names = {module: name for name, module in self.candidates.items()}
@@ -375,4 +385,11 @@ def _other_calls(name: str, ran: str, expected: int) -> str:
     return (
         f"'{name}' ran {ran} times in a pass, {expected} times when the network was prepared: every pass must make the "
         "same calls; pad the inputs to one length, or call prepare(x) again for the batches of another length"
+    )
+
+
+def _other_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    return (
+        f"site '{name}' returns shape {shape}, [N, {', '.join(map(str, expected))}] when the network was prepared: put "
+        "the examples first; pad the inputs to one length, or call prepare(x) again for the batches of another length"
     )

@@ -32,7 +32,6 @@ class Role(IntEnum):
     INFERENCE = 13
     SEARCH = 14
     VERIFICATION = 15
-    CERTIFICATE = 16
     AUGMENT = 20
 
 

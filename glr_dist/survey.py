@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,7 @@ def survey(
     top: set[str],
     parameters: Mapping[str, nn.Parameter],
     x: Tree,
+    hint: str = "",
     *,
     estimated: bool,
 ) -> Survey:
@@ -74,6 +76,7 @@ def survey(
         top: names of those that are blocks of the chain.
         parameters: the trainable parameters, by name.
         x: inputs, a tree of tensors [N, …]; they are not changed.
+        hint: ends the error about a parameter that no site owns.
         estimated: True if gradients come from the sites, False if from autograd, which reaches every parameter.
 
     Raises:
@@ -91,8 +94,11 @@ def survey(
     statistics: dict[str, Tensor] = {}
 
     def visit(name: str, inputs: Tensor, z: Tensor) -> Tensor:
-        check_batch_first(f"site '{name}'", z, n)
-        found[name] = _Call(name.rpartition("[")[0], block, inputs, z, (inputs._version, z._version))
+        module = name.rpartition("[")[0]
+        check_batch_first(
+            f"site '{module}'", z, n, f"put the examples first, or leave it out: '!{module}' among the site names"
+        )
+        found[name] = _Call(module, block, inputs, z, (_version(inputs), _version(z)))
         return z.detach()  # shares its version with z
 
     def uniforms(_: int, x: Tensor) -> Tensor:
@@ -105,8 +111,8 @@ def survey(
             calls_before.append(dict(calls))
             starts.append((h, _version(h)))
             with FlopCounterMode(display=False) as counter:
-                h = run(h, visit, uniforms, block, block + 1, calls=calls, statistics=statistics)
-            check_batch_first(f"block '{name}'", h, n)
+                h = _run(run, h, visit, uniforms, block, block + 1, calls=calls, statistics=statistics)
+            check_batch_first(f"block '{name}'", h, n, "let one module contain it and the block that takes its output")
             flops.append(counter.get_total_flops())
             widths.append(h[0].numel())
     calls_before.append(dict(calls))
@@ -128,31 +134,59 @@ def survey(
                 top=is_top,
                 start=max(i for i in range(seen.block + 1) if clean[i]),
                 shape=seen.z.shape[1:],
-                owned=_reached(seen.z, parameters),
-                upstream=_reached(seen.x, parameters),
+                owned=_reached(f"site '{seen.module}'", seen.z, parameters),
+                upstream=_reached(f"site '{seen.module}'", seen.x, parameters),
                 suffix=sum(flops[suffix:]) / total,
                 width=max([seen.z[0].numel(), *widths[suffix:]]),
             )
         )
     if estimated:
-        _check_owned(sites, _reached(h, parameters), parameters)
+        _check_owned(sites, _reached("the output", h, parameters), parameters, hint)
     seen_calls = list(zip(sites, found.values(), strict=True))
     return Survey(
         sites=tuple(sites),
         calls_before=calls_before,
         block_flops=tuple(total / n for total in flops),
         statistics={name: torch.zeros_like(value) for name, value in statistics.items()},
-        overwritten=frozenset(site.name for site, seen in seen_calls if seen.z._version != seen.versions[1]),
-        overwritten_inputs=frozenset(site.name for site, seen in seen_calls if seen.x._version != seen.versions[0]),
+        overwritten=frozenset(site.name for site, seen in seen_calls if _version(seen.z) != seen.versions[1]),
+        overwritten_inputs=frozenset(site.name for site, seen in seen_calls if _version(seen.x) != seen.versions[0]),
         overwritten_starts=frozenset(i for i, (start, version) in enumerate(starts) if _version(start) != version),
     )
 
 
+def _run(run: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
+    try:
+        return run(*arguments, **options)
+    except RuntimeError as error:
+        if "Inference tensors" not in str(error):
+            raise
+        raise SiteError(
+            "a module runs in torch.inference_mode, which the gradient inside its segment cannot pass: leave it out"
+        ) from None
+
+
 def _version(tree: Tree) -> int:
-    return sum(leaf._version for leaf in leaves(tree))
+    return sum(0 if leaf.is_inference() else leaf._version for leaf in leaves(tree))
 
 
-def _reached(output: Tensor, parameters: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
+def scripted(model: nn.Module) -> str:
+    """Returns the end of a message: the first scripted or traced module of a model with layers inside; or ''."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.children()):
+            what = f"'{name}'" if name else "the network"
+            return f"; {what} is scripted, which hides its layers: use the module before torch.jit"
+    return ""
+
+
+def checkpointed(what: str) -> str:
+    """Returns the message for a module that runs again in a backward pass."""
+    return (
+        f"{what} is inside torch.utils.checkpoint, which runs it again in a backward pass, without the noise: call it "
+        "without checkpoint; gradients stay inside short segments, which need little memory"
+    )
+
+
+def _reached(what: str, output: Tensor, parameters: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
     """Returns the names of the parameters that a tensor depends on within its segment."""
     if not output.requires_grad:
         return ()
@@ -160,11 +194,13 @@ def _reached(output: Tensor, parameters: Mapping[str, nn.Parameter]) -> tuple[st
     try:
         grads = torch.autograd.grad(output, list(parameters.values()), ones, allow_unused=True, retain_graph=True)
     except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise SiteError(checkpointed(f"a module before {what}")) from None
         if "inplace operation" not in str(error):
             raise
         raise SiteError(
-            "an operation changes in place a tensor that a gradient inside its segment needs: use the operation that "
-            f"returns a new tensor ({type(output.grad_fn).__name__})"
+            f"{what}: an operation changes in place a tensor that the gradient inside its segment needs: use the "
+            f"operation that returns a new tensor, x = x + y in place of x += y ({type(output.grad_fn).__name__})"
         ) from None
     return tuple(name for name, grad in zip(parameters, grads, strict=True) if grad is not None)
 
@@ -178,14 +214,22 @@ def _check_all_ran(candidates: Mapping[str, nn.Module], calls: Mapping[nn.Module
         )
 
 
-def _check_owned(sites: Sequence[Site], after: tuple[str, ...], parameters: Mapping[str, nn.Parameter]) -> None:
+def _check_owned(
+    sites: Sequence[Site], after: tuple[str, ...], parameters: Mapping[str, nn.Parameter], hint: str
+) -> None:
     owned = {name for site in sites for name in site.owned}
     for name in parameters:
         if name in after or name not in owned:
             raise SiteError(
                 f"no site owns the parameter '{name}': "
-                + ("it reaches the loss around the sites" if name in after else "no site's logits depend on it")
+                + (
+                    "it reaches the loss around the sites"
+                    if name in after
+                    else "no site's logits depend on it by autograd, which no_grad, detach and a reentrant checkpoint "
+                    "turn off"
+                )
                 + "; freeze it, or choose the sites so that its layer is one"
+                + hint
             )
 
 

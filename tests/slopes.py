@@ -24,6 +24,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 Z = 5.0  # greatest deviation from 1 in standard errors; in some 10^4 slopes of 24 steps one deviates more
 _LEAST_ERROR = 0.01
+_ZERO = 1e-12  # of the greatest gradient: rounding
 
 
 class Slope(NamedTuple):
@@ -71,7 +72,7 @@ def slopes(
         differences: True if the reference is a difference of J.
     """
     net = GLR(model, noise, estimator, copies=copies, seed=1, example_block=count(y, "y") * repeats, **options)
-    chosen = {name: value for name, value in options.items() if name in ("sites", "site_names")}
+    chosen = {name: value for name, value in options.items() if name in ("sites", "site_names", "output")}
     references = [
         GLR(model, noise, "pathwise", seed=seed, example_block=count(y, "y") * samples, **chosen) for seed in (2, 3)
     ]
@@ -80,11 +81,17 @@ def slopes(
         return {name: _slope_by_difference(net, references[0], name, few, many, loss, steps) for name in _names(net, x)}
     one, other = (reference.gradients(*many, loss).grads for reference in references)
     drawn: dict[str, list[Tensor]] = {name: [] for name in one}
+    one, other = ({name: _real(grad) for name, grad in grads.items()} for grads in (one, other))
     for step in range(steps):
         net.step = step
         for name, grad in net.gradients(*few, loss).grads.items():
-            drawn[name].append(grad)
-    return {name: _slope(torch.stack(drawn[name]), one[name], other[name]) for name in one}
+            drawn[name].append(_real(grad))
+    size = max(grad.norm().item() for grad in one.values())
+    return {name: _slope(torch.stack(drawn[name]), one[name], other[name], size) for name in one}
+
+
+def _real(grad: Tensor) -> Tensor:
+    return torch.view_as_real(grad) if grad.is_complex() else grad
 
 
 def _names(net: GLR, x: Tree) -> list[str]:
@@ -92,12 +99,16 @@ def _names(net: GLR, x: Tree) -> list[str]:
     return list(net.network.parameters)
 
 
-def _slope(drawn: Tensor, one: Tensor, other: Tensor) -> Slope:
-    """Returns the slope against the mean of two independent reference gradients, whose difference shows their error."""
+def _slope(drawn: Tensor, one: Tensor, other: Tensor, size: float) -> Slope:
+    """Returns the slope against the mean of two independent reference gradients, whose difference shows their error.
+
+    Where the gradient is 0, such as that of a bias before a norm, the deviation from 1 is that of the estimates from 0.
+    """
     gradient = (one + other) / 2
     square = gradient.square().sum()
-    if not square:
-        return Slope(float("inf") if drawn.any() else 1.0, 1.0, 1.0)
+    if square.sqrt() <= _ZERO * size:
+        error = (drawn.std(0) / len(drawn) ** 0.5).clamp(min=_ZERO * size)
+        return Slope(1 + _LEAST_ERROR * (drawn.mean(0) / error).abs().max().item(), _LEAST_ERROR, 1.0)
     each = (drawn * gradient).flatten(1).sum(1) / square
     slope = _summary(each, torch.cosine_similarity(drawn.mean(0).flatten(), gradient.flatten(), 0).item())
     relative = ((one - other).norm() / (2 * square.sqrt())).item()

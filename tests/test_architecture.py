@@ -18,7 +18,7 @@ LAYERS = (
     {"noise"},
     {"files", "figures", "checks", "claims", "outputs"},
     {"data"},
-    {"chain", "sites"},
+    {"chain", "compiled", "sites"},
     {"survey"},
     {"network"},
     {"rules", "estimators"},

@@ -71,7 +71,7 @@ class Pathwise:
                     "the loss, or it is not used); use another estimator"
                 )
             if name in step.network.parameters:
-                result.grads[name] = grad
+                result.grads[name] = grad.to_dense()
             else:
                 result.scales[name.removeprefix("scale ")] = grad
         return result

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glr_dist.estimators import Step
 from glr_dist.rules import RULES
@@ -28,7 +29,9 @@ from glr_dist.trees import Tree
 
 PROBES = 4
 TOLERANCE = 0.03  # of the change
-_NODES = (8, 64, 512)  # on the path: more of them tell a kink or a steep slope, which they resolve, from a jump
+_NODES = (8, 64)  # on the path: more of them tell a kink or a steep slope, which they resolve, from a jump
+_HALVINGS = 8  # of a path that they do not resolve
+_PIECE_TOLERANCE = 0.1  # of the change over the shortest piece
 _LENGTHS = (0.5, 0.05, 2.0, 8.0)  # of the path, relative to the parameters
 
 
@@ -58,18 +61,47 @@ def hidden_jump(
     paths = {site.name: names for site in step.network.sites if (names := suspects(step, site))}
     if not paths:
         return None
-    found: dict[str, tuple[float, float]] = dict.fromkeys(paths, (0.0, 0.0))
+    found = dict.fromkeys(paths, _Mismatch(0.0, 0.0, 0.0))
     for nodes in _NODES:
         found = _mismatches(step, x, v, statistics, {name: paths[name] for name in found}, nodes)
-    for name in found:
+    for name, mismatch in found.items():
+        if not _persists(step, x, v, statistics, name, paths[name], mismatch.length):
+            continue
         alone = {
-            parameter: _mismatches(step, x, v, statistics, {name: (parameter,)}, _NODES[1]).get(name)
+            parameter: _mismatches(step, x, v, statistics, {name: (parameter,)}, _NODES[-1]).get(name)
             for parameter in paths[name]
         }
         worst = max(paths[name], key=lambda parameter: _share(alone[parameter]))
-        change, integral = alone[worst] or found[name]
+        change, integral, _ = alone[worst] or mismatch
         return step.network.by_name[name], worst, change, integral
     return None
+
+
+def _persists(
+    step: Step,
+    x: Tree,
+    v: Mapping[str, Tensor],
+    statistics: dict[str, Tensor],
+    site: str,
+    names: Sequence[str],
+    length: float,
+) -> bool:
+    """True if a mismatch stays where the path is halved again and again, as that of a jump does."""
+    directions = _directions(step, names, length)
+
+    def mismatch(piece: tuple[float, float], nodes: int) -> tuple[float, float]:
+        """Returns the size of the mismatch over a piece of the path, and that of the greater side."""
+        with _plain_embeddings(step.network.model):
+            change, integral = _changes(step, x, v, statistics, {site: names}, directions, nodes, piece)[site]
+        return (change - integral).norm().item(), max(change.norm().item(), integral.norm().item())
+
+    first, last = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (first + last) / 2
+        left, right = (first, middle), (middle, last)
+        first, last = max(left, right, key=lambda piece: mismatch(piece, _NODES[0])[0])
+    wrong, size = mismatch((first, last), _NODES[-1])
+    return wrong > _PIECE_TOLERANCE * size
 
 
 def reaches_around(step: Step, x: Tree, v: Mapping[str, Tensor], statistics: dict[str, Tensor]) -> str | None:
@@ -92,8 +124,16 @@ def reaches_around(step: Step, x: Tree, v: Mapping[str, Tensor], statistics: dic
     return None
 
 
-def _share(sizes: tuple[float, float] | None) -> float:
-    return 0.0 if sizes is None else abs(sizes[0] - sizes[1])
+class _Mismatch(NamedTuple):
+    """Sizes of the change of a site's logits and of the integral of their derivative, and the length of the path."""
+
+    change: float
+    integral: float
+    length: float
+
+
+def _share(mismatch: _Mismatch | None) -> float:
+    return 0.0 if mismatch is None else abs(mismatch.change - mismatch.integral)
 
 
 def _mismatches(
@@ -103,21 +143,23 @@ def _mismatches(
     statistics: dict[str, Tensor],
     paths: Mapping[str, Sequence[str]],
     nodes: int,
-) -> dict[str, tuple[float, float]]:
-    """Returns, for the sites whose logits do not change by the integral of their derivative, the sizes of both."""
-    found: dict[str, tuple[float, float]] = {}
+) -> dict[str, _Mismatch]:
+    """Returns the sites whose logits do not change by the integral of their derivative."""
+    found: dict[str, _Mismatch] = {}
     left = dict(paths)
     for length in _LENGTHS:  # a shorter path where the logits are not finite, a longer one where they do not change
         if not left:
             break
         moving = list(dict.fromkeys(name for names in left.values() for name in names))
         directions = _directions(step, moving, length)
-        for site, (change, integral) in _changes(step, x, v, statistics, left, directions, nodes).items():
+        with _plain_embeddings(step.network.model):
+            changes = _changes(step, x, v, statistics, left, directions, nodes)
+        for site, (change, integral) in changes.items():
             if not (change.isfinite().all() and integral.isfinite().all()) or not (change.any() or integral.any()):
                 continue
             size = max(change.norm().item(), integral.norm().item())
             if (change - integral).norm().item() > TOLERANCE * size:
-                found[site] = (change.norm().item(), integral.norm().item())
+                found[site] = _Mismatch(change.norm().item(), integral.norm().item(), length)
             del left[site]
     return found
 
@@ -130,8 +172,9 @@ def _changes(
     paths: Mapping[str, Sequence[str]],
     directions: Mapping[str, Tensor],
     nodes: int,
+    piece: tuple[float, float] = (0.0, 1.0),
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns by site ⟨u, z(θ(1)) - z(θ(0))⟩ and ∫ ⟨u, ∂z/∂θ d⟩ dt, each [P]."""
+    """Returns by site ⟨u, z(θ(b)) - z(θ(a))⟩ and ∫ ⟨u, ∂z/∂θ d⟩ dt over a piece a ≤ t ≤ b of the path, each [P]."""
     parameters = step.network.parameters
 
     def logits() -> dict[str, Tensor]:
@@ -144,8 +187,10 @@ def _changes(
         step.network.run(x, visit, step.uniforms(0, 0), statistics=statistics)
         return seen
 
-    start = logits()
-    with _moved(step, directions, 1.0):
+    first, last = piece
+    with _moved(step, directions, first):
+        start = logits()
+    with _moved(step, directions, last):
         end = logits()
     probes = {}
     for name in paths:
@@ -155,7 +200,8 @@ def _changes(
     change = {name: (probes[name] * (end[name] - start[name])).flatten(1).sum(1) for name in paths}
     integral = {name: torch.zeros_like(change[name]) for name in paths}
     places, weights = np.polynomial.legendre.leggauss(nodes)
-    for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
+    share = (last - first) / 2
+    for place, weight in zip(first + share * (places + 1), share * weights, strict=True):
         with _moved(step, directions, place), torch.enable_grad():  # a backward pass reads the moved values too
             seen = logits()
             for name, owned in paths.items():
@@ -164,7 +210,8 @@ def _changes(
                     grads = torch.autograd.grad(seen[name], leaves, probe, retain_graph=True, allow_unused=True)
                     for parameter, grad in zip(owned, grads, strict=True):
                         if grad is not None:
-                            integral[name][p] += weight * (grad * directions[parameter]).sum()
+                            slope = (grad.to_dense().conj() * directions[parameter]).sum()
+                            integral[name][p] += weight * slope.real
     return {name: (change[name], integral[name]) for name in paths}
 
 
@@ -174,10 +221,26 @@ def _directions(step: Step, names: Sequence[str], length: float) -> dict[str, Te
     for i, name in enumerate(names):
         parameter = step.network.parameters[name].data
         stream = generator(Key(step.seed, block=i, role=Role.VERIFICATION), parameter.device)
-        size = parameter.square().mean().sqrt()
+        size = parameter.abs().square().mean().sqrt()
         drawn = torch.randn(parameter.shape, generator=stream, dtype=parameter.dtype, device=parameter.device)
         found[name] = drawn * length * (size if size > 0 else 1.0)
     return found
+
+
+@contextmanager
+def _plain_embeddings(model: nn.Module) -> Iterator[None]:
+    """Makes embeddings look up alone: they hold the padding's row constant and project others, both on purpose."""
+    lookups = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    kept = [(module, module.padding_idx, module.max_norm) for module in lookups]
+    try:
+        for module in lookups:
+            module.max_norm = None
+            if isinstance(module, nn.Embedding):  # a bag leaves its padding out
+                module.padding_idx = None
+        yield
+    finally:
+        for module, padding_idx, max_norm in kept:
+            module.padding_idx, module.max_norm = padding_idx, max_norm
 
 
 @contextmanager

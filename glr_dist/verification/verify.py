@@ -18,7 +18,7 @@ from glr_dist.rules import any_segment
 from glr_dist.sites import Site, Tape
 from glr_dist.streams import Key, Role, generator
 from glr_dist.trees import cloned, equal, taken
-from glr_dist.verification.culprit import Call, close, culprit, traced
+from glr_dist.verification.culprit import Call, close, culprit, rounding, traced
 from glr_dist.verification.jumps import hidden_jump, reaches_around
 
 EXAMPLES = 3
@@ -43,16 +43,18 @@ def verify(step: Step) -> None:
     """
     index = torch.arange(EXAMPLES) % step.size
     few = replace(step, x=taken(step.x, index), y=taken(step.y, index), replica=(0, 1))
-    _check_state(few)
-    for draw in range(_DRAWS):
-        try:
-            _check_passes(few, draw)
-            break
-        except UserError:
-            if draw == _DRAWS - 1:
-                raise
-    if step.options.name != "pathwise":
-        _check_gradients(few)
+    uniforms = few.uniforms(0, 0)
+    with rounding(few.network.model, lambda: few.network.record(few.x, _noise(few, 0, 1), uniforms)):
+        _check_state(few)
+        for draw in range(_DRAWS):
+            try:
+                _check_passes(few, draw)
+                break
+            except UserError:
+                if draw == _DRAWS - 1:
+                    raise
+        if step.options.name != "pathwise":
+            _check_gradients(few)
 
 
 # ---------------------------------------------------------------- the passes
@@ -123,7 +125,8 @@ def _check_passes(step: Step, draw: int) -> None:
         except Exception as error:
             raise SiteError(
                 f"site '{site.name}': the network fails on {copies * n} examples, {copies} copies of {n} "
-                f"({type(error).__name__}: {error}): it must accept any number of examples"
+                f"({type(error).__name__}: {error}): it must accept any number of examples, and each "
+                "block of its chain must depend on its input alone"
             ) from error
         if len(replayed) != len(v) or not close(replayed[:n], outputs):
             raise SiteError(
@@ -190,11 +193,15 @@ def _check_gradients(step: Step) -> None:
     if (jump := hidden_jump(step, step.x, v, tape.statistics)) is not None:
         site, parameter, change, integral = jump
         owner = parameter.rpartition(".")[0]
-        kind = type(network.model.get_submodule(owner)).__name__
+        module = network.model.get_submodule(owner)
+        if site.module in module.modules():  # whose noise comes after the jump
+            remedy = "freeze it, or accept the gradient of autograd, such as a straight-through one, with verify=False"
+        else:
+            kind = type(module).__name__
+            remedy = f"make its module {_named(network.model, owner)} a site too, sites=[…, {kind}], or freeze it"
         raise SiteError(
             f"the parameter '{parameter}' acts on the logits of site '{site.name}' through a jump, such as sign or "
-            f"round (they change by {change:.2g}, of which its derivative explains {integral:.2g}): make its module "
-            f"{_named(network.model, owner)} a site too, sites=[…, {kind}], or freeze the parameter"
+            f"round (they change by {change:.2g}, of which its derivative explains {integral:.2g}): {remedy}"
         )
 
 

@@ -1,1 +1,0 @@
-"""Certificates: robustness that is proven, by randomised smoothing (L2)."""
