@@ -32,6 +32,7 @@ class Role(IntEnum):
     INFERENCE = 13
     SEARCH = 14
     VERIFICATION = 15
+    CERTIFICATE = 16
     AUGMENT = 20
 
 

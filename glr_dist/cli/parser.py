@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from glr_dist import __version__
-from glr_dist.cli import compare, completion, config, diagnose, evaluate, plan, summary, sync, train, tune
+from glr_dist.cli import certify, compare, completion, config, diagnose, evaluate, plan, summary, sync, train, tune
 from glr_dist.cli.arguments import take_config
 
 COMMANDS = {
     "train": train,
     "evaluate": evaluate,
+    "certify": certify,
     "compare": compare,
     "sync": sync,
     "diagnose": diagnose,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
-from glr_dist.files import write_atomically
 from glr_dist.robustness.conditions import Condition
+from glr_dist.robustness.journal import Journal, line_of
 from glr_dist.robustness.measurement import Measurement
 
 
@@ -20,17 +17,16 @@ class Ledger:
     Args:
         conditions: all conditions of the evaluation.
         block: number of images per block.
-        fingerprint: digest of everything that determines the measurements.
-        file: where measurements are appended, open for writing.
+        journal: where measurements are appended.
 
     Attributes:
         measurements: label of a condition -> block -> measurement.
     """
 
-    def __init__(self, conditions: Sequence[Condition], block: int, fingerprint: str, file: TextIO) -> None:
+    def __init__(self, conditions: Sequence[Condition], block: int, journal: Journal) -> None:
         self.conditions = conditions
         self.measurements: dict[str, dict[int, Measurement]] = {condition.label: {} for condition in conditions}
-        self._block, self._fingerprint, self._file = block, fingerprint, file
+        self._block, self._journal = block, journal
         self._refused: set[str] = set()  # labels of attacks that met a block that they cannot test
 
     @classmethod
@@ -48,15 +44,11 @@ class Ledger:
         Raises:
             OSError: the file cannot be written.
         """
-        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-        whole = list(_readable(lines[1:], fingerprint, conditions, block)) if lines[:1] == [fingerprint] else []
-        if len(lines) > 1 and lines[0] != fingerprint:
-            print(f"warning: {path}: belongs to other settings or another network; starting anew", file=sys.stderr)
-        content = [fingerprint + "\n", *(_line(fingerprint, *entry) for entry in whole)]
-        write_atomically(path, "".join(content).encode())
-        ledger = cls(conditions, block, fingerprint, path.open("a"))
-        for label, number, measurement in whole:
-            ledger._keep(label, number, measurement)
+        sizes = {condition.label: condition.examples for condition in conditions}
+        journal, entries = Journal.open(path, fingerprint, lambda entry: _fits(entry, sizes, block))
+        ledger = cls(conditions, block, journal)
+        for label, number, values in entries:
+            ledger._keep(label, number, Measurement(**values))
         return ledger
 
     @property
@@ -76,8 +68,7 @@ class Ledger:
     def add(self, condition: Condition, block: int, measurement: Measurement) -> None:
         """Records the measurement of a block, in memory and on disk."""
         self._keep(condition.label, block, measurement)
-        self._file.write(_line(self._fingerprint, condition.label, block, measurement))
-        self._file.flush()
+        self._journal.append(_entry(condition.label, block, measurement))
 
     def in_order(self) -> dict[str, list[Measurement]]:
         """Returns the measurements of each condition in the order of the blocks."""
@@ -85,8 +76,7 @@ class Ledger:
 
     def remove(self) -> None:
         """Closes and deletes the file."""
-        self._file.close()
-        Path(self._file.name).unlink()
+        self._journal.remove()
 
     def _keep(self, label: str, block: int, measurement: Measurement) -> None:
         self.measurements[label][block] = measurement
@@ -94,30 +84,20 @@ class Ledger:
             self._refused.add(label)
 
 
-def _readable(
-    lines: Sequence[str], fingerprint: str, conditions: Sequence[Condition], block: int
-) -> Iterator[tuple[str, int, Measurement]]:
-    """Yields the undamaged entries of a ledger's file."""
-    sizes = {condition.label: condition.examples for condition in conditions}
-    for line in lines:
-        try:
-            entry, _, digest = line.rpartition(" ")
-            if digest != _digest(fingerprint, entry):
-                continue  # altered, or cut off when the evaluation was stopped
-            label, number, values = json.loads(entry)
-            measurement = Measurement(**values)
-            expected = min(block, sizes[label] - number * block)
-        except (ValueError, TypeError, KeyError):
-            continue
-        if number < 0 or (not measurement.reason and not 0 < len(measurement.correct) == expected):
-            continue
-        yield label, number, measurement
+def _fits(entry: Any, sizes: dict[str, int], block: int) -> bool:
+    """Returns whether an entry of a ledger's file is the measurement of a block of this evaluation."""
+    try:
+        label, number, values = entry
+        measurement = Measurement(**values)
+        expected = min(block, sizes[label] - number * block)
+    except (ValueError, TypeError, KeyError):
+        return False
+    return number >= 0 and (bool(measurement.reason) or 0 < len(measurement.correct) == expected)
+
+
+def _entry(label: str, block: int, measurement: Measurement) -> list[Any]:
+    return [label, block, measurement._asdict()]
 
 
 def _line(fingerprint: str, label: str, block: int, measurement: Measurement) -> str:
-    entry = json.dumps([label, block, measurement._asdict()])
-    return f"{entry} {_digest(fingerprint, entry)}\n"
-
-
-def _digest(fingerprint: str, entry: str) -> str:
-    return hashlib.sha256(f"{fingerprint} {entry}".encode(errors="surrogateescape")).hexdigest()[:32]
+    return line_of(fingerprint, _entry(label, block, measurement))

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from glr_dist.imported import is_import_path
+from glr_dist.registry import ZOO
 from glr_dist.robustness.report import AttackResult, Report, RobustAccuracy
 
 _EXPLAINED = {
@@ -25,9 +27,13 @@ def described(config: Mapping[str, Any]) -> str:
     law = "no noise" if noise["law"] == "none" else f"{noise['law']} noise {noise['scale']}"
     schedule = sorted(noise.get("schedule", {}).items(), key=lambda item: int(item[0]))
     law += "".join(f", {scale} after epoch {epoch}" for epoch, scale in schedule)
-    hidden = "-".join(map(str, model["hidden"]))
+    name = model.get("name")
+    if name in ZOO or is_import_path(name):
+        network = name
+    else:
+        network = f"{'-'.join(map(str, model['hidden']))} {model['activation']} units"
     loss = config["training"]["loss"]
-    return f"{config['data']['name']}, {hidden} {model['activation']} units, {loss}, {estimator['name']}, {law}"
+    return f"{config['data']['name']}, {network}, {loss}, {estimator['name']}, {law}"
 
 
 def _lines(report: Report) -> Iterator[str]:

@@ -1,10 +1,10 @@
-"""Measures the blocks of an evaluation side by side, on threads of this process or on Ray actors."""
+"""Spreads the pieces of a long work over threads of this process or over Ray actors."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from glr_dist.execution.inline import Inline
 from glr_dist.robustness.conditions import Condition
@@ -14,7 +14,11 @@ from glr_dist.robustness.measurement import Measurement
 from glr_dist.robustness.subject import Subject
 from glr_dist.robustness.suite import Suite
 
-_HANG = 600.0  # seconds after which an actor that works on one block is restarted
+_HANG = 600.0  # seconds after which an actor that works on one piece is restarted
+
+S = TypeVar("S")
+W = TypeVar("W", bound=tuple[Any, ...])
+R = TypeVar("R")
 
 
 class Work(NamedTuple):
@@ -38,24 +42,60 @@ def measurements(
     subjects: Sequence[Subject], suite: Suite, work: Iterator[Work], actors: int | None
 ) -> Iterator[tuple[Work, Measurement]]:
     """Yields the measurement of each block in the order of completion."""
+    shared = (list(subjects), suite)
+    single = subjects[0].images.images.is_cuda
+    yield from spread(_measured, shared, work, actors, copied=_copied, threads=1 if single else None)
+
+
+def _measured(
+    evaluation: tuple[Sequence[Subject], Suite], number: int, condition: Condition, block: int
+) -> Measurement:
+    subjects, suite = evaluation
+    return measure(subjects[number], suite, condition, block)
+
+
+def _copied(evaluation: tuple[list[Subject], Suite]) -> tuple[list[Subject], Suite]:
+    subjects, suite = evaluation
+    return [subject.copied() for subject in subjects], suite
+
+
+def spread(
+    function: Callable[..., R],
+    shared: S,
+    work: Iterator[W],
+    actors: int | None,
+    *,
+    copied: Callable[[S], S],
+    threads: int | None = None,
+) -> Iterator[tuple[W, R]]:
+    """Yields each piece of work with its result `function(shared, *piece)`, in the order of completion.
+
+    Args:
+        function: a function of a module, which depends on nothing but its arguments.
+        shared: what all pieces use; sent to each actor once.
+        work: the pieces, tuples of arguments.
+        actors: number of Ray actors; 0: threads of this process. Default: as many as the cluster has room for.
+        copied: returns a copy of `shared` for another thread, since a module must not run in two at once.
+        threads: number of threads, if there are no actors; torch's own number by default.
+    """
     if actors == 0:
-        yield from _on_threads(subjects, suite, work)
+        yield from _on_threads(function, shared, work, copied, threads)
         return
     from glr_dist.execution.pool import Call, Pool  # here: Ray takes a second to import
 
-    sent: list[Work] = []
+    sent: list[W] = []
     pool = Pool(_Remote, actors=actors, hang_timeout=_HANG, role="Evaluation")
     try:
         # Shared with each call: a restarted actor may have lost the arguments of its constructor.
-        shared = pool.share("evaluation", (subjects, suite))
+        held = pool.share("shared", shared)
 
         def calls() -> Iterator[Call]:
-            for each in work:
-                sent.append(each)
-                yield Call("measure", (shared, *each))
+            for piece in work:
+                sent.append(piece)
+                yield Call("compute", (function, held, *piece))
 
-        for number, measurement in pool.run(calls()):
-            yield sent[number], measurement
+        for number, result in pool.run(calls()):
+            yield sent[number], result
     finally:
         pool.close()
 
@@ -63,20 +103,20 @@ def measurements(
 class _Remote:
     """The object inside each actor of the pool."""
 
-    def measure(self, evaluation: tuple[Sequence[Subject], Suite], *work: Any) -> Measurement:
-        subjects, suite = evaluation
-        number, condition, block = work
-        return measure(subjects[number], suite, condition, block)
+    def compute(self, function: Callable[..., Any], shared: Any, *piece: Any) -> Any:
+        return function(shared, *piece)
 
 
-def _on_threads(subjects: Sequence[Subject], suite: Suite, work: Iterator[Work]) -> Iterator[tuple[Work, Measurement]]:
-    """Measures on threads of this process, each with its own copies of the networks."""
+def _on_threads(
+    function: Callable[..., R], shared: S, work: Iterator[W], copied: Callable[[S], S], threads: int | None
+) -> Iterator[tuple[W, R]]:
+    """Computes on threads of this process, each with its own copy of what is shared."""
     local = threading.local()
-    executor = Inline(1 if subjects[0].images.images.is_cuda else None)
+    executor = Inline(threads)
 
-    def measured(each: Work) -> tuple[Work, Measurement]:
-        if not hasattr(local, "subjects"):
-            local.subjects = subjects if executor.threads == 1 else [subject.copied() for subject in subjects]
-        return each, measure(local.subjects[each.subject], suite, each.condition, each.block)
+    def computed(piece: W) -> tuple[W, R]:
+        if not hasattr(local, "shared"):
+            local.shared = shared if executor.threads == 1 else copied(shared)
+        return piece, function(local.shared, *piece)
 
-    yield from executor.map(measured, work)
+    yield from executor.map(computed, work)

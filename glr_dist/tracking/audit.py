@@ -11,6 +11,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from glr_dist.config import flat, read
+from glr_dist.robustness.certificates.files import certificate_names, read_certificates
 from glr_dist.robustness.report_files import report_names
 from glr_dist.runs import RunFolder
 from glr_dist.tracking.metric_names import metrics_of
@@ -50,7 +51,7 @@ def forget_missing(client: MlflowClient, state: State) -> None:
         missing.add("model")
     if RunFolder(state.folder).summary_file.exists() and "test/accuracy" not in run.data.metrics:
         missing.add("summary")
-    missing |= _missing_reports(run, state)
+    missing |= _missing_reports(run, state) | _missing_certificates(run, state)
     state.forget(missing)
 
 
@@ -72,11 +73,12 @@ def _config(folder: Path) -> dict[str, Any]:
 def _missing_files(client: MlflowClient, state: State) -> set[str]:
     """Returns the uploaded files that are not among the run's artifacts."""
     assert state.run_id is not None
-    folders = (state.folder, state.folder / "robustness")
+    inner = ("robustness", "certificates")
+    folders = (state.folder, *(state.folder / name for name in inner))
     files = {name for name in state.sent if any((folder / name).is_file() for folder in folders)}
     found = {artifact.path for artifact in client.list_artifacts(state.run_id)}
-    if "robustness" in found:
-        found |= {artifact.path.rpartition("/")[2] for artifact in client.list_artifacts(state.run_id, "robustness")}
+    for name in found.intersection(inner):
+        found |= {artifact.path.rpartition("/")[2] for artifact in client.list_artifacts(state.run_id, name)}
     return files - found
 
 
@@ -84,6 +86,16 @@ def _missing_reports(run: Run, state: State) -> set[str]:
     """Returns the names of uploaded reports whose results are not among the run's metrics."""
     names = {name for name in report_names(state.folder) if f"report {name}" in state.sent}
     return {f"report {name}" for name in names if f"clean/{name}/accuracy" not in run.data.metrics}
+
+
+def _missing_certificates(run: Run, state: State) -> set[str]:
+    """Returns the names of uploaded certificates whose results are not among the run's metrics."""
+    names = {name for name in certificate_names(state.folder) if f"certificates {name}" in state.sent}
+    return {
+        f"certificates {name}"
+        for name in names
+        if not read_certificates(state.folder, name).metrics().keys() <= run.data.metrics.keys()
+    }
 
 
 def _missing_lines(client: MlflowClient, run: Run, state: State) -> set[str]:

@@ -16,6 +16,7 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from glr_dist.config import load_config, read
 from glr_dist.figures import pdf_of
+from glr_dist.robustness.certificates.files import CertificateFiles, certificate_names, read_certificates
 from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
 from glr_dist.runs import RunFolder
 from glr_dist.tracking import system_metrics
@@ -89,7 +90,7 @@ class Uploader:
                     pdf_of(self._run.curve_file),
                 )
             ]
-            parts += [self._model, self._summary, *self._report_parts()]
+            parts += [self._model, self._summary, *self._report_parts(), *self._certificate_parts()]
         errors = []
         for part in [*parts, self._status]:
             if self._stopped():
@@ -266,6 +267,21 @@ class Uploader:
             in_batches(metrics, MAX_METRICS_PER_BATCH, lambda some: self._client.log_batch(self._run_id, some))
 
         self._once(f"report {files.name}", report.model_dump(mode="json"), upload)
+
+    def _certificate_parts(self) -> list[Callable[[], None]]:
+        """Returns the parts of all certificates: each of their files, then their metrics."""
+        parts: list[Callable[[], None]] = []
+        for files in (CertificateFiles(self._folder, name) for name in certificate_names(self._folder)):
+            parts += [self._part_of_file(path, "certificates") for path in files.all()]
+            parts.append(partial(self._certificates, files))
+        return parts
+
+    def _certificates(self, files: CertificateFiles) -> None:
+        report = read_certificates(self._folder, files.name)
+        time = int(1000 * files.report.stat().st_mtime)
+        metrics = [Metric(name, value, time, report.epoch) for name, value in report.metrics().items()]
+        content = report.model_dump(mode="json")
+        self._once(f"certificates {files.name}", content, lambda: self._client.log_batch(self._run_id, metrics))
 
     # ------------------------------------------------------------ each content once
 

@@ -7,6 +7,7 @@ import json
 import pytest
 from scipy.stats import binomtest
 
+from glr_dist.config import Config
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.measurement import Measurement
 from glr_dist.robustness.page import described, markdown
@@ -247,3 +248,8 @@ def test_blocks_of_a_refused_attack_that_were_measured_change_nothing():
         for blocks in ([refused], [Measurement("11", "01"), refused])
     ]
     assert made[0] == made[1]
+
+
+def test_the_description_of_a_network_of_the_zoo_is_its_name():
+    config = Config(model={"name": "lenet5"}).model_dump(mode="json")
+    assert described(config) == "digits, lenet5, cross_entropy, conditional, gaussian noise 1.0"

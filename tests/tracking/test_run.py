@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -14,8 +15,11 @@ from tracking.uploaded import assert_complete, tracked_run
 
 from glr_dist import cli, tracking
 from glr_dist.errors import ConfigError
+from glr_dist.robustness.certificates.certify import certify
+from glr_dist.robustness.certificates.settings import load_certification
 from glr_dist.robustness.evaluate import evaluate
 from glr_dist.robustness.suite import load_suite
+from glr_dist.tracking.audit import _missing_certificates, forget_missing
 from glr_dist.tracking.state import State, locked
 from glr_dist.training.trained_run import load_run
 from glr_dist.training.trainer import Trainer
@@ -84,6 +88,24 @@ def test_the_registered_model_predicts_as_the_network_does(followed):
         assert np.array_equal(loaded.predict(some.numpy()), trained.net.model(some).detach().numpy())
     assert loaded.metadata.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
     assert loaded.input_example.shape == (2, 1, 8, 8)
+
+
+def test_certificates_are_uploaded_and_again_only_if_the_server_lost_them(followed):
+    out, client = followed
+    few = ["examples=6", "n=200", "attack={examples: 2, draws: 20, steps: 2}"]
+    report = certify(out, load_certification(few), actors=0)
+    tracking.send_report(out)
+    run_id = State.read(out).run_id
+    metrics = client.get_run(run_id).data.metrics
+    assert metrics["certified/l2/clean"] == report.clean.accuracy
+    assert report.metrics().items() <= metrics.items()
+    names = {artifact.path for artifact in client.list_artifacts(run_id, "certificates")}
+    assert names == {f"certificates/l2-test.{end}" for end in ("json", "md", "png", "pdf")}
+    assert "certificates l2-test" in State.read(out).sent
+    forget_missing(client, State.read(out))
+    assert "certificates l2-test" in State.read(out).sent
+    lost = SimpleNamespace(data=SimpleNamespace(metrics={"certified/l2/clean": 1.0}))
+    assert _missing_certificates(lost, State.read(out)) == {"certificates l2-test"}
 
 
 CURVE = "robust_by_1000_eps/quick-test/fgsm_transfer"

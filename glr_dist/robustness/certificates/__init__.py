@@ -1,0 +1,1 @@
+"""Certificates: robustness that is proven, by randomised smoothing (L2)."""
