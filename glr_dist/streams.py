@@ -33,6 +33,7 @@ class Role(IntEnum):
     SEARCH = 14
     VERIFICATION = 15
     CERTIFICATE = 16
+    INPUT_NOISE = 17
     AUGMENT = 20
 
 

@@ -92,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         if config.training.loss != "cross_entropy":
             raise ConfigError(f"training.loss: {config.training.loss!r} has no derivative; use 'cross_entropy'")
+        for name, value in (("training.penalty", config.training.penalty), ("noise.input", config.noise.input)):
+            if value is not None:
+                raise ConfigError(f"{name}: has no effect in this job; train with estimator.name=pathwise instead")
         training, dataset = config.training, load(config.data, config.code)
         net = network_of(config, dataset, torch.device("cpu"))
         with_surrogates(net.model)

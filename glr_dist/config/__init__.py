@@ -18,6 +18,7 @@ from glr_dist.config.sections import (
     Diagnose,
     Estimator,
     Execution,
+    InputNoise,
     Model,
     Named,
     Noise,
@@ -25,6 +26,7 @@ from glr_dist.config.sections import (
     Optimizer,
     OwnData,
     OwnModel,
+    Penalty,
     Positive,
     Schedule,
     Section,
@@ -44,6 +46,7 @@ __all__ = [
     "Diagnose",
     "Estimator",
     "Execution",
+    "InputNoise",
     "Model",
     "Named",
     "Noise",
@@ -51,6 +54,7 @@ __all__ = [
     "Optimizer",
     "OwnData",
     "OwnModel",
+    "Penalty",
     "Positive",
     "Schedule",
     "Section",
@@ -94,6 +98,11 @@ class Config(Section):
         if (last := max(self.noise.schedule, default=0)) >= self.training.epochs:
             raise ConfigError(
                 f"noise.schedule: {last} is not before the end of the run (training.epochs={self.training.epochs})"
+            )
+        if self.noise.input is not None and self.noise.input.ramp >= self.training.epochs:
+            raise ConfigError(
+                f"noise.input.ramp: {self.noise.input.ramp} is not before the end of the run "
+                f"(training.epochs={self.training.epochs})"
             )
         return self
 

@@ -191,6 +191,13 @@ class Model(Section):
 SITES = ("Linear", "Conv2d")  # default of noise.sites
 
 
+class InputNoise(Section):
+    """Gaussian noise on the inputs of training; predictions are made without it."""
+
+    scale: Positive = Field(description="σ, in units of the input: pixel values in [0, 1]")
+    ramp: int = Field(0, ge=0, le=10**9, description="finished epochs after which σ has grown from 0 to the scale")
+
+
 class Noise(Section):
     """The noise, and the modules ("sites") that receive it."""
 
@@ -205,6 +212,7 @@ class Noise(Section):
         description="site types, classes of torch.nn; the network must have each, except those of the default",
     )
     names: tuple[str, ...] = Field(("*",), min_length=1, description="site-name patterns; each must match a site")
+    input: InputNoise | None = None
 
     @model_validator(mode="after")
     def _scheduled_scales_are_not_learned(self) -> Noise:
@@ -314,6 +322,14 @@ class EarlyStopping(Section):
     )
 
 
+class Penalty(Section):
+    """Terms that are added to the objective; their gradients are local to a layer."""
+
+    spectral: Scale = Field(
+        description="λ of λ‖W‖₂, added for the first layer, or a mapping of layer-name patterns to λ"
+    )
+
+
 class Training(Section):
     """The training loop."""
 
@@ -322,6 +338,7 @@ class Training(Section):
     loss: Annotated[str, one_of(LOSSES, own=True)] = "cross_entropy"
     optimizer: Optimizer = Field(Optimizer(lr=0.01), description="a class of torch.optim and its arguments")
     schedule: Schedule | None = None
+    penalty: Penalty | None = None
     metrics: tuple[Metric, ...] = Field((), description="on the validation and test examples, beside accuracy and loss")
     early_stopping: EarlyStopping | None = None
     warmup: int = Field(0, ge=0, le=10**9, description="steps in which the learning rate grows linearly from 0")

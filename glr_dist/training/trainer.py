@@ -27,7 +27,9 @@ from glr_dist.streams import Key, Role, generator
 from glr_dist.training import checkpoint
 from glr_dist.training.best import best_record, digest_of, score_of
 from glr_dist.training.curve import curve_figure
+from glr_dist.training.input_noise import check_inputs, scale_after, with_input_noise
 from glr_dist.training.more_epochs import check_schedule, check_trained
+from glr_dist.training.penalty import SpectralPenalty
 from glr_dist.training.progress import Progress
 from glr_dist.training.scores import check_metrics, scores
 from glr_dist.training.summary import summary_of
@@ -74,6 +76,10 @@ class Trainer:
         self.optimizer = optimizer_of(config.training, self.net)
         self.steps = -(-len(self.train) // config.training.batch_size)  # per epoch
         self.schedule = schedule_of(config.training, self.optimizer, self.steps)
+        penalty = config.training.penalty
+        if config.noise.input is not None:
+            check_inputs(self.train.batch(slice(0, 1))[0])
+        self.penalty = None if penalty is None else SpectralPenalty.of(penalty, self.net.network)
         self.epoch = 0
         self.seconds = 0.0
         self.forward_passes = 0.0
@@ -170,6 +176,11 @@ class Trainer:
         }
         if self.net.noise is not None:
             record |= {f"noise_scale/{site}": scale.mean().item() for site, scale in self.net.scales().items()}
+        if self.config.noise.input is not None:
+            record["input_noise"] = scale_after(self.config.noise.input, self.epoch - 1)  # of the epoch that ended
+        if self.penalty is not None:
+            with one_thread():
+                record |= {f"spectral_norm/{layer}": norm for layer, norm in self.penalty.norms().items()}
         if (early := self.config.training.early_stopping) is not None:
             record["score"] = score_of(record, early.metric)
         self._keep(record)
@@ -184,16 +195,20 @@ class Trainer:
         losses: list[Tensor] = []
         squares: dict[str, Tensor] = {}
         seen = 0
-        training, augment = self.config.training, self.config.data.augment
+        training, augment, noise = self.config.training, self.config.data.augment, self.config.noise.input
         left = None if training.max_steps is None else training.max_steps - self.net.step
         for index in torch.split(order, training.batch_size)[:left]:
             x, y = self.train.batch(index)
             if augment is not None:
                 x = augmented(x, augment, self.config.seed, self.net.step)
+            if noise is not None:
+                x = with_input_noise(x, scale_after(noise, self.epoch), self.config.seed, self.net.step)
             self.optimizer.zero_grad()
             loss = self.net.estimate(x, y, self.loss)
             with one_thread():
                 self._square_norms(squares)
+                if self.penalty is not None:
+                    self.penalty.add_gradients()
                 if training.clip_norm is not None:
                     nn.utils.clip_grad_norm_(self.net.parameters(), training.clip_norm)
                 with self._warmed_up():

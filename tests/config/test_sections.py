@@ -115,6 +115,8 @@ ROUND_TRIPS = {
     "names that YAML takes for other things": "data: {root: 'no'}",
     "extreme numbers": "seed: 9223372036854775807\nnoise: {scale: 1.0e-300, floor: 1.7976931348623157e+308}",
     "scales by epoch": "noise: {scale: 1, schedule: {9: {'1': 0.2, '*': 0.1}, 4: 0.5}}",
+    "input noise": "noise: {input: {scale: 0.5, ramp: 3}}",
+    "penalty": "training: {penalty: {spectral: {'1': 0.05, '*': 1.0e-3}}}",
     "Unicode": "data: {root: /data/Μέτρηση}",
     "pathwise": "estimator: {name: pathwise}\nnoise: {law: none}",
 }

@@ -426,6 +426,14 @@ def test_a_network_that_normalises_its_input_is_certified_in_pixel_space(run, tm
     assert slopes[1] > 1.5 * slopes[0]
 
 
+def test_a_network_trained_with_noise_on_the_input_is_smoothed_by_it(run, tmp_path):
+    config = load_config(run("bp") / "config.yaml", ["noise.input.scale=0.3", "training.epochs=1"])
+    train(config, tmp_path / "run")
+    report = certify(tmp_path / "run", small("examples=5", "n=100", "attack.examples=0"), actors=0)
+    assert report.settings.input_noise == 0.3
+    assert report.lipschitz == pytest.approx(1 / 0.3)
+
+
 def test_a_table_is_not_certified(tmp_path, monkeypatch, capsys):
     rows = "".join(f"{i % 7},{i % 5},{'ab'[i % 2]}\n" for i in range(60))
     (tmp_path / "t.csv").write_text("x,y,kind\n" + rows)

@@ -180,6 +180,7 @@ VARIANTS = {
     "dropout": ["model.dropout=0.3", "model.hidden=[12, 8]"],
     "learned by site": ["noise.learn=site"],
     "learned by unit": ["noise.learn=unit", "estimator.name=joint"],
+    "penalty, input noise": ["training.penalty={spectral: {'*': 0.1}}", "noise.input={scale: 0.2}"],
     "wide": ["model.hidden=[400]", "estimator.copies=2", "training.batch_size=1294", "model.activation=sigmoid"],
 }
 SMALL_ITEMS = ["training.epochs=1", "estimator.block_elements=16384"]  # so that there are several of them
@@ -187,6 +188,7 @@ SMALL_ITEMS = ["training.epochs=1", "estimator.block_elements=16384"]  # so that
 
 # These use every estimator, law, sampler and option between them; `test_glr.py` compares single gradients.
 BY_DEFAULT = {"by site", "laplace iid", "logistic sobol", "layerwise", "pathwise", "dropout", "learned by unit", "wide"}
+BY_DEFAULT |= {"penalty, input noise"}
 
 
 @pytest.mark.parametrize(
@@ -285,6 +287,7 @@ RESUMED = {
     "passes": ["estimator.passes=2"],
     "pathwise": ["estimator={name: pathwise}", "model.activation=tanh"],
 }
+RESUMED_TOGETHER["penalty, input noise"] = ["training.penalty.spectral=0.1", "noise.input={scale: 0.2, ramp: 2}"]
 
 
 @pytest.mark.parametrize(

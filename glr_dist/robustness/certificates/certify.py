@@ -50,7 +50,8 @@ def certify(
 
     Args:
         folder: the run's folder.
-        settings: the settings.
+        settings: the settings. A network without noise of its own that was trained with `noise.input` is smoothed by
+            noise of that scale if `input_noise` is not given.
         device: "auto", "cpu" or "cuda[:N]" in place of the run's own device.
         actors: number of Ray actors, on CPUs; 0: certify in this process. Default: as many as fit on the cluster at
             RAY_ADDRESS, or 0 if RAY_ADDRESS is not set.
@@ -73,7 +74,9 @@ def certify(
             raise ConfigError(f"--device: {device!r} is not allowed: Ray actors certify on CPUs; add --actors 0")
         device = "cpu"
     files = CertificateFiles(folder.absolute(), certificates_name(settings, which))
-    RunFolder(files.run).config()  # raises before anything is written into a wrong folder
+    noise = RunFolder(files.run).config().noise  # raises before anything is written into a wrong folder
+    if settings.input_noise is None and noise.law == "none" and noise.input is not None:
+        settings = settings.model_copy(update={"input_noise": noise.input.scale})
     files.check_replaceable(settings)
     run = load_run(files.run, device, checkpoint=which)
     if not run.data.of_images:
