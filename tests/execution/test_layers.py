@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kinds import KINDS
 from torch import Tensor, nn
 
 import glr_dist
@@ -115,6 +116,13 @@ def test_inline_and_any_number_of_actors_give_one_digest_on_real_data(layers, wh
     if name in ("conditional", "joint"):
         assert settings.estimator.sampler == "orthogonal"
     assert len(digests(settings, [Inline(), Inline(1), *layers.values()], steps=6)) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_network_gives_one_digest_inline_and_on_any_number_of_actors(layers, kind, tmp_path):
+    (tmp_path / "run.yaml").write_text(f"model: {KINDS[kind]}\nestimator: {{copies: 4}}\n")
+    settings = config.load_config(tmp_path / "run.yaml")
+    assert len(digests(settings, [Inline(), Inline(1), *layers.values()], steps=2)) == 1
 
 
 # ---------------------------------------------------------------- changes between steps

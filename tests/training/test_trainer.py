@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from crashes import Crash, crash_at
+from kinds import KINDS
 
 from glr_dist import cli, config
 from glr_dist.data import Split
@@ -309,6 +310,27 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_is_the_uninterrupted_run(tiny, t
     clock = {"seconds"}
     assert {k: v for k, v in again.items() if k not in clock} == {k: v for k, v in whole.items() if k not in clock}
     assert lasting(metrics(out)) == lasting(metrics(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("GRU", "ResNet-8", "VGG-8"))) for kind in KINDS]
+)
+def test_every_kind_of_network_resumes_to_the_bits_of_the_uninterrupted_run(tiny, tmp_path, kind):
+    settings = tiny("training.epochs=2", "estimator.copies=2", f"model={KINDS[kind]}")
+    whole = train(settings, tmp_path / "whole")
+    stopped_at(Trainer(settings, tmp_path / "cut"), step=4)  # three steps an epoch: in the second one
+    assert train(settings, tmp_path / "cut", resume=True)["params_sha256"] == whole["params_sha256"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["GRU", "spiking MLP", "shared batch norm", "black box"])
+def test_a_run_resumed_on_another_number_of_actors_gives_the_bits_of_the_inline_run(tiny, tmp_path, local_ray, kind):
+    common = ("training.epochs=2", "estimator.copies=2", f"model={KINDS[kind]}")
+    one, two = (tiny(*common, f"execution={{kind: layers, actors: {number}, device: cpu}}") for number in (1, 2))
+    whole = train(tiny(*common), tmp_path / "whole")
+    stopped_at(Trainer(two, tmp_path / "cut"), step=4)
+    assert train(one, tmp_path / "cut", resume=True)["params_sha256"] == whole["params_sha256"]
 
 
 def test_a_crash_at_any_write_loses_nothing_but_the_epoch_under_way(tiny, tmp_path):
