@@ -31,7 +31,7 @@ from glr_dist.registry import LAWS, LOSSES, MODELS, OPTIMIZERS
 from glr_dist.sites import by_site
 from glr_dist.streams import Key, Role, generator
 from glr_dist.text import hint, one_line, shortened, shown
-from glr_dist.trees import Tree, leaves
+from glr_dist.trees import Tree, count, leaves
 
 _READ = 4096  # examples that are read at a time
 _REHEARSED = 10_000  # steps of a schedule that are tried before training
@@ -70,6 +70,7 @@ def network_of(config: Config, dataset: Dataset, device: torch.device) -> GLR:
     x = dataset.train.rows(slice(0, 2)).to(device).batch(slice(None))[0]
     with _refused_by(config.model, x):
         net.prepare(x)
+        _check_outputs(net, x, config, dataset)
     for epoch, scale in noise.schedule.items():
         by_site(scale, [site.name for site in net.network.sites], f"noise.schedule.{epoch}")
     return net
@@ -137,6 +138,29 @@ def loss_of(config: Config) -> Loss:
     if not callable(found):
         raise ConfigError(f"training.loss: {name} is a {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]
+
+
+def _check_outputs(net: GLR, x: Tree, config: Config, dataset: Dataset) -> None:
+    """Refuses a network whose outputs are not one for each example, or that has fewer scores than the data classes.
+
+    Raises:
+        ConfigError: names the network and both numbers.
+    """
+    training = net.training
+    with torch.no_grad():
+        outputs = net.eval()(x)
+    net.train(training)
+    labels, number = dataset.train.labels, count(x, "inputs")
+    if outputs.shape[:1] != (number,):
+        raise ConfigError(
+            f"model: {config.model.name} returns {list(outputs.shape)} for {number} examples; its first dimension must "
+            "be that of the examples"
+        )
+    if dataset.of_classes and labels.dim() == 1 and outputs.dim() == 2 and outputs.shape[1] < dataset.classes:
+        raise ConfigError(
+            f"model: {config.model.name} returns {outputs.shape[1]} scores for each example, the data have "
+            f"{dataset.classes} classes"
+        )
 
 
 @contextmanager

@@ -99,6 +99,24 @@ def _same(descriptor: int, path: Path) -> bool:
         return False
 
 
+def is_claimed(folder: str | Path, purpose: str = "run") -> bool:
+    """True if a process holds the claim of a folder. Nothing is written."""
+    lock = Path(folder).resolve() / f".{purpose}.claim"
+    if lock in _held:
+        return True
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def claim_new(parent: str | Path, stem: str, purpose: str = "run") -> Claim:
     """Makes and claims the next free folder `parent/STEM-NUMBER`; two processes never get the same one.
 

@@ -29,7 +29,7 @@ LAYERS = (
     {"runs"},
     {"training"},
     {"diagnostics", "planning", "robustness"},
-    {"tracking"},
+    {"run_table", "tracking"},
     {"tuning"},
     {"cli"},
     {"job", "__main__"},

@@ -7,14 +7,34 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from glr_dist import __version__
-from glr_dist.cli import certify, compare, completion, config, diagnose, evaluate, plan, summary, sync, train, tune
+from glr_dist.cli import (
+    certify,
+    compare,
+    completion,
+    config,
+    diagnose,
+    evaluate,
+    export,
+    init,
+    plan,
+    predict,
+    runs,
+    summary,
+    sync,
+    train,
+    tune,
+)
 from glr_dist.cli.arguments import take_config
 
 COMMANDS = {
+    "init": init,
     "train": train,
     "evaluate": evaluate,
     "certify": certify,
     "compare": compare,
+    "predict": predict,
+    "export": export,
+    "runs": runs,
     "sync": sync,
     "diagnose": diagnose,
     "tune": tune,

@@ -86,7 +86,7 @@ def _decode(paths: Sequence[Path], data: Data, place: Path) -> list[int]:
         with ThreadPoolExecutor(os.cpu_count()) as threads, bar:
             for start in range(0, len(paths), _AHEAD):
                 for index, found in enumerate(
-                    threads.map(lambda path: _image(path, data), paths[start : start + _AHEAD]), start
+                    threads.map(lambda path: image(path, data), paths[start : start + _AHEAD]), start
                 ):
                     bar.update()
                     if isinstance(found, str):
@@ -121,7 +121,7 @@ def _decode(paths: Sequence[Path], data: Data, place: Path) -> list[int]:
     return kept
 
 
-def _image(path: Path, data: Data) -> np.ndarray[Any, Any] | str:
+def image(path: Path, data: Data) -> np.ndarray[Any, Any] | str:
     """Returns the pixels [C, H, W] of an image, or why it cannot be decoded."""
     try:
         with Image.open(path) as opened:

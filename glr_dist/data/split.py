@@ -47,9 +47,10 @@ class Split:
         return replace(self, images=mapped(moved, self.images), labels=mapped(moved, self.labels), order=order)
 
     def rows(self, index: Tensor | slice) -> Split:
-        """Returns the examples with the given indices."""
+        """Returns a copy of the examples with the given indices; all of them are stored in this order."""
         if self.order is not None:
-            return replace(self, order=self.order[index])
+            index = self.order[index]
+            return replace(self, images=taken(self.images, index), labels=taken(self.labels, index), order=None)
         return replace(self, images=taken(self.images, index), labels=taken(self.labels, index))
 
     def view(self, index: Tensor) -> Split:

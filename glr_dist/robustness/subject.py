@@ -87,6 +87,10 @@ def load_subject(folder: Path, suite: Suite, device: str | None = None, which: C
     """
     run = load_run(folder.absolute(), device, checkpoint=which)
     net = run.net
+    if not run.data.of_images:
+        raise ConfigError(
+            f"{folder}: attacks and corruptions need images of one class each, not the inputs of {run.data.name}"
+        )
     if suite.inference.votes and net.noise is None:
         raise ConfigError(f"inference.votes: {suite.inference.votes} is not allowed: {folder} has no noise; use 0")
     where = next(net.parameters()).device

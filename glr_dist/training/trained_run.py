@@ -19,6 +19,7 @@ from glr_dist.runs import CheckpointName, RunFolder
 from glr_dist.text import shown
 from glr_dist.training.best import load_best
 from glr_dist.training.checkpoint import load_newest, restore_network
+from glr_dist.trees import Tree, mapped
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,23 @@ class TrainedRun:
         """Device of the network."""
         return next(self.net.model.parameters()).device
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Returns the class scores [N, classes] of images [N, C, H, W] in [0, 1], without noise or gradients."""
+    def __call__(self, x: Tree) -> Tensor:
+        """Returns the outputs of inputs, such as the class scores [N, classes] of images [N, C, H, W] in [0, 1].
+
+        The network computes without noise or gradients, on its own device.
+        """
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, self.net.network.dtype if tensor.is_floating_point() else tensor.dtype)
+
         with torch.no_grad():
-            outputs: Tensor = self.net(images.to(self.device, self.net.network.dtype))
+            outputs: Tensor = self.net(mapped(moved, x))
             return outputs
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Returns the predicted class [N] of images [N, C, H, W] in [0, 1]."""
-        return self(images).argmax(-1)
+    def predict(self, x: Tree) -> Tensor:
+        """Returns the predicted class [N] of each input; for targets that are not classes, the outputs themselves."""
+        outputs = self(x)
+        return outputs.argmax(-1) if self.data.of_classes else outputs
 
 
 def load_run(

@@ -1,4 +1,4 @@
-"""Warm start: a run starts from the parameters of another run, which `model.weights` names.
+"""Warm start: a run starts from the parameters of another run, or from a state dict, which `model.weights` names.
 
 The optimizer starts afresh. Learned noise scales are carried over if both runs learn them with the same shape; all
 others start at `noise.scale`. The digest of the parameters goes into the run's configuration, and the parameters into
@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from glr_dist.config import Config, Model, ZooModel
+from glr_dist.config import AnyModel, Config
 from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.glr import GLR
+from glr_dist.nn.normalize import Normalize
 from glr_dist.runs import RunFolder
+from glr_dist.text import one_line
 from glr_dist.training import checkpoint
 
 _MODEL, _SCALES = "model.", "log_scales."  # prefixes of a network's state
+_NORMALIZE = ("model.normalize.mean", "model.normalize.std")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Weights:
     digest: str
 
 
-def weights_of(model: Model | ZooModel, device: torch.device | str = "cpu") -> Weights | None:
+def weights_of(model: AnyModel, device: torch.device | str = "cpu") -> Weights | None:
     """Reads the parameters that `model.weights` names; returns None if it is not set.
 
     Raises:
@@ -54,6 +57,9 @@ def weights_of(model: Model | ZooModel, device: torch.device | str = "cpu") -> W
         if path.is_dir():
             RunFolder(path).config()
             path, state = checkpoint.load_newest(RunFolder(path).checkpoints, device)
+        elif (tensors := state_dict_of(path, device)) is not None:
+            network = {f"{_MODEL}{name}": tensor for name, tensor in tensors.items()}
+            return _checked(Weights(path, network, False, checkpoint.digest(network)), model)
         else:
             state = checkpoint.load(path, device)
         network, groups = dict(state["network"]), state["optimizer"]["param_groups"]
@@ -62,11 +68,41 @@ def weights_of(model: Model | ZooModel, device: torch.device | str = "cpu") -> W
         raise type(error)(f"model.weights: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(f"model.weights: {path}: is not the checkpoint of a run") from None
-    if model.weights_sha256 not in (None, digest):
+    return _checked(Weights(path, network, len(groups) > 1, digest), model)  # learned scales are the second group
+
+
+def _checked(weights: Weights, model: AnyModel) -> Weights:
+    if model.weights_sha256 not in (None, weights.digest):
         raise ConfigError(
-            f"model.weights_sha256: '{model.weights_sha256}' is not allowed: the digest of {path} is '{digest}'"
+            f"model.weights_sha256: '{model.weights_sha256}' is not allowed: the digest of {weights.path} is "
+            f"'{weights.digest}'"
         )
-    return Weights(path, network, len(groups) > 1, digest)  # learned scales are the optimizer's second group
+    return weights
+
+
+def state_dict_of(path: Path, device: torch.device | str) -> dict[str, Tensor] | None:
+    """Returns the tensors of a .safetensors file, or of a state dict that torch saved; None for a checkpoint of a run.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+        ConfigError: safetensors is not installed.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError:
+            raise ConfigError("model.weights: .safetensors needs safetensors; pip install 'glr_dist[export]'") from None
+        try:
+            return dict(load_file(path, device=str(device)))
+        except Exception as error:  # safetensors raises an error of its own
+            raise CheckpointError(f"{path}: cannot be read ({one_line(error)})") from None
+    try:
+        loaded = torch.load(path, map_location=device, weights_only=True)
+    except Exception:  # `checkpoint.load` says what is wrong
+        return None
+    if isinstance(loaded, Mapping) and loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+        return dict(loaded)
+    return None
 
 
 def begin_with(net: GLR, weights: Weights) -> list[str]:
@@ -79,6 +115,11 @@ def begin_with(net: GLR, weights: Weights) -> list[str]:
         ConfigError: the parameters do not fit; the message names the first one that differs.
     """
     own, given = net.state_dict(), weights.state
+    if isinstance(net.model, nn.Sequential) and isinstance(net.model[0], Normalize) and _NORMALIZE[0] not in given:
+        # The state of the network alone, without the normalisation that this run puts before it.
+        inner = "model." if isinstance(dict(net.model.named_children()).get("model"), nn.Module) else ""
+        given = {f"{_MODEL}{inner}{name.removeprefix(_MODEL)}": value for name, value in given.items()}
+        given |= {name: own[name] for name in _NORMALIZE}
     _check_fit(_part(own, _MODEL), _part(given, _MODEL), weights.path)
     carried = [
         name

@@ -1,0 +1,30 @@
+"""`glr-dist predict`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "predict the classes or values of images, arrays or tables with a trained network"
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    command.add_argument("folder", metavar="RUN_DIR", help="the run")
+    command.add_argument(
+        "words", metavar="INPUT", nargs="+", help="images, folders of images, .npy, .npz, .pt, .csv or .parquet files"
+    )
+    command.add_argument("--checkpoint", choices=("newest", "best"), default="newest", help="checkpoint of the run")
+    command.add_argument("--device", metavar="D", help="auto, cpu or cuda[:N] instead of the device of the run")
+    command.add_argument("--json", dest="form", action="store_const", const="json", default="table", help="print JSON")
+    command.add_argument("--csv", dest="form", action="store_const", const="csv", help="print CSV")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from glr_dist.training.predictions import predictions, written
+    from glr_dist.training.trained_run import load_run
+
+    trained = load_run(options.folder, options.device, checkpoint=options.checkpoint)
+    print(written(predictions(trained, [Path(word) for word in options.words]), options.form))
+    return 0

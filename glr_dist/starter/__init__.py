@@ -1,0 +1,1 @@
+"""Files that `glr-dist init` copies."""
