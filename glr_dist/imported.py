@@ -9,13 +9,15 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module, invalidate_caches
 from pathlib import Path
 from typing import Any
 
 from glr_dist.errors import ConfigError, UserError
 from glr_dist.text import hint, one_line, shown
+
+searched: list[str] = []  # folders with code of the user's own, which an actor needs too
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
@@ -38,7 +40,7 @@ def imported(path: str, where: str, code: str | None = None) -> Any:
             line of the user's file.
     """
     name, _, attribute = path.partition(":")
-    _search(Path.cwd(), *([Path(code)] if code else []))
+    search([str(Path.cwd()), *([code] if code else [])])
     try:
         found: Any = import_module(name)
     except ModuleNotFoundError as error:
@@ -98,9 +100,18 @@ def called(function: Any, name: str, arguments: Mapping[str, Any], where: str, *
         raise ConfigError(f"{where}: {name} failed {place_of(error)}") from None
 
 
-def _search(*folders: Path) -> None:
+def source_of(path: str) -> Path | None:
+    """Returns the file of an imported module of the user's own; None for a package that is installed."""
+    module = sys.modules.get(path.partition(":")[0])
+    file = getattr(module, "__file__", None)
+    return None if file is None or "site-packages" in Path(file).parts else Path(file)
+
+
+def search(folders: Iterable[str]) -> None:
     """Makes Python look for modules in folders, after all others: a user's file must not hide a package's."""
-    for folder in map(str, folders):
+    for folder in folders:
+        if folder not in searched:
+            searched.append(folder)
         if folder not in sys.path:
             sys.path.append(folder)
             invalidate_caches()

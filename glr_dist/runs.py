@@ -13,6 +13,7 @@ from glr_dist import config as configuration
 from glr_dist.config import Config
 from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
+from glr_dist.imported import is_import_path, source_of
 
 _CHECKPOINT = re.compile(r"epoch-(\d{5,})\.pt")
 CheckpointName = Literal["newest", "best"]  # a checkpoint of a run, as a user names it
@@ -49,6 +50,7 @@ class RunFolder:
         summary_file: figures of the finished run, `summary.json`.
         curve_file: the learning curve, `learning_curve.png`; a PDF is beside it.
         checkpoints: the folder of the checkpoints.
+        code: copies of the user's own code, to read; they are never imported.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -58,6 +60,7 @@ class RunFolder:
         self.summary_file = self.path / "summary.json"
         self.curve_file = self.path / "learning_curve.png"
         self.checkpoints = self.path / "checkpoints"
+        self.code = self.path / "code"
 
     @property
     def exists(self) -> bool:
@@ -111,6 +114,12 @@ class RunFolder:
             write_atomically(self.config_file, configuration.dump_config(config).encode())
         except OSError as error:
             raise ConfigError(f"--out: {self.path} cannot be written ({error.strerror})") from None
+
+    def keep_code(self, config: Config) -> None:
+        """Copies the files of the user's own code that the configuration names."""
+        for name in (config.model.name, config.data.name, config.training.loss):
+            if is_import_path(name) and (source := source_of(name)) is not None:
+                write_atomically(self.code / source.name, source.read_bytes())
 
     def check_resumable(self, config: Config, *, other_epochs: bool = False) -> None:
         """Checks that a configuration continues the run in this folder.
@@ -168,6 +177,9 @@ class ReadOnlyRunFolder(RunFolder):
         """Does nothing."""
 
     def change_epochs(self, epochs: int) -> None:
+        """Does nothing."""
+
+    def keep_code(self, config: Config) -> None:
         """Does nothing."""
 
     def replace_metrics(self, records: Sequence[dict[str, Any]]) -> None:

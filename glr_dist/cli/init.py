@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     from glr_dist.errors import ConfigError
 
     folder = Path(options.folder)
-    starter = [file for file in files("glr_dist.starter").iterdir() if file.name.endswith((".yaml", ".py"))]
+    starter = [file for file in (files("glr_dist") / "starter").iterdir() if file.name.endswith((".yaml", ".py"))]
     for file in starter:
         if (folder / file.name).exists():
             raise ConfigError(f"{folder / file.name} exists; choose another folder")

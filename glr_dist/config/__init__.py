@@ -65,6 +65,8 @@ __all__ = [
     "check_estimator",
     "dump",
     "dump_config",
+    "folder_of",
+    "has_own_files",
     "flat",
     "load_config",
     "overridden",
@@ -117,14 +119,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     values = overridden(read(path), overrides)
     config = build(Config, values)
-    if config.code is None and _has_own_files(config):
-        config = config.model_copy(update={"code": str(Path(path).expanduser().absolute().parent)})
+    if config.code is None and has_own_files(config):
+        config = config.model_copy(update={"code": folder_of(path)})
     return config
 
 
-def _has_own_files(config: Config) -> bool:
+def has_own_files(config: Config) -> bool:
+    """True if a configuration names code or data files of the user's own."""
     names = (config.model.name, config.data.name, config.training.loss)
     return config.data.path is not None or any(":" in name for name in names)
+
+
+def folder_of(path: str | Path) -> str:
+    """Returns the absolute folder of a configuration file."""
+    return str(Path(path).expanduser().absolute().parent)
 
 
 def dump_config(config: Config) -> str:

@@ -48,9 +48,7 @@ def own(data: OwnData, code: str | None) -> tuple[dict[str, Split], tuple[str, .
                 parts[part] = _pair(found[name], data, part)
     if "train" not in parts:
         held = ", ".join(map(repr, found)) or "nothing"
-        raise ConfigError(
-            f"data.name: {data.name} returns {held}; it must return 'train', and may 'validation', 'test'"
-        )
+        raise ConfigError(f"data.name: {data.name} returns {held}, but not 'train'")
     return splits(parts, f"data.name: {data.name}")
 
 

@@ -33,6 +33,7 @@ from glr_dist.execution.cluster import (
 )
 from glr_dist.execution.shell import Shared, Shell, StaleError
 from glr_dist.execution.software import check_same, software
+from glr_dist.imported import searched
 from glr_dist.text import one_line
 
 _MAX_IN_FLIGHT = 2  # calls per actor: it computes one while the next one waits there
@@ -131,7 +132,7 @@ class Pool:
             options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
             named = type(f"GLR{role}Actor", (Shell,), {"__module__": __name__})
             self._actor: Any = ray.remote(named).options(scheduling_strategy=place, **options)
-            self._made_of = kind, arguments
+            self._made_of = kind, arguments, tuple(searched)
             self._slots = [self._slot() for _ in range(size)]
         except BaseException:
             self.close()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ray
 
 from glr_dist.execution.orphans import end_with_raylet
 from glr_dist.execution.software import Software, node_name, software
+from glr_dist.imported import search
 
 
 class Shared(NamedTuple):
@@ -28,10 +30,17 @@ class StaleError(Exception):
 
 
 class Shell:
-    """Holds a plain object inside an actor, and calls its methods with shared values in place of their references."""
+    """Holds a plain object inside an actor, and calls its methods with shared values in place of their references.
 
-    def __init__(self, kind: type, arguments: tuple[Any, ...]) -> None:
+    Args:
+        kind: class of the object.
+        arguments: its arguments.
+        folders: folders with code of the user's own.
+    """
+
+    def __init__(self, kind: type, arguments: tuple[Any, ...], folders: Sequence[str] = ()) -> None:
         end_with_raylet()
+        search(folders)
         self._inner = kind(*arguments)
         self._cached: dict[str, tuple[int, Any]] = {}
 

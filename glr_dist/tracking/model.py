@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
+from torch import Tensor
 
+from glr_dist.errors import TrackingError
 from glr_dist.tracking.state import State
 from glr_dist.training.trained_run import load_run
 
@@ -60,7 +62,9 @@ def save_model(folder: Path, path: Path, state: State) -> int:
 
     trained = load_run(folder, "cpu")
     network = trained.net.model
-    x, _ = trained.data.train.batch(slice(0, _EXAMPLES))
+    x, _ = trained.data.train.rows(slice(0, _EXAMPLES)).batch(slice(None))
+    if not isinstance(x, Tensor):
+        raise TrackingError(f"{folder}: its network takes several inputs, which MLflow cannot store as one array")
     description: Model = Model(run_id=state.run_id, model_uuid=state.model_id, model_id=state.model_id)
     mlflow.pytorch.save_model(
         network,

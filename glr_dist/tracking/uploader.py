@@ -80,6 +80,7 @@ class Uploader:
         self._open_run()
         parts: list[Callable[[], None]] = [self._tags, self._params, self._config_file]
         parts += [self._metrics, self._system_metrics, self._dataset]
+        parts += [self._part_of_file(path, "code") for path in sorted(self._run.code.glob("*.py"))]
         if self._state.end is not None:
             parts += [
                 self._part_of_file(path)

@@ -289,6 +289,7 @@ class Trainer:
             self.config = pinned(self.config, weights.digest)
         if begin:
             self.folder.begin(self.config)
+            self.folder.keep_code(self.config)
         if weights is not None:
             self.folder.write_checkpoint(checkpoint.name_of(0), self._save)
 

@@ -9,8 +9,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from glr_dist.config import Config, Count, Model, Positive, Section, build, dump, overridden, read
+from glr_dist.config import (
+    Config,
+    Count,
+    Model,
+    Positive,
+    Section,
+    build,
+    dump,
+    folder_of,
+    has_own_files,
+    overridden,
+    read,
+)
 from glr_dist.errors import ConfigError
+from glr_dist.imported import is_import_path
 from glr_dist.robustness.suite import Corruptions, Suite, SuiteName
 from glr_dist.runs import deciding
 from glr_dist.text import one_line, shown
@@ -221,6 +234,9 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:
             f"{path}: needs a section 'tune' with a space, e.g. tune: {{space: {{seed: {{choice: [0, 1]}}}}}}"
         )
     base = build(Config, values)
+    if base.code is None and (has_own_files(base) or _searches_own_code(tune)):
+        values["code"] = folder_of(path)
+        base = build(Config, values)
     if base.execution.kind != "inline":
         raise ConfigError(
             f"execution.kind: '{base.execution.kind}' cannot be used in a search; set tune.actors_per_trial instead"
@@ -230,6 +246,17 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:
     SCHEDULERS[search.tune.scheduler].check_base(search.tune, base)
     _check_edges(search)
     return search
+
+
+def _searches_own_code(tune: Mapping[str, Any]) -> bool:
+    """True if the space of a search holds import paths."""
+    space = tune.get("space")
+    return isinstance(space, Mapping) and any(
+        is_import_path(value)
+        for values in space.values()
+        if isinstance(values, Mapping)
+        for value in values.get("choice") or ()
+    )
 
 
 def _check_edges(search: Search) -> None:

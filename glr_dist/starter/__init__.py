@@ -1,1 +1,0 @@
-"""Files that `glr-dist init` copies."""

@@ -1,0 +1,321 @@
+"""A folder outside the package with a user's network, data, loss and configuration: every command works on it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from error_lines import error_line
+
+from glr_dist import cli, load_config, load_run
+from glr_dist.runs import RunFolder
+from glr_dist.training.train import train
+
+NET = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 16, classes: int = 3):
+        super().__init__()
+        self.first = nn.Linear(6, width)
+        self.second = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.second((self.first(x) > 0).float())
+
+
+def small(**arguments):
+    return Net(width=4, **arguments)
+
+
+def wrong(outputs, targets):
+    return (outputs.argmax(-1) != targets).float()
+
+
+def pair(x):
+    return x
+
+
+class Scalar(nn.Module):
+    def forward(self, x):
+        return x.sum()
+"""
+DATA = """
+import numpy as np
+
+
+def blobs(examples=300, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, examples)
+    x = rng.normal(size=(examples, 6)) + 2 * np.eye(6)[y]
+    return {"train": (x, np.array(["cat", "dog", "eel"])[y])}
+
+
+def damaged(examples=300):
+    parts = blobs(examples)
+    parts["train"][0][7, 2] = np.nan
+    return parts
+
+
+def shorter(examples=300):
+    x, y = blobs(examples)["train"]
+    return {"train": (x, y[:-1])}
+
+
+def nothing():
+    return {"training": (np.zeros((3, 6)), np.zeros(3))}
+
+
+def raising():
+    return 1 / 0
+"""
+CONFIG = """
+data: {name: "DATA:blobs", examples: 300}
+model: {name: "NET:Net", width: 12, normalize: train}
+training: {epochs: 3, batch_size: 64, loss: "NET:wrong"}
+estimator: {copies: 8}
+"""
+_folders = iter(range(10**6))
+
+
+class Folder:
+    """A user's folder; the modules have names of their own, since Python imports a module once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, number = path, next(_folders)
+        self.net, self.data = f"net{number}_of_user", f"data{number}_of_user"
+        (path / f"{self.net}.py").write_text(NET)
+        (path / f"{self.data}.py").write_text(DATA)
+        self.config = path / "my.yaml"
+        self.config.write_text(self.text(CONFIG))
+
+    def text(self, text: str) -> str:
+        """Returns a text with the names of this folder's modules."""
+        return text.replace("NET:", f"{self.net}:").replace("DATA:", f"{self.data}:")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
+    """The user's folder. The working directory is another one."""
+    monkeypatch.chdir(tmp_path_of(tmp_path, "elsewhere"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield Folder(tmp_path_of(tmp_path, "project"))
+
+
+def tmp_path_of(tmp_path: Path, name: str) -> Path:
+    (tmp_path / name).mkdir()
+    return tmp_path / name
+
+
+def digest(out: Path) -> str:
+    summary = RunFolder(out).summary()
+    return str(summary["params_sha256"])
+
+
+def test_the_commands_work_on_a_user_s_network_data_and_loss(folder, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert cli.main(["train", str(folder.config), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{folder.data}:blobs: 216 training, 24 validation, 60 test examples" in printed
+    assert (out / "code" / f"{folder.net}.py").read_text() == NET
+    assert load_config(out / "config.yaml").code == str(folder.path)
+
+    run = load_run(out)
+    assert run.data.names == ("cat", "dog", "eel")
+    np.save(tmp_path / "new.npy", run.data.test.batch(slice(0, 5))[0].numpy())
+    assert cli.main(["predict", str(out), str(tmp_path / "new.npy"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    expected = run.predict(run.data.test.batch(slice(0, 5))[0])
+    assert [row["class"] for row in rows] == [run.data.names[number] for number in expected]
+
+    exported = tmp_path / "net.pt2"
+    assert cli.main(["export", str(out), "--to", str(exported)]) == 0
+    x = run.data.test.batch(slice(None))[0]  # another number of examples than at the export
+    torch.testing.assert_close(torch.export.load(exported).module()(x).detach(), run(x))
+
+    assert cli.main(["summary", str(folder.config)]) == 0
+    assert "model.second" in capsys.readouterr().out
+    few = ["diagnose={copies: [4], draws: 2, batch: 16, reference_passes: 20}"]
+    assert cli.main(["diagnose", str(folder.config), *few, "--out", str(tmp_path / "diagnosis")]) == 0
+    assert cli.main(["plan", str(folder.config), "--actors", "1", "--out", str(tmp_path / "plan")]) == 0
+    capsys.readouterr()
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    assert f"{folder.net}:Net" in capsys.readouterr().out
+    assert "need images of one class each" in error_line(capsys, "evaluate", out)
+
+
+def test_another_working_directory_and_a_resume_give_the_same_bits(folder, tmp_path, monkeypatch):
+    first = tmp_path / "first"
+    assert cli.main(["train", str(folder.config), "--out", str(first)]) == 0
+    monkeypatch.chdir(folder.path)
+    second = tmp_path / "second"
+    assert cli.main(["train", "my.yaml", "training.epochs=1", "--out", str(second)]) == 0
+    assert cli.main(["train", "--resume", "--out", str(second), "training.epochs=3"]) == 0
+    assert digest(first) == digest(second)
+
+
+def test_foreign_initial_weights_depend_on_the_seed_alone(folder, tmp_path):
+    def initial(*overrides: str) -> str:
+        from glr_dist.build import module_of
+        from glr_dist.data import load
+        from glr_dist.training.checkpoint import digest
+
+        config = load_config(folder.config, overrides)
+        return digest(module_of(config, load(config.data, config.code)).state_dict())
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = initial()
+    assert torch.equal(torch.get_rng_state(), before)  # the user's own stream is untouched
+    torch.rand(7)
+    assert initial() == first
+    assert initial("seed=1") != first
+
+
+@pytest.mark.ray
+def test_actors_compute_the_same_bits(folder, tmp_path, local_ray):
+    config = load_config(folder.config)
+    inline = train(config, tmp_path / "inline")["params_sha256"]
+    layers = load_config(folder.config, ["execution={kind: layers, actors: 2}"])
+    assert train(layers, tmp_path / "layers")["params_sha256"] == inline
+
+
+@pytest.mark.process
+def test_a_killed_run_continues(folder, tmp_path, start):
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    more = ["training.epochs=40", "--out"]
+    process = start("train", folder.config, *more, out)
+    deadline = time.monotonic() + 120
+    while len(RunFolder(out).metrics()) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(RunFolder(out).metrics()) < 40
+    assert cli.main(["train", "--resume", "--out", str(out)]) == 0
+    assert cli.main(["train", str(folder.config), *more, str(whole)]) == 0
+    assert digest(out) == digest(whole)
+
+
+MISTAKES = {
+    "module": (["model.name=no_such_module:Net"], "model.name: there is no module 'no_such_module'"),
+    "class": (["model.name=NET:Nett"], "does not define 'Nett'; did you mean 'Net'?"),
+    "argument": (["model.widht=3"], "model.widht: is not an argument of NET:Net; did you mean 'width'?"),
+    "not a module": (["model={name: 'NET:pair', x: 1}"], "returns a int, not a torch.nn.Module"),
+    "argument is missing": (["model={name: 'NET:pair'}"], "model.x: is missing; NET:pair needs it"),
+    "no parameters": (["model={name: 'NET:Scalar'}"], "has no parameter to train"),
+    "scores": (["model.classes=2"], "returns 2 scores for each example, the data have 3 classes"),
+    "error inside": (["model.width=-1"], "model: NET:Net"),
+    "dot": (["model.name=NET.Net"], "or your own package.module:name"),
+    "loss": (["training.loss=NET:wrongg"], "training.loss:"),
+    "loss is no function": (["training.loss=NET:__name__"], "is a str, not a function"),
+    "data module": (["data.name=no_such_data:load"], "data.name: there is no module 'no_such_data'"),
+    "data function": (["data.name=DATA:bloobs"], "did you mean 'blobs'?"),
+    "data argument": (["data.exampels=3"], "data.exampels: is not an argument of DATA:blobs; did you mean 'examples'?"),
+    "NaN": (["data.name=DATA:damaged"], "the inputs of train are not finite at example 7"),
+    "lengths": (["data.name=DATA:shorter"], "every tensor must hold the same number of examples"),
+    "parts": (["data={name: 'DATA:nothing'}"], "returns 'training', but not 'train'"),
+    "data raises": (["data={name: 'DATA:raising'}"], "(ZeroDivisionError: division by zero)"),
+    "freeze": (["model.freeze=[third.*]"], "model.freeze: 'third.*' matches no parameter"),
+    "normalize": (["model.normalize={mean: [0, 0]}"], "model.normalize.mean: 2 values are not allowed: 1 or 6"),
+    "metric": (["training.metrics=[r2]"], "training.metrics: 'r2' is not allowed: the targets are not real values"),
+    "weights": (["model.weights=nowhere.pt"], "model.weights:"),
+    "effect": (["data.resize=4"], "data.resize: has no effect with data.name 'DATA:blobs'"),
+    "path": (["data={name: arrays, path: nowhere.npz}"], "data.path: 'nowhere.npz' does not exist; looked for"),
+    "no path": (["data={name: table, target: y}"], "data.path: is missing"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(folder, tmp_path, capsys, name):
+    overrides, expected = MISTAKES[name]
+    line = error_line(capsys, "train", folder.config, *map(folder.text, overrides), "--out", tmp_path / "run")
+    assert folder.text(expected) in line
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import torch\n\nx = torch.zeros(3\n", "SyntaxError"),
+        ("import torch\n\n\ntorch.no_such_function\n", ":4 (AttributeError"),
+        ("import no_such_package_of_user\n", "No module named 'no_such_package_of_user'"),
+        ("raise SystemExit(3)\n", ":1 (SystemExit: 3)"),
+    ],
+)
+def test_an_error_in_the_user_s_file_shows_its_own_line(folder, tmp_path, capsys, text, reason):
+    name = f"broken{next(_folders)}_of_user"
+    (folder.path / f"{name}.py").write_text(text)
+    line = error_line(capsys, "train", folder.config, f"model={{name: '{name}:Net'}}", "--out", tmp_path / "run")
+    assert reason in line
+    assert f"{name}" in line
+
+
+def test_a_user_s_file_does_not_hide_a_package(folder, tmp_path):
+    (folder.path / "colorsys.py").write_text("raise RuntimeError\n")
+    assert cli.main(["train", str(folder.config), "training.epochs=1", "--out", str(tmp_path / "run")]) == 0
+    import colorsys
+
+    assert "project" not in str(colorsys.__file__)
+
+
+def test_a_state_dict_begins_a_run(folder, tmp_path):
+    from safetensors.torch import save_file
+
+    state = {"first.weight": torch.ones(12, 6), "first.bias": torch.zeros(12)}
+    state |= {"second.weight": torch.ones(3, 12), "second.bias": torch.zeros(3)}
+    torch.save(state, tmp_path / "state.pt")
+    save_file(state, tmp_path / "state.safetensors")
+    digests = set()
+    for name in ("state.pt", "state.safetensors"):
+        out = tmp_path / f"run-{name}"
+        weights = f"model.weights={tmp_path / name}"
+        assert cli.main(["train", str(folder.config), weights, "--out", str(out)]) == 0
+        digests.add(digest(out))
+    assert len(digests) == 1
+
+
+def test_frozen_parameters_stay(folder, tmp_path):
+    from glr_dist.build import module_of
+    from glr_dist.data import load
+
+    config = load_config(folder.config, ["model.freeze=['first.*']"])
+    before = module_of(config, load(config.data, config.code)).state_dict()
+    train(config, tmp_path / "run")
+    after = load_run(tmp_path / "run").net.model.state_dict()
+    assert torch.equal(before["model.first.weight"], after["model.first.weight"])
+    assert not torch.equal(before["model.second.weight"], after["model.second.weight"])
+
+
+def test_the_starter_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert cli.main(["init", "project"]) == 0
+    assert cli.main(["train", "project/config.yaml", "training.epochs=4", "--out", "run"]) == 0
+    accuracy = RunFolder(tmp_path / "run").summary()["test_accuracy"]
+    assert accuracy > 0.5  # of three classes
+    capsys.readouterr()
+    assert "exists; choose another folder" in error_line(capsys, "init", "project")
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_tune_searches_arguments_of_the_user_s_network(folder, tmp_path, start):
+    folder.config.write_text(
+        folder.config.read_text()
+        + "tune: {space: {model.width: {choice: [4, 12]}, data.examples: {choice: [200, 300]}}, trials: 2}\n"
+    )
+    process: subprocess.Popen[str] = start("tune", folder.config, "--out", tmp_path / "search")
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert list((tmp_path / "search").rglob("summary.json")), out
