@@ -9,7 +9,7 @@ from pathlib import Path
 from glr_dist.cli.arguments import whole
 from glr_dist.cli.results import check_runs
 
-HELP = "prove, by randomised smoothing, that no small change of an image changes the prediction"
+HELP = "prove that no small change of an image changes the prediction"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     check_runs(runs)
     from glr_dist.robustness.certificates.certify import certify
     from glr_dist.robustness.certificates.files import CertificateFiles
-    from glr_dist.robustness.certificates.page import markdown
+    from glr_dist.robustness.certificates.methods import page_of
     from glr_dist.tracking import send_report
 
     for folder in runs:
@@ -51,6 +51,6 @@ def run(options: argparse.Namespace) -> int:
             print("stopped; the same command continues", file=sys.stderr)
             return 130
         send_report(folder)
-        print(markdown(report))
+        print(page_of(report))
         print(f"results  {CertificateFiles(folder.absolute(), report.name).page}")
     return 0

@@ -20,8 +20,7 @@ from glr_dist.errors import ConfigError, SiteError
 from glr_dist.execution.inline import Inline
 from glr_dist.losses import zero_one
 from glr_dist.robustness import workers
-from glr_dist.robustness.certificates import certify as module
-from glr_dist.robustness.certificates import first_segment
+from glr_dist.robustness.certificates import first_segment, methods
 from glr_dist.robustness.certificates.bounds import certified_radius, lower_bound, upper_bound
 from glr_dist.robustness.certificates.certify import certify
 from glr_dist.robustness.certificates.certify_block import Certified, certify_block
@@ -365,7 +364,7 @@ def test_a_stopped_certification_continues(run, monkeypatch, capsys):
         done.append(block)
         return certify_block(certified, block)
 
-    monkeypatch.setattr(module, "certify_block", stopped)
+    monkeypatch.setattr(methods.Smoothed, "block", staticmethod(stopped))
     assert cli.main(["certify", str(folder), *SMALL]) == 130
     assert "the same command continues" in capsys.readouterr().err
     assert done == [0, 1, 2]
@@ -373,14 +372,16 @@ def test_a_stopped_certification_continues(run, monkeypatch, capsys):
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join([*lines[:3], lines[3][:-9]]))  # the last block is damaged
     counted = []
-    monkeypatch.setattr(module, "certify_block", lambda *given: counted.append(given[1]) or certify_block(*given))
+    monkeypatch.setattr(
+        methods.Smoothed, "block", staticmethod(lambda *given: counted.append(given[1]) or certify_block(*given))
+    )
     assert certify(folder, settings, actors=0) == expected
     assert counted == [2, 3, 4]
 
 
 def test_a_wrong_norm_fails_the_run(run, monkeypatch, capsys):
     folder = run("threshold")
-    monkeypatch.setattr(module, "lipschitz_bound", lambda net, x: first_segment.lipschitz_bound(net, x) / 20)
+    monkeypatch.setattr(methods, "lipschitz_bound", lambda net, x: first_segment.lipschitz_bound(net, x) / 20)
     assert cli.main(["certify", str(folder), *SMALL, "attack.eps=[0.4]", "--actors", "0"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "the certificate of test image" in error

@@ -13,38 +13,32 @@ from tqdm import tqdm
 
 from glr_dist import __version__
 from glr_dist.claims import claim
+from glr_dist.data import Split
 from glr_dist.errors import ConfigError
 from glr_dist.execution.address import ray_address
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.figures import draw
 from glr_dist.files import write_atomically
-from glr_dist.robustness.certificates.certify_block import Certified, certify_block
-from glr_dist.robustness.certificates.files import CertificateFiles
-from glr_dist.robustness.certificates.first_segment import lipschitz_bound
-from glr_dist.robustness.certificates.page import markdown
-from glr_dist.robustness.certificates.plot import radius_figure
-from glr_dist.robustness.certificates.report import CertificateReport, certificates_name, report_of
-from glr_dist.robustness.certificates.settings import Certification
-from glr_dist.robustness.certificates.smoothing import Smoothing
-from glr_dist.robustness.certificates.verdict import Verdict
+from glr_dist.robustness.certificates.files import AnyReport, CertificateFiles
+from glr_dist.robustness.certificates.methods import Method, Shared, figure_of_report, method_of, page_of
+from glr_dist.robustness.certificates.report import certificates_name
+from glr_dist.robustness.certificates.settings import AnyCertification, Certification
 from glr_dist.robustness.journal import Journal
 from glr_dist.robustness.workers import spread
 from glr_dist.runs import CheckpointName, RunFolder, deciding
 from glr_dist.training import checkpoint
 from glr_dist.training.trained_run import TrainedRun, load_run
 
-_TESTED = 32  # images at which the first segment is tested
-
 
 def certify(
     folder: Path,
-    settings: Certification,
+    settings: AnyCertification,
     *,
     device: str | None = None,
     actors: int | None = None,
     which: CheckpointName = "newest",
-) -> CertificateReport:
-    """Certifies a run by randomised smoothing; writes a report, a page and a plot into the run's folder.
+) -> AnyReport:
+    """Certifies a run, by randomised smoothing or by bounds; writes a report, a page and a plot into the run's folder.
 
     The files are `certificates/NAME-SPLIT.json`, `….md` and `….png` (see `CertificateFiles`).
 
@@ -75,7 +69,8 @@ def certify(
         device = "cpu"
     files = CertificateFiles(folder.absolute(), certificates_name(settings, which))
     noise = RunFolder(files.run).config().noise  # raises before anything is written into a wrong folder
-    if settings.input_noise is None and noise.law == "none" and noise.input is not None:
+    smoothed = isinstance(settings, Certification) and settings.input_noise is None
+    if smoothed and noise.law == "none" and noise.input is not None:
         settings = settings.model_copy(update={"input_noise": noise.input.scale})
     files.check_replaceable(settings)
     run = load_run(files.run, device, checkpoint=which)
@@ -83,76 +78,70 @@ def certify(
         raise ConfigError(
             f"{folder}: data '{run.data.name}' cannot be certified: certificates are for images with one class each"
         )
-    certified, lipschitz = _prepared(run, settings)
+    split = run.data.test if settings.split == "test" else run.data.validation
+    images = split.rows(slice(0, settings.examples)).to(run.device)
+    method = method_of(run, images, settings)
     with ExitStack() as stack:
         stack.callback(_remove_if_empty, files.folder)
         stack.enter_context(claim(files.folder, purpose=files.name))
-        verdicts, journal = _verdicts(certified, files, _fingerprint(run, certified, which), actors)
-        report = report_of(
-            settings,
+        fingerprint = _fingerprint(run, images, settings, which, method.fingerprint)
+        verdicts, journal = _verdicts(method, files, fingerprint, settings, actors)
+        report = method.report(
             verdicts,
-            lipschitz,
             run=files.run.name,
             config=run.config.model_dump(mode="json"),
             checkpoint=which,
             epoch=run.epoch,
             params_sha256=checkpoint.digest(run.net.state_dict()),
-            scales={n: s.double().mean().item() for n, s in run.net.scales().items()} if run.net.noise else {},
         )
         _write(files, report)
         journal.remove()
     return report
 
 
-def _prepared(run: TrainedRun, settings: Certification) -> tuple[Certified, float]:
-    """Returns what the blocks share, and L, the noise's standard deviations per unit of distance."""
-    split = run.data.test if settings.split == "test" else run.data.validation
-    images = split.rows(slice(0, settings.examples)).to(run.device)
-    x = images.batch(slice(0, _TESTED))[0]
-    smoothing = Smoothing.of(run.net, settings.input_noise, x)
-    lipschitz = lipschitz_bound(run.net, x) if settings.input_noise is None else 1 / settings.input_noise
-    return Certified(smoothing, images, settings), lipschitz
-
-
 def _verdicts(
-    certified: Certified, files: CertificateFiles, fingerprint: str, actors: int | None
-) -> tuple[list[Verdict], Journal]:
+    method: Method, files: CertificateFiles, fingerprint: str, settings: AnyCertification, actors: int | None
+) -> tuple[list[Any], Journal]:
     """Returns the verdicts of all images, and the journal that holds them; continues a stopped certification."""
-    size, total = certified.settings.block, len(certified.images)
+    size, total = settings.block, len(method.shared.images)
     blocks = range(-(-total // size))
 
     def fits(entry: Any) -> bool:
         try:
             number, verdicts = entry
-            return number in blocks and len([Verdict.of(*v) for v in verdicts]) == min(size, total - number * size)
+            return number in blocks and len([method.verdict(v) for v in verdicts]) == min(size, total - number * size)
         except (TypeError, ValueError):
             return False
 
     journal, entries = Journal.open(files.journal, fingerprint, fits)
-    found = {number: [Verdict.of(*verdict) for verdict in verdicts] for number, verdicts in entries}
+    found = {number: [method.verdict(verdict) for verdict in verdicts] for number, verdicts in entries}
     work = ((number,) for number in blocks if number not in found)
-    threads = 1 if certified.device.type == "cuda" else None
-    with _Progress(found, total) as progress:
-        spreading = spread(certify_block, certified, work, actors, copied=Certified.copied, threads=threads)
+    threads = 1 if method.shared.device.type == "cuda" else None
+    with _Progress(sum(map(len, found.values())), total) as progress:
+        spreading = spread(method.block, method.shared, work, actors, copied=_copied, threads=threads)
         for (number,), verdicts in spreading:
             journal.append([number, verdicts])
-            found[number] = verdicts
-            progress.update(verdicts)
+            found[number] = list(verdicts)
+            progress.update(len(verdicts))
     return [verdict for number in blocks for verdict in found[number]], journal
+
+
+def _copied(shared: Shared) -> Shared:
+    return shared.copied()
 
 
 class _Progress:
     """A progress bar over the images; without a terminal, a line at each tenth of them."""
 
-    def __init__(self, found: dict[int, list[Verdict]], total: int) -> None:
-        self._total, self._done = total, sum(map(len, found.values()))
+    def __init__(self, done: int, total: int) -> None:
+        self._total, self._done = total, done
         silent = not sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=self._done, disable=silent, unit="image", dynamic_ncols=True)
 
-    def update(self, verdicts: list[Verdict]) -> None:
+    def update(self, count: int) -> None:
         """Reports that a block is finished."""
-        self._bar.update(len(verdicts))
-        before, self._done = self._done, self._done + len(verdicts)
+        self._bar.update(count)
+        before, self._done = self._done, self._done + count
         if self._bar.disable and 10 * before // self._total < 10 * self._done // self._total:
             print(f"certified {self._done:,} of {self._total:,} images", file=sys.stderr, flush=True)
 
@@ -163,24 +152,23 @@ class _Progress:
         self._bar.close()
 
 
-def _fingerprint(run: TrainedRun, certified: Certified, which: CheckpointName) -> str:
+def _fingerprint(run: TrainedRun, images: Split, settings: AnyCertification, which: CheckpointName, more: Any) -> str:
     """Returns a digest of everything that determines the verdicts."""
-    settings = certified.settings.model_dump(mode="json")
-    parts = [__version__, deciding(run.config), settings, which, certified.smoothing.tile, str(run.device)]
+    parts = [__version__, deciding(run.config), settings.model_dump(mode="json"), which, more, str(run.device)]
     sha = hashlib.sha256(json.dumps(parts).encode())
     sha.update(checkpoint.digest(run.net.state_dict()).encode())
-    sha.update(certified.images.digest().encode())
-    sha.update(certified.images.targets().cpu().numpy().tobytes())
+    sha.update(images.digest().encode())
+    sha.update(images.targets().cpu().numpy().tobytes())
     return sha.hexdigest()
 
 
-def _write(files: CertificateFiles, report: CertificateReport) -> None:
+def _write(files: CertificateFiles, report: AnyReport) -> None:
     """Writes the report and its page, then the plot, which may fail."""
     for path in files.all():
         path.unlink()
     write_atomically(files.report, (report.model_dump_json(indent=2) + "\n").encode())
-    drawn = draw(files.picture, lambda: radius_figure(report))
-    page = markdown(report) + (f"\n![]({files.picture.name})\n" if drawn else "")
+    drawn = draw(files.picture, lambda: figure_of_report(report))
+    page = page_of(report) + (f"\n![]({files.picture.name})\n" if drawn else "")
     write_atomically(files.page, page.encode())
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from glr_dist.errors import ConfigError
+from glr_dist.robustness.certificates.linf.report import LinfReport
 from glr_dist.robustness.certificates.report import CertificateReport
-from glr_dist.robustness.certificates.settings import Certification
+from glr_dist.robustness.certificates.settings import AnyCertification
 from glr_dist.text import one_line, shortened
+
+AnyReport = CertificateReport | LinfReport
 
 
 class CertificateFiles:
@@ -40,7 +44,7 @@ class CertificateFiles:
         """Returns the existing files."""
         return [p for p in (self.report, self.page, self.picture, self.picture.with_suffix(".pdf")) if p.is_file()]
 
-    def check_replaceable(self, settings: Certification) -> None:
+    def check_replaceable(self, settings: AnyCertification) -> None:
         """Checks that new results replace nothing but older ones of the same settings.
 
         Raises:
@@ -49,13 +53,13 @@ class CertificateFiles:
         if not self.report.exists():
             return
         try:
-            existing = CertificateReport.model_validate_json(self.report.read_bytes()).settings.model_dump(mode="json")
+            existing = _parsed(self.report.read_bytes()).settings.model_dump(mode="json")
         except (OSError, ValidationError):
             print(f"warning: {self.report}: is not a valid report and will be replaced", file=sys.stderr)
             return
         for key, value in settings.model_dump(mode="json").items():
-            if existing[key] != value:
-                before, now = (shortened(str(each), 40) for each in (existing[key], value))
+            if (before := existing.get(key)) != value:
+                before, now = (shortened(str(each), 40) for each in (before, value))
                 raise ConfigError(
                     f"{self.report}: holds certificates of other settings ('{key}' is {before}, not {now}); give these "
                     "another name (name=NAME), or delete the file"
@@ -67,7 +71,7 @@ def certificate_names(run: Path) -> list[str]:
     return sorted(path.stem for path in (run / "certificates").glob("*.json") if path.is_file())
 
 
-def read_certificates(run: Path, name: str) -> CertificateReport:
+def read_certificates(run: Path, name: str) -> AnyReport:
     """Reads what `glr-dist certify` wrote into a run's folder.
 
     Args:
@@ -79,7 +83,7 @@ def read_certificates(run: Path, name: str) -> CertificateReport:
     """
     path = CertificateFiles(run, name).report
     try:
-        return CertificateReport.model_validate_json(path.read_bytes())
+        return _parsed(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); certify the run first") from None
     except ValidationError as error:
@@ -88,3 +92,17 @@ def read_certificates(run: Path, name: str) -> CertificateReport:
         raise ConfigError(
             f"{path}: is damaged, or of another version of glr_dist ({where}); certify the run again"
         ) from None
+
+
+def _parsed(content: bytes) -> AnyReport:
+    """Reads a report; its settings name its norm.
+
+    Raises:
+        ValidationError: it is damaged.
+    """
+    try:
+        norm = json.loads(content)["settings"]["norm"]
+    except (ValueError, TypeError, KeyError):
+        norm = "l2"
+    kind: type[AnyReport] = LinfReport if norm == "linf" else CertificateReport
+    return kind.model_validate_json(content)

@@ -12,7 +12,7 @@ from glr_dist import __version__
 from glr_dist.config import Section
 from glr_dist.errors import UserError
 from glr_dist.robustness.certificates.bounds import certified_radius
-from glr_dist.robustness.certificates.settings import Certification
+from glr_dist.robustness.certificates.settings import AnyCertification, Certification
 from glr_dist.robustness.certificates.verdict import Verdict, contradiction
 from glr_dist.robustness.rate import Rate
 from glr_dist.runs import CheckpointName
@@ -118,7 +118,7 @@ class CertificateReport(Section):
         return {f"certified/{self.name.replace('-test', '')}/{name}": value for name, value in found.items()}
 
 
-def certificates_name(settings: Certification, checkpoint: CheckpointName) -> str:
+def certificates_name(settings: AnyCertification, checkpoint: CheckpointName) -> str:
     """Returns the name of the results on a checkpoint of a run."""
     return settings.report_name if checkpoint == "newest" else f"{settings.report_name}.{checkpoint}"
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from glr_dist.config import Count, Positive, Section, build, overridden
 from glr_dist.errors import ConfigError
+from glr_dist.robustness.certificates.linf.settings import LinfCertification
 from glr_dist.robustness.suite import SuiteName
+from glr_dist.text import shown
 
 
 class CheckAttack(Section):
@@ -28,6 +30,7 @@ class Certification(Section):
     The defaults are those of Cohen, Rosenfeld, Kolter (ICML 2019).
     """
 
+    norm: Literal["l2"] = "l2"
     name: SuiteName = Field("l2", description="name of the results, NAME-SPLIT")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of all noise")
     split: Literal["test", "validation"] = "test"
@@ -55,10 +58,17 @@ class Certification(Section):
         return f"{self.name}-{self.split}"
 
 
-def load_certification(overrides: Sequence[str] = ()) -> Certification:
-    """Returns the default settings with `key=value` overrides.
+AnyCertification = Certification | LinfCertification
+
+
+def load_certification(overrides: Sequence[str] = ()) -> AnyCertification:
+    """Returns the default settings with `key=value` overrides; `norm=linf` chooses L∞ certificates.
 
     Raises:
         ConfigError: a field is unknown or its value is not allowed.
     """
-    return build(Certification, overridden(Certification().model_dump(mode="json"), overrides))
+    kinds: dict[Any, type[AnyCertification]] = {"l2": Certification, "linf": LinfCertification}
+    norm = overridden({"norm": "l2"}, [each for each in overrides if each.startswith("norm=")])["norm"]
+    if norm not in kinds:
+        raise ConfigError(f"norm: {shown(norm)} is not allowed: 'l2' or 'linf'")
+    return build(kinds[norm], overridden(kinds[norm]().model_dump(mode="json"), overrides))
