@@ -124,7 +124,7 @@ def _tensor(array: Any, where: str) -> Tensor:
         found = np.asarray(array)
         if found.dtype.kind == "u" and found.dtype != np.uint8:
             found = found.astype(np.int64)
-        return torch.from_numpy(np.ascontiguousarray(found))
+        return torch.from_numpy(np.require(found, requirements=["C", "W"]))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where} cannot be a tensor ({one_line(error)})") from None
 
