@@ -65,6 +65,7 @@ def splits(parts: Mapping[str, Any], where: str) -> tuple[dict[str, Split], tupl
 
     - uint8 inputs are pixel values, 255 stands for 1; images [N, H, W] and [N, H, W, C] get their channels first.
     - Other integers stay as they are (token ids, class numbers); floats become float32.
+    - Real targets [N] become [N, 1], the shape of a network's outputs.
     - Targets that are text, or integers with gaps, become class numbers in sorted order.
 
     Args:
@@ -162,7 +163,7 @@ def _is_text(y: Any) -> bool:
 def _target(array: Any, where: str) -> Tensor:
     y = _tensor(array, where)
     if y.dtype is torch.bool or y.is_floating_point():
-        return y.float()
+        return y.float() if y.dim() > 1 else y.float()[:, None]
     return y.to(torch.int64)
 
 

@@ -64,7 +64,7 @@ def test_several_inputs_of_a_network():
     parts, _ = splits({"train": ({"a": X, "b": X[:, 0]}, np.zeros(30))}, "set")
     x, y = parts["train"].batch(torch.tensor([3, 1]))
     torch.testing.assert_close(x["a"], torch.from_numpy(X[[3, 1]]).float())
-    assert (x["b"].shape, y.shape) == ((2,), (2,))
+    assert (x["b"].shape, y.shape) == ((2,), (2, 1))
 
 
 @pytest.mark.parametrize("kind", ["npz", "pt"])
