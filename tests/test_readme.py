@@ -57,6 +57,11 @@ RUNS = {
     "glr-dist train configs/digits.yaml estimator.name=pathwise model.activation=sigmoid --out runs/bp": TINY[:1],
     "glr-dist evaluate runs/lrt runs/bp --suite quick examples=200": SMALL,
     "glr-dist compare runs/bp runs/lrt": [],
+    "glr-dist evaluate runs/lrt --suite authors name=authors-1 surrogate.seed=1001": [
+        "examples=20",
+        "surrogate.training.epochs=1",
+        "corruptions={names: [glass_blur], severities: [1], constants: authors}",
+    ],
     "glr-dist certify runs/lrt norm=linf examples=100": ["examples=4", "steps=2", "adaptive.copies=8"],
     "glr-dist certify runs/lrt examples=500 n=10000": ["examples=4", "n=200", "attack={examples: 2, draws: 20}"],
     "glr-dist plan configs/diagnose/mnist_sigmoid.yaml estimator.copies=1000 training.batch_size=1024 "

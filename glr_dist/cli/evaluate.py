@@ -16,7 +16,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     command.add_argument("words", metavar="RUN_DIR", nargs="+", help="runs, and key=value overrides of the suite")
     command.add_argument(
-        "--suite", metavar="NAME|FILE", default="paper", help="quick, paper (default), full, or a file"
+        "--suite",
+        metavar="NAME|FILE",
+        default="paper",
+        help="quick, paper (default), full, authors, authors_50, or a file",
     )
     command.add_argument(
         "--checkpoint",

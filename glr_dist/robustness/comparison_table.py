@@ -70,6 +70,7 @@ def _entries(report: Report, eps: float | None, paper: Mapping[str, float]) -> I
     for result in report.attacks:
         if result.eps is None or (result.eps == eps and result.norm == "linf"):
             column = result.attack if result.threat == "transfer" and result.eps in (None, FGSM_EPS) else ""
+            column = "lbfgs" if column == "torch_lbfgs" else column
             yield entry(f"{result.attack}, {result.threat.replace('_', ' ')}", result.rate, column)
     for robust in report.robust_accuracies:
         if robust.eps == eps and robust.norm == "linf":

@@ -141,7 +141,7 @@ def conditions_of(suite: Suite, available: int) -> list[Condition]:
     conditions: list[Condition] = [Clean(whole)]
     for attack in suite.attacks:
         examples = min(attack.examples or whole, whole)
-        norm = getattr(attack, "norm", "l2" if attack.name == "lbfgs" else "linf")
+        norm = getattr(attack, "norm", "l2" if attack.name.endswith("lbfgs") else "linf")
         for threat in getattr(attack, "threats", (_FIXED_THREATS.get(attack.name, ""),)):
             conditions += [Attacked(attack, examples, threat, norm, eps) for eps in getattr(attack, "eps", (None,))]
     for name in suite.corruptions.names:
@@ -157,4 +157,5 @@ def conditions_of(suite: Suite, available: int) -> list[Condition]:
 def networks_of(suite: Suite, conditions: Sequence[Condition]) -> frozenset[Network]:
     """Returns the networks besides the run's own that the conditions use."""
     needs = frozenset[Network]().union(*(condition.needs for condition in conditions))
-    return needs | {"surrogate"} if "baseline" in needs and suite.baseline == "surrogate" else needs
+    baseline = "baseline" in needs and suite.baseline == "surrogate"
+    return needs | {"surrogate"} if baseline or suite.surrogate_right else needs

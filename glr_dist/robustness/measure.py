@@ -116,7 +116,7 @@ def _targets(condition: Attacked, subject: Subject, suite: Suite, key: Key) -> I
         return
     network: Scores = net
     if inference.votes:
-        if condition.attack.name == "lbfgs":
+        if condition.attack.name.endswith("lbfgs"):
             raise NoGradientError("L-BFGS stops at the decision boundary, where predictions by vote are random")
         network = Averaged(net, key._replace(role=Role.INFERENCE, block=1), inference.draws)
     if condition.threat != "adaptive" or net.noise is None:

@@ -12,6 +12,7 @@ from glr_dist.robustness.report import AttackResult, Report, RobustAccuracy
 
 _EXPLAINED = {
     "random_sign": "random_sign is a control, not an attack: random noise of the same size.",
+    "torch_lbfgs": "torch_lbfgs is the paper's L-BFGS: one unbounded optimizer step, which says little.",
     "lbfgs": "lbfgs searches for the smallest L2 change that changes a prediction.",
 }
 
@@ -45,7 +46,8 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"{described(report.config)}; after epoch {report.epoch}{chosen}; predictions {predicted}."
     yield "Accuracies are in %, with 95 % intervals (Wilson)."
     yield ""
-    yield f"Clean: {report.clean} on {report.clean.examples:,} {report.suite.split} images."
+    right = " that the surrogate classifies correctly" if report.suite.surrogate_right else ""
+    yield f"Clean: {report.clean} on {report.clean.examples:,} {report.suite.split} images{right}."
     if report.attacks:
         yield from ("", "## Attacks", "")
         yield from table(
@@ -65,7 +67,8 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def _attack_row(result: AttackResult) -> list[str]:
-    eps = "minimal" if result.eps is None else f"{result.eps:g}"
+    unbounded = "none" if result.attack == "torch_lbfgs" else "minimal"
+    eps = unbounded if result.eps is None else f"{result.eps:g}"
     if result.rate is None:
         return [_name(result), result.threat, eps, "–", "", f"not testable by this attack: {result.reason}"]
     notes = []

@@ -44,10 +44,10 @@ def published(config: Mapping[str, Any]) -> tuple[str, dict[str, float]] | None:
     backpropagated = config["estimator"]["name"] == "pathwise"
     kinds = {("sigmoid", "cross_entropy"): "LRS", ("threshold", "cross_entropy"): "LRT"}
     kinds |= {("sigmoid", "zero_one"): "LRSZ", ("threshold", "zero_one"): "LRTZ"}
-    kind = kinds.get((model["activation"], config["training"]["loss"]))
+    kind = kinds.get((model.get("activation"), config["training"]["loss"]))
     if backpropagated:
         kind = "BP" if kind == "LRS" and law == "none" else None
     row = _ROWS.get(config["data"]["name"], {}).get(kind or "")
-    if row is None or list(model["hidden"]) != [50]:
+    if row is None or model.get("name", "mlp") != "mlp" or list(model["hidden"]) != [50]:
         return None
     return str(kind), dict(zip(COLUMNS, row, strict=True))

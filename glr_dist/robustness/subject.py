@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from glr_dist import __version__
 from glr_dist.config import Config
 from glr_dist.data import Split
 from glr_dist.errors import ConfigError, SiteError
+from glr_dist.execution.inline import one_thread
 from glr_dist.glr import GLR
 from glr_dist.robustness.conditions import Condition, conditions_of, networks_of
 from glr_dist.robustness.suite import Suite, surrogate_config
@@ -23,6 +25,8 @@ from glr_dist.robustness.targets import shifted, spreads
 from glr_dist.runs import CheckpointName, deciding
 from glr_dist.training import checkpoint
 from glr_dist.training.trained_run import load_run
+
+_BATCH = 1000  # images of a pass that finds those that the surrogate classifies correctly
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,9 @@ def load_subject(folder: Path, suite: Suite, device: str | None = None, which: C
     surrogate = baseline = None
     if "surrogate" in needs:
         surrogate = trained_surrogate(surrogate_config(suite.surrogate, run.config), run.data, str(where)).net
+        if suite.surrogate_right:
+            split = split.rows(_right(surrogate, split.to(where)))
+            conditions = conditions_of(suite, len(split))
     if "baseline" in needs:
         named = suite.baseline != "surrogate"
         baseline = _baseline(Path(suite.baseline), run.config, str(where)) if named else surrogate
@@ -115,6 +122,23 @@ def load_subject(folder: Path, suite: Suite, device: str | None = None, which: C
     return Subject(
         folder.absolute(), run.config, which, run.epoch, net, images, smoothed, untestable, surrogate, baseline
     )
+
+
+def _right(net: GLR, split: Split) -> Tensor:
+    """Returns the indices of the images that a network classifies correctly.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    right = []
+    with one_thread(), torch.no_grad():
+        for start in range(0, len(split), _BATCH):
+            x, y = split.batch(slice(start, start + _BATCH))
+            right.append((net(x).argmax(1) == y).cpu())
+    found = torch.cat(right).nonzero()[:, 0]
+    if not len(found):
+        raise ConfigError("surrogate_right: the surrogate classifies no image correctly; train it longer")
+    return found
 
 
 def _smoothed(net: GLR, examples: Tensor, suite: Suite) -> Iterator[GLR]:

@@ -9,7 +9,19 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from glr_dist.config import Config, Count, Model, Optimizer, Schedule, Section, Training, build, overridden, read
+from glr_dist.config import (
+    Config,
+    Count,
+    Model,
+    Optimizer,
+    Positive,
+    Schedule,
+    Section,
+    Training,
+    build,
+    overridden,
+    read,
+)
 from glr_dist.errors import ConfigError
 
 Threat = Literal["white_box", "transfer", "adaptive"]
@@ -73,6 +85,16 @@ class LBFGS(Section):
     examples: Count | None = 1000
 
 
+class TorchLBFGS(Section):
+    """The paper's L-BFGS: one step of torch's optimizer on each image."""
+
+    name: Literal["torch_lbfgs"] = "torch_lbfgs"
+    threats: tuple[Literal["white_box", "transfer"], ...] = Field(("transfer",), min_length=1)
+    lr: Positive = 0.05
+    iterations: Count = 20
+    examples: Count | None = 1000
+
+
 class Square(Section):
     """The Square attack, which needs class scores only."""
 
@@ -90,14 +112,16 @@ class RandomSign(Section):
     examples: Count | None = None
 
 
-Attack = Annotated[FGSM | PGD | LBFGS | Square | RandomSign, Field(discriminator="name")]
+Attack = Annotated[FGSM | PGD | LBFGS | TorchLBFGS | Square | RandomSign, Field(discriminator="name")]
 
 
 class Corruptions(Section):
     """The common corruptions."""
 
     names: tuple[Corruption, ...] = ("gaussian_noise", "impulse_noise", "glass_blur", "contrast")
-    constants: Literal["cifar_c", "imagenet_c"] = Field("cifar_c", description="benchmark that defines the severities")
+    constants: Literal["cifar_c", "imagenet_c", "authors"] = Field(
+        "cifar_c", description="benchmark that defines the severities; authors: cifar_c with the paper's glass blur"
+    )
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
     examples: Count | None = None
 
@@ -153,6 +177,7 @@ class Suite(Section):
         "test", description="images to evaluate on; select models on 'validation'"
     )
     examples: Count | None = Field(None, description="evaluate the first N images of the split; default: all")
+    surrogate_right: bool = Field(False, description="evaluate only images that the surrogate classifies correctly")
     block: Count = Field(250, description="images per work item and per random stream")
     attacks: tuple[Attack, ...] = ()
     corruptions: Corruptions = Corruptions()
@@ -178,6 +203,20 @@ _PAPER_ATTACKS = (
     Square(eps=_PAPER_EPS),
 )
 
+
+def _authors(hidden: tuple[int, ...], name: str) -> Suite:
+    """Returns the protocol of the authors' public code, with one of their surrogates."""
+    sgd = Optimizer(name="SGD", lr=0.01, momentum=0.9, weight_decay=1e-4)
+    return Suite(
+        name=name,
+        attacks=(FGSM(eps=(0.1, 0.13), threats=("transfer",)), TorchLBFGS()),
+        corruptions=Corruptions(constants="authors"),
+        surrogate=Surrogate(
+            model=Model(hidden=hidden, activation="relu"), training=Training(epochs=10, batch_size=128, optimizer=sgd)
+        ),
+    )
+
+
 SUITES: dict[str, Suite] = {
     # The paper's attacks and corruptions, plus the attacks that a network without gradients needs.
     "paper": Suite(name="paper", attacks=_PAPER_ATTACKS),
@@ -194,6 +233,9 @@ SUITES: dict[str, Suite] = {
         attacks=(*_PAPER_ATTACKS, PGD(eps=(0.5, 1.0, 2.0), norm="l2")),
         corruptions=Corruptions(names=get_args(Corruption)),
     ),
+    # What the authors' public code does, to compare like with like; no attack knows the network.
+    "authors": _authors((100, 50), "authors"),
+    "authors_50": _authors((50,), "authors_50"),
 }
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from glr_dist.errors import NoGradientError, ZeroGradientError
 from glr_dist.losses import cross_entropy
 from glr_dist.nn import Heaviside
-from glr_dist.robustness.attacks import ATTACKS, FGSM, LBFGS, PGD, RandomSign, Square
+from glr_dist.robustness.attacks import ATTACKS, FGSM, LBFGS, PGD, RandomSign, Square, TorchLBFGS
 from glr_dist.robustness.attacks.lbfgs import minimise, not_the_label
 from glr_dist.robustness.targets import WhiteBox
 from glr_dist.streams import Key
@@ -128,7 +128,7 @@ def test_another_key_draws_other_noise(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_empty_block_is_allowed(name):
-    attack = ATTACKS[name]() if name == "lbfgs" else ATTACKS[name](eps=0.1)
+    attack = ATTACKS[name]() if name.endswith("lbfgs") else ATTACKS[name](eps=0.1)
     found = attack(WhiteBox(network()), images(0), torch.zeros(0, dtype=torch.int64), KEY)
     assert found.images.shape == (0, 1, 8, 8)
 
@@ -272,9 +272,29 @@ def test_not_the_label_is_minus_the_log_of_the_other_classes_probability():
     assert not_the_label(torch.tensor([[0.0, 200.0]]), torch.tensor([1])).isfinite()
 
 
+def test_torch_lbfgs_is_one_step_of_the_optimizer_on_each_image_clipped_afterwards():
+    model, x = network(), images(5)
+    y = predicted(model, x)
+    found = TorchLBFGS()(WhiteBox(model), x, y, KEY).images
+    for i in range(5):
+        point = x[i : i + 1].clone().requires_grad_()
+        optimizer = torch.optim.LBFGS([point], lr=0.05)
+
+        def closure(point=point, optimizer=optimizer, i=i):
+            optimizer.zero_grad()
+            loss = -nn.functional.cross_entropy(model(point), y[i : i + 1])
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        torch.testing.assert_close(found[i : i + 1], point.detach().clamp(0, 1))
+    assert not torch.equal(found, x)
+    assert torch.isfinite(TorchLBFGS(lr=1e30)(WhiteBox(model), x, y, KEY).images).all()
+
+
 # ---------------------------------------------------------------- refusals
 
-FOLLOWERS = {"fgsm": FGSM(0.1), "pgd": PGD(0.1, steps=3), "lbfgs": LBFGS()}
+FOLLOWERS = {"fgsm": FGSM(0.1), "pgd": PGD(0.1, steps=3), "lbfgs": LBFGS(), "torch_lbfgs": TorchLBFGS()}
 
 
 class ZeroGradient(nn.Module):

@@ -284,3 +284,8 @@ def test_a_plot_that_fails_is_a_warning(evaluated, tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err == f"warning: {tmp_path}/out/compare.png: cannot be drawn (no fonts)\n"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.md", "compare.json"}
     assert "compare.png" not in (tmp_path / "out" / "compare.md").read_text()
+
+
+def test_a_network_of_the_zoo_has_no_published_figures():
+    config = Config(data={"name": "mnist"}, model={"name": "lenet5", "activation": "sigmoid"}).model_dump(mode="json")
+    assert published(config) is None

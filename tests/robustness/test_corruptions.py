@@ -282,6 +282,32 @@ def test_glass_displacements_are_uniform_and_stay_inside(reach):
     assert columns.min() == 1 and columns.max() == width - 1
 
 
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_the_glass_blur_of_the_paper_blurs_along_one_axis_in_8_bits(severity):
+    """A plain loop over one image, as in the authors' program."""
+    x = scene(1, 1, 12, 9)
+    sigma, reach, rounds, _ = CONSTANTS["authors"]["glass_blur"][severity - 1]
+    swaps = displacements(1, 12, 9, reach, rounds, replayed("glass_blur", severity)).numpy()
+
+    def blurred(image):
+        return np.floor(255 * ndimage.gaussian_filter(image.astype(float), (sigma, 0), mode="nearest")) / 255
+
+    image = blurred(x[0, 0].double().numpy()).astype(np.float32)
+    for number in range(rounds):
+        for i, h in enumerate(range(12 - reach, reach, -1)):
+            for j, w in enumerate(range(9 - reach, reach, -1)):
+                down, right = (int(each) for each in swaps[number, i, j, :, 0])
+                there = h + down, w + right
+                image[h, w], image[there] = image[there], image[h, w]
+    expected = np.clip(blurred(image), 0, 1)
+    found = corrupt("glass_blur", x, severity, constants="authors")[0, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    colour = scene(1, 3, 12, 9)
+    assert torch.equal(
+        corrupt("glass_blur", colour, severity, constants="authors"), corrupt("glass_blur", colour, severity)
+    )
+
+
 def test_glass_blur_loses_no_pixel_of_a_colour_image():
     x = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     y = corrupt("glass_blur", x, 1)  # a blur of 0.05 pixels leaves all as it is

@@ -15,6 +15,7 @@ from glr_dist.robustness.evaluate import evaluate
 from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
 from glr_dist.robustness.suite import load_suite
 from glr_dist.training import checkpoint
+from glr_dist.training.trained_run import load_run
 
 SMALL = (
     "block=64",
@@ -119,6 +120,21 @@ def test_clean_accuracy_equals_that_of_the_run(run):
     (report,) = evaluate([folder], small(*nothing, "split=validation"))
     assert report.clean.accuracy == summary["validation_accuracy"]
     assert report.robust_accuracies == report.corruptions == ()
+
+
+def test_only_images_that_the_surrogate_gets_right(run):
+    few = ("examples=60", "surrogate_right=true", "surrogate.training.epochs=1", "corruptions.names=[contrast]")
+    (report,) = evaluate([run("threshold")], small(*few, "attacks=[{name: torch_lbfgs, examples: 20}]"))
+    assert report.clean.examples == 60
+    (weak,) = evaluate(
+        [run("bp")], small(*few, "attacks=[]", "examples=null", "corruptions={names: [brightness], severities: [1]}")
+    )
+    whole = len(load_run(run("bp")).data.test)
+    assert 60 < weak.clean.examples < whole
+    page = ReportFiles(run("threshold"), "quick-test").page.read_text()
+    assert "test images that the surrogate classifies correctly" in page
+    assert "| torch_lbfgs | transfer" in page
+    assert "the paper's L-BFGS" in page
 
 
 def test_predictions_by_vote_are_attacked_through_their_noise(run):

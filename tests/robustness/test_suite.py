@@ -14,7 +14,8 @@ from glr_dist.robustness.corruptions import CONSTANTS, CORRUPTIONS
 from glr_dist.robustness.suite import SUITES, Suite, load_suite
 
 SECTIONS = {
-    section().name: section for section in (suites.FGSM, suites.PGD, suites.LBFGS, suites.Square, suites.RandomSign)
+    section().name: section
+    for section in (suites.FGSM, suites.PGD, suites.LBFGS, suites.TorchLBFGS, suites.Square, suites.RandomSign)
 }
 
 
@@ -52,6 +53,19 @@ def test_the_paper_suite_contains_the_papers_conditions():
     assert counts["square/black_box/eps_0.1"] == 200
 
 
+@pytest.mark.parametrize(("name", "hidden"), [("authors", (100, 50)), ("authors_50", (50,))])
+def test_the_protocol_of_the_authors(name, hidden):
+    suite = SUITES[name]
+    labels = [condition.label for condition in conditions_of(suite, 10_000)]
+    attacks = ["fgsm/transfer/eps_0.1", "fgsm/transfer/eps_0.13", "torch_lbfgs/transfer"]
+    corrupted = ("gaussian_noise", "impulse_noise", "glass_blur", "contrast")
+    assert labels == ["clean", *attacks, *(f"{name}/s{severity}" for name in corrupted for severity in range(1, 6))]
+    assert suite.corruptions.constants == "authors"
+    assert suite.surrogate.model.hidden == hidden
+    optimizer = suite.surrogate.training.optimizer
+    assert optimizer.arguments == {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
+
+
 def test_conditions_use_at_most_the_available_images():
     suite = load_suite("quick", ["examples=50", "attacks=[{name: square, eps: [0.1, 0.2], examples: 80}]"])
     assert [condition.examples for condition in conditions_of(suite, 30)] == [30] * 15
@@ -69,6 +83,8 @@ NEEDS = {
     "attacks=[{name: square}]": set(),
     "attacks=[{name: fgsm, threats: [adaptive]}]": {"smoothed"},
     "attacks=[{name: lbfgs, threats: [transfer]}]": {"surrogate"},
+    "attacks=[{name: torch_lbfgs}]": {"surrogate"},
+    "surrogate_right=true": {"surrogate"},
     "corruptions.names=[fog]": {"baseline", "surrogate"},
     "baseline=run": set(),
 }

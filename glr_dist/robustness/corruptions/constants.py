@@ -53,3 +53,9 @@ CONSTANTS: dict[str, dict[str, tuple[Any, ...]]] = {
         "jpeg_compression": (25, 18, 15, 10, 7),
     },
 }
+
+# The paper's experiments: CIFAR-10-C, but glass blur along one axis in 8 bits.
+CONSTANTS["authors"] = {
+    **CONSTANTS["cifar_c"],
+    "glass_blur": tuple((*constants, "one axis") for constants in CONSTANTS["cifar_c"]["glass_blur"]),
+}
