@@ -73,6 +73,10 @@ RUNS = {
         "diagnose.reference_passes=50",
     ],
     "glr-dist train configs/zoo/mnist_spiking_mlp.yaml": [*TINY, "data.name=digits"],
+    "glr-dist init my-project": [],
+    "glr-dist train my-project/config.yaml --out runs/mine": TINY[:2],
+    "glr-dist export runs/mine --to net.pt2": [],
+    "glr-dist runs": [],
     "glr-dist diagnose configs/diagnose/mnist_sigmoid.yaml": [
         "data.name=digits",
         "diagnose.copies=[4,8]",
