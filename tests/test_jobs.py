@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from glr_dist.nn import LIF, Heaviside, Quantise, Sign
 
 JOBS = Path(__file__).parents[1] / "jobs"
 TINY = "model: {hidden: [8]}\nestimator: {copies: 8}\ntraining: {epochs: 1, batch_size: 512}\n"
@@ -55,6 +59,71 @@ def test_training_in_the_loop_beats_a_wrong_model_on_hardware_that_drifts(capsys
     assert last["GLR"] > last["ideal model"] + 0.1  # 0.61
     printed = capsys.readouterr().out.splitlines()
     assert printed[-3].split()[-1] == f"{last['GLR']:.3f}"
+
+
+@pytest.mark.slow
+def test_a_network_trains_through_jpeg_to_nine_tenths_of_its_accuracy_without(capsys):
+    main = runpy.run_path(str(JOBS / "black_box.py"))["main"]
+    found = main(["--epochs", "4", "--seeds", "1"])
+    last = {method: runs[0][-1] for method, runs in found.items()}
+    assert last["without JPEG"] > 0.8  # 0.886
+    assert last["GLR"] > 0.9 * last["without JPEG"]  # 0.844
+    assert last["last layer alone"] < 0.3  # 0.117: the layer before the codec must learn
+    assert capsys.readouterr().out.splitlines()[-2].split()[-1] == f"{last['GLR']:.3f}"
+
+
+def _backprop(*arguments):
+    return runpy.run_path(str(JOBS / "backprop.py"))["main"](list(map(str, arguments)))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{hidden: [20], activation: threshold}",
+        "{hidden: [20], activation: sign}",
+        "{name: spiking_mlp, hidden: [20], steps: 4}",
+        "{name: quantised_mlp, hidden: [20], bits: 2}",
+    ],
+)
+def test_backpropagation_with_surrogates_trains_the_layer_before_a_jump(model, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(
+        f"model: {model}\nnoise: {{scale: 0.5}}\n"
+        "training: {epochs: 8, batch_size: 64, optimizer: {name: Adam, lr: 0.02}}\n"
+    )
+    assert _backprop(tmp_path / "run.yaml", "training.epochs=3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("  ")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    losses = [float(re.search(r"train loss (\d+\.\d+)", line)[1]) for line in lines]
+    assert losses == sorted(losses, reverse=True)
+    assert float(re.search(r"test accuracy (\d+\.\d+)", lines[-1])[1]) > 0.75  # guessing gives 0.1
+
+
+def test_a_surrogate_changes_the_derivative_alone():
+    job = runpy.run_path(str(JOBS / "backprop.py"))
+    for unit in (Heaviside(), Sign(), Quantise(2), LIF(0.5)):
+        x = torch.randn(5, 4, 3, requires_grad=True)
+        model = torch.nn.Sequential(unit)
+        expected = model(x)
+        assert not expected.requires_grad or not torch.autograd.grad(expected.sum(), x)[0].any()
+        job["with_surrogates"](model)
+        found = model(x)
+        assert torch.allclose(found, expected, atol=1e-6)
+        assert torch.autograd.grad(found.sum(), x)[0].any()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.loss=zero_one", "training.loss: 'zero_one' has no derivative; use 'cross_entropy'"),
+        ("noise.input={scale: 0.1}", "noise.input: has no effect in this job"),
+        ("model.hiden=[3]", "model.hiden: unknown key"),
+    ],
+)
+def test_backpropagation_refuses_in_one_line(override, said, tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    assert _backprop(tmp_path / "tiny.yaml", override) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"backprop: {said}")
 
 
 def _train(*arguments, in_ray_job=False, folder=None, job="train"):

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.tree import DecisionTreeRegressor
 from slopes import Z, slopes
 from torch import nn
 
 from glr_dist import GLR
 from glr_dist.errors import SiteError, UserError
-from glr_dist.execution.inline import Inline
 from glr_dist.nn import BlackBox
-
-
-def jpeg(image: np.ndarray) -> np.ndarray:
-    """An image [1, H, W] in [0, 1] after a JPEG round trip of quality 30."""
-    buffer = io.BytesIO()
-    Image.fromarray((image[0].clip(0, 1) * 255).round().astype(np.uint8)).save(buffer, "JPEG", quality=30)
-    return np.asarray(Image.open(buffer), dtype=np.float32)[None] / 255
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -91,30 +79,3 @@ def test_the_layers_around_a_decision_tree_get_their_gradients() -> None:
     found = slopes(model, x, y, noise=1.0, differences=True)
     assert {name: slope for name, slope in found.items() if abs(slope.z) > Z} == {}
     assert all(slope.error < 0.5 for slope in found.values())
-
-
-def trained(middle: nn.Module, steps: int = 100) -> float:
-    """Test accuracy on digits of a network whose first layer draws an image that passes through `middle`."""
-    digits = load_digits()
-    x, y = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(digits.target)
-    stream = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        *(nn.Flatten(), nn.Linear(64, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8))),
-        *(middle, nn.Flatten(), nn.Linear(64, 10)),
-    )
-    net = GLR(model, 0.5, copies=16, executor=Inline(1))
-    optimizer = torch.optim.Adam(model.parameters(), 0.02)
-    for _ in range(steps):
-        index = torch.randint(1400, (32,), generator=stream)
-        optimizer.zero_grad()
-        net.estimate(x[index], y[index])
-        optimizer.step()
-    return (net(x[1400:]).argmax(1) == y[1400:]).float().mean().item()
-
-
-@pytest.mark.slow
-def test_a_network_trains_through_jpeg_to_nine_tenths_of_its_accuracy_without() -> None:
-    with_jpeg, without = trained(BlackBox(jpeg, each=True, shape=(1, 8, 8))), trained(nn.Identity())
-    assert without > 0.8
-    assert with_jpeg > 0.9 * without, f"{with_jpeg:.3f} with, {without:.3f} without"
