@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from glr_dist.cli.overview import expected, show_lines, show_loaded, show_tracki
 from glr_dist.cli.results import results_folder
 
 if TYPE_CHECKING:
+    from glr_dist.robustness.suite import Suite
     from glr_dist.training.trainer import Trainer
 
 HELP = "train a network and test it once at the end"
@@ -25,6 +27,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_config(command)
     add_out(command)
     command.add_argument("--resume", action="store_true", help="continue the run in DIR (default: the newest one)")
+    command.add_argument(
+        "--evaluate", metavar="SUITE", help="evaluate the robustness of the finished run, as glr-dist evaluate --suite"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config or RunFolder(options.out).config_file, options.overrides)
     from glr_dist.tracking import check_location
 
+    suite = _suite_of(options.evaluate)
     check_location(config.tracking)
     lines = expected(config)
     with results_folder(options, "{}", holds_results=lambda out: bool(RunFolder(out).metrics())) as out:
@@ -69,8 +75,23 @@ def run(options: argparse.Namespace) -> int:
     show_whole("results", out)
     if tracking is not None and tracking.address is not None:
         show_whole("page", tracking.address)
-    show_whole("next", next_command("evaluate", out))
-    return 0
+    if suite is None:
+        show_whole("next", next_command("evaluate", out))
+        return 0
+    from glr_dist.cli.evaluate import evaluate_runs
+
+    print(flush=True)
+    again = f"{next_command('evaluate', out)} --suite {shlex.quote(options.evaluate)}"
+    return evaluate_runs([out], suite, continued_by=again)
+
+
+def _suite_of(name: str | None) -> Suite | None:
+    """Returns the suite that evaluates the finished run, so that a wrong name ends the command before the training."""
+    if name is None:
+        return None
+    from glr_dist.robustness.suite import load_suite
+
+    return load_suite(name)
 
 
 @contextmanager

@@ -61,6 +61,29 @@ def test_runs_are_evaluated_and_compared(run, tmp_path, monkeypatch, capsys):
     )
 
 
+def test_a_run_is_trained_and_evaluated_by_one_command(tiny_yaml, tmp_path, capsys, monkeypatch):
+    suite, out = tmp_path / "mine.yaml", tmp_path / "out"
+    suite.write_text(
+        "{examples: 20, attacks: [{name: fgsm, eps: 0.1, threats: [transfer]}], corruptions: {names: []},"
+        " surrogate: {training: {epochs: 1}}}"
+    )
+    arguments = ["train", str(tiny_yaml), "training.epochs=1", "--out", str(out), "--evaluate"]
+    assert "'papr'" in error_of(capsys, *arguments, "papr")
+    assert not out.exists()  # before the training
+    assert cli.main([*arguments, str(suite)]) == 0
+    printed = capsys.readouterr().out
+    assert "test_accuracy" in printed
+    assert "# Robustness of out (mine-test)" in printed
+    assert (out / "robustness" / "mine-test.json").exists()
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glr_dist.robustness.evaluate.evaluate", stopped)
+    assert cli.main([*arguments, str(suite), "--resume"]) == 130
+    assert f"stopped; glr-dist evaluate {out} --suite {suite} continues" in capsys.readouterr().err
+
+
 WRONG = {
     "an unknown suite": (["--suite", "papr"], ["--suite: 'papr'", "paper, quick, full"]),
     "a missing file": (["--suite", "missing.yaml"], ["missing.yaml", "No such file"]),
