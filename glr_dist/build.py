@@ -64,6 +64,7 @@ def network_of(config: Config, dataset: Dataset, device: torch.device) -> GLR:
         sites=[_known(nn, name, nn.Module, "noise.sites") for name in noise.sites],
         site_names=noise.names,
         seed=config.seed,
+        verify=config.training.verify,
         executor=Inline(1 if device.type == "cuda" else config.execution.threads),
         output=config.model.output if isinstance(config.model, OwnModel) else None,
     )

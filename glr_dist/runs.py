@@ -19,7 +19,10 @@ _CHECKPOINT = re.compile(r"epoch-(\d{5,})\.pt")
 CheckpointName = Literal["newest", "best"]  # a checkpoint of a run, as a user names it
 
 # Settings that change where and how a run is computed, but not one bit of its result.
-_NO_EFFECT = ("execution", "tracking", "diagnose", "data.root", "data.download", "training.keep_checkpoints")
+_NO_EFFECT = (
+    *("execution", "tracking", "diagnose", "data.root", "data.download"),
+    *("training.verify", "training.keep_checkpoints"),
+)
 
 
 def deciding(config: Config) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from ray import cloudpickle
-from torch import nn
+from torch import Tensor, nn
 
 import glr_dist
 
@@ -34,6 +34,18 @@ def normalized(classes: int) -> nn.Module:
 def boxed(classes: int) -> nn.Module:
     box = glr_dist.nn.BlackBox(ranked, shape=(16,))
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), box, nn.Linear(16, classes))
+
+
+class Rounded(nn.Linear):
+    """Rounds its weights to quarters, with a straight-through derivative, which is not that of what it computes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rounded = (4 * self.weight).round() / 4
+        return nn.functional.linear(input, self.weight + (rounded - self.weight).detach(), self.bias)
+
+
+def straight_through(classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), Rounded(64, 8), nn.Tanh(), nn.Linear(8, classes))
 
 
 KINDS = {

@@ -50,6 +50,7 @@ def test_a_read_only_folder_writes_nothing(tmp_path, tiny):
         ("data.root=/elsewhere", True),
         ("data.download=false", True),
         ("training.keep_checkpoints=5", True),
+        ("training.verify=false", True),
         ("diagnose.draws=3", True),
         ("tracking.experiment=other", True),
         ("seed=1", False),

@@ -347,6 +347,7 @@ class Training(Section):
         None, description="the run ends after this number of steps, if need be within an epoch"
     )
     max_seconds: Positive | None = Field(None, description="no epoch begins after this time of training, in seconds")
+    verify: bool = Field(True, description="check on a few examples that the network is what the estimates rely on")
     keep_checkpoints: Annotated[int, Field(ge=2)] = Field(
         2, description="number of newest checkpoints to keep, besides the best one by validation accuracy"
     )

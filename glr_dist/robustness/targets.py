@@ -140,6 +140,7 @@ def shifted(
         sites=tuple({type(site.module) for site in net.network.sites}),
         site_names=[_nested_name(site.name) for site in net.network.sites],
         executor=Inline(1),
+        verify=net.verify,
     )
     attacked.prepare(examples)
     for site, scale in scales.items():  # possibly one per unit, though none is learned

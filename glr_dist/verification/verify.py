@@ -195,7 +195,10 @@ def _check_gradients(step: Step) -> None:
         owner = parameter.rpartition(".")[0]
         module = network.model.get_submodule(owner)
         if site.module in module.modules():  # whose noise comes after the jump
-            remedy = "freeze it, or accept the gradient of autograd, such as a straight-through one, with verify=False"
+            remedy = (
+                "freeze it, or accept the gradient of autograd, such as a straight-through one, with verify=False (in "
+                "a configuration, training.verify: false)"
+            )
         else:
             kind = type(module).__name__
             remedy = f"make its module {_named(network.model, owner)} a site too, sites=[…, {kind}], or freeze it"

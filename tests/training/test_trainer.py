@@ -20,7 +20,7 @@ from kinds import KINDS
 
 from glr_dist import cli, config
 from glr_dist.data import Split
-from glr_dist.errors import CheckpointError, ConfigError
+from glr_dist.errors import CheckpointError, ConfigError, SiteError
 from glr_dist.figures import draw
 from glr_dist.glr import GLR
 from glr_dist.losses import Loss
@@ -319,6 +319,17 @@ def test_every_kind_of_network_resumes_to_the_bits_of_the_uninterrupted_run(tiny
     settings = tiny("training.epochs=2", "estimator.copies=2", f"model={KINDS[kind]}")
     whole = train(settings, tmp_path / "whole")
     stopped_at(Trainer(settings, tmp_path / "cut"), step=4)  # three steps an epoch: in the second one
+    assert train(settings, tmp_path / "cut", resume=True)["params_sha256"] == whole["params_sha256"]
+
+
+def test_a_configuration_turns_the_verification_off(tiny, tmp_path):
+    model = "model={name: 'kinds:straight_through'}"
+    with pytest.raises(SiteError, match=r"'1\.weight' acts .* through a jump.*training\.verify: false"):
+        train(tiny(model), tmp_path / "refused")
+    settings = tiny(model, "training.verify=false")
+    whole = train(settings, tmp_path / "whole")
+    assert "  verify: false\n" in (tmp_path / "whole" / "config.yaml").read_text()
+    stopped_at(Trainer(settings, tmp_path / "cut"), step=4)
     assert train(settings, tmp_path / "cut", resume=True)["params_sha256"] == whole["params_sha256"]
 
 
