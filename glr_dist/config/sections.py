@@ -343,6 +343,9 @@ class Training(Section):
     early_stopping: EarlyStopping | None = None
     warmup: int = Field(0, ge=0, le=10**9, description="steps in which the learning rate grows linearly from 0")
     clip_norm: Positive | None = Field(None, description="maximum norm of the gradient of all parameters")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of the moving average of the weights, which is tested and kept"
+    )
     max_steps: Count | None = Field(
         None, description="the run ends after this number of steps, if need be within an epoch"
     )

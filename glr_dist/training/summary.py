@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glr_dist.config import Config
-from glr_dist.glr import GLR
 from glr_dist.training.best import best_record
-from glr_dist.training.checkpoint import digest
 
 
 def summary_of(
     config: Config,
-    net: GLR,
+    step: int,
+    params_digest: str,
     history: Sequence[dict[str, Any]],
     *,
     test: Mapping[str, float],
@@ -24,7 +23,8 @@ def summary_of(
 
     Args:
         config: the run's configuration.
-        net: its network after the last epoch.
+        step: number of steps that were trained.
+        params_digest: digest of the network that the run keeps.
         history: the metrics of all epochs, oldest first.
         test: scores of the noise-free network on the test set.
         best_digest: digest of the parameters after the best epoch; None if its checkpoint was not kept.
@@ -36,14 +36,14 @@ def summary_of(
         "best_epoch": best_record(history)["epoch"],
         "train_loss": last["train_loss"],
         "epochs": last["epoch"],
-        "steps": net.step,
+        "steps": step,
         "seconds": round(last["seconds"], 3),
         "forward_passes": last["forward_passes"],
         **_actors(history),
         "estimator": config.estimator.name,
         "data": config.data.name,
         "seed": config.seed,
-        "params_sha256": digest(net.state_dict()),
+        "params_sha256": params_digest,
         **({"best_params_sha256": best_digest} if best_digest is not None else {}),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from glr_dist.figures import draw
 from glr_dist.runs import RunFolder
 from glr_dist.streams import Key, Role, generator
 from glr_dist.training import checkpoint
+from glr_dist.training.average import Average
 from glr_dist.training.best import best_record, digest_of, score_of
 from glr_dist.training.curve import curve_figure
 from glr_dist.training.input_noise import check_inputs, scale_after, with_input_noise
@@ -73,6 +74,7 @@ class Trainer:
         self.notes, self.of_images = dataset.notes, dataset.of_images
         self.net = network_of(config, dataset, self.device)
         self.loss = loss_of(config)
+        self._average = None if config.training.ema is None else Average(self.net, config.training.ema)
         self.optimizer = optimizer_of(config.training, self.net)
         self.steps = -(-len(self.train) // config.training.batch_size)  # per epoch
         self.schedule = schedule_of(config.training, self.optimizer, self.steps)
@@ -152,7 +154,7 @@ class Trainer:
         steps = self.net.step - before
         self.forward_passes += passes * steps
         trained = time.perf_counter() - started
-        found = scores(self.net, self.validation, self.loss, self.config.training.metrics)
+        found = self._scores(self.validation)
         rate = self.optimizer.param_groups[0]["lr"]
         if self.schedule is not None and not self._stepwise:
             if isinstance(self.schedule, ReduceLROnPlateau):
@@ -213,6 +215,8 @@ class Trainer:
                     nn.utils.clip_grad_norm_(self.net.parameters(), training.clip_norm)
                 with self._warmed_up():
                     self.optimizer.step()
+                if self._average is not None:
+                    self._average.update(self.net.step)
                 if self.schedule is not None and self._stepwise:
                     self.schedule.step()
             losses.append(loss * len(index))
@@ -220,6 +224,10 @@ class Trainer:
             progress.step(self.epoch + 1, loss, copies * seen / (time.perf_counter() - started))
         with one_thread():
             return (torch.stack(losses).double().sum() / seen).item(), squares
+
+    def _scores(self, split: data.Split) -> dict[str, float]:
+        with nullcontext() if self._average is None else self._average.in_place():
+            return scores(self.net, split, self.loss, self.config.training.metrics)
 
     @contextmanager
     def _warmed_up(self) -> Iterator[None]:
@@ -286,6 +294,8 @@ class Trainer:
         weights = weights_of(self.config.model, self.device)
         if weights is not None:
             self.carried = begin_with(self.net, weights)
+            if self._average is not None:
+                self._average.restore(self.net.state_dict())
             self.config = pinned(self.config, weights.digest)
         if begin:
             self.folder.begin(self.config)
@@ -299,6 +309,9 @@ class Trainer:
             path, state, damaged = checkpoint.newest(self.folder.checkpoints, self.device)
             for line in damaged:
                 print(f"warning: {line}; using {path.name}", file=sys.stderr)
+            if self._average is not None:
+                self._average.restore(state["network"])
+                state = {**state, "network": state["last_network"]}
             checkpoint.restore_network(self.net, state, path)
             checkpoint.restore_optimizer(self.optimizer, self.schedule, state, path)
             self.net.step, self.epoch = state["step"], state["epoch"]
@@ -314,7 +327,8 @@ class Trainer:
 
     def _save(self, path: Path) -> None:
         state = {
-            "network": self.net.state_dict(),
+            "network": self._kept(),
+            **({} if self._average is None else {"last_network": self.net.state_dict()}),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict() if self.schedule is not None else None,
             "step": self.net.step,
@@ -327,12 +341,17 @@ class Trainer:
         best = best_record(self.history)["epoch"] if self.history else None
         checkpoint.prune(path.parent, self.config.training.keep_checkpoints, self.epoch, best)
 
+    def _kept(self) -> dict[str, Tensor]:
+        """Returns the state of the network that the run keeps: with averaged weights, if it averages them."""
+        return self.net.state_dict() if self._average is None else self._average.state_dict()
+
     def _finish(self) -> dict[str, Any]:
         """Tests the network and writes the summary; a picture that cannot be drawn only causes a warning."""
-        found = scores(self.net, self.test, self.loss, self.config.training.metrics)
+        found = self._scores(self.test)
         summary = summary_of(
             self.config,
-            self.net,
+            self.net.step,
+            checkpoint.digest(self._kept()),
             self.history,
             test=found,
             best_digest=digest_of(self.folder.checkpoints, best_record(self.history)["epoch"]),

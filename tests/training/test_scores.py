@@ -20,6 +20,7 @@ from glr_dist.losses import IGNORED, LOSSES
 from glr_dist.runs import RunFolder
 from glr_dist.training.scores import METRICS, check_metrics, scores
 from glr_dist.training.train import train
+from glr_dist.training.trained_run import load_run
 from glr_dist.training.trainer import Trainer
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -158,6 +159,35 @@ def test_the_learning_rate_warms_up(tiny, tmp_path):
         return distance(trainer, before)
 
     assert moved("warm", "training.warmup=10") == pytest.approx(moved("at once") / 10, rel=1e-4)
+
+
+def test_the_average_of_the_weights_is_tested_and_kept_and_survives_a_resume(tiny, tmp_path):
+    decay = "training.ema=0.8"
+    trainer = Trainer(tiny(decay), tmp_path / "whole")
+    average, steps = initial(trainer), []
+    real = trainer.optimizer.step
+
+    def step(*arguments: object) -> object:
+        """Averages by the formula, beside the run."""
+        result = real(*arguments)
+        steps.append(1)
+        factor = min(0.8, (1 + len(steps)) / (10 + len(steps)))
+        for mean, parameter in zip(average, trainer.net.parameters(), strict=True):
+            mean.mul_(factor).add_((1 - factor) * parameter.detach())
+        return result
+
+    trainer.optimizer.step = step
+    summary = trainer.run()
+    kept = load_run(tmp_path / "whole").net
+    for parameter, mean in zip(kept.parameters(), average, strict=True):
+        torch.testing.assert_close(parameter.detach(), mean)
+    plain = train(tiny(), tmp_path / "plain")
+    last = load_run(tmp_path / "plain").net  # the average does not change the training
+    for parameter, other in zip(trainer.net.parameters(), last.parameters(), strict=True):
+        assert torch.equal(parameter, other)
+    assert summary["test_loss"] != plain["test_loss"]
+    train(tiny(decay, "training.epochs=1"), tmp_path / "parts")
+    assert train(tiny(decay), tmp_path / "parts", resume=True)["params_sha256"] == summary["params_sha256"]
 
 
 # ---------------------------------------------------------------- other tasks from YAML
