@@ -73,9 +73,11 @@ def parameter_count(model: Model, data: Data) -> int | None:
     size = DATA_SIZES.get(data.name)
     if model.name != "mlp" or size is None:
         return None
-    return mlp_parameters(math.prod(size.shape), model.hidden, size.classes)
+    return mlp_parameters(math.prod(size.shape), model.hidden, size.classes, model.bias)
 
 
-def mlp_parameters(inputs: int, hidden: Sequence[int], classes: int) -> int:
-    """Returns the number of weights and biases of a multilayer perceptron."""
-    return sum((fan_in + 1) * fan_out for fan_in, fan_out in itertools.pairwise([inputs, *hidden, classes]))
+def mlp_parameters(inputs: int, hidden: Sequence[int], classes: int, bias: str = "all") -> int:
+    """Returns the number of weights and biases of a multilayer perceptron; `bias` is "all" or "first"."""
+    widths = [inputs, *hidden, classes]
+    biases = widths[1:] if bias == "all" else widths[1:2]
+    return sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(widths)) + sum(biases)

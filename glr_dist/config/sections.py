@@ -175,7 +175,8 @@ class Model(Section):
     hidden: tuple[Count, ...] = Field((50,), description="units of each hidden layer")
     activation: Annotated[str, one_of(ACTIVATIONS)] = "sigmoid"
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability after each activation")
-    init: Literal["paper", "torch"] = Field("torch", description="law of the initial weights")
+    bias: Literal["all", "first"] = Field("all", description="layers with a bias: all, or the first one only")
+    init: Literal["paper", "authors", "torch"] = Field("torch", description="law of the initial weights")
     init_scale: Positive = Field(1.0, description="factor on the initial weights and biases")
     weights: Weights = _weights()
     weights_sha256: Digest = _weights_sha256()

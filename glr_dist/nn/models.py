@@ -27,7 +27,7 @@ def build_mlp(model: Model, shape: torch.Size, classes: int, stream: torch.Gener
     Raises:
         ConfigError: its parameters do not fit into the memory of this machine.
     """
-    parameters = mlp_parameters(shape.numel(), model.hidden, classes)
+    parameters = mlp_parameters(shape.numel(), model.hidden, classes, model.bias)
     size, memory = 4 * parameters, psutil.virtual_memory().total
     if size > memory:
         raise ConfigError(
@@ -40,6 +40,7 @@ def build_mlp(model: Model, shape: torch.Size, classes: int, stream: torch.Gener
         classes,
         model.activation,
         dropout=model.dropout,
+        bias=model.bias,
         init=model.init,
         init_scale=model.init_scale,
         generator=stream,
@@ -53,6 +54,7 @@ def mlp(
     activation: str = "sigmoid",
     *,
     dropout: float = 0.0,
+    bias: str = "all",
     init: str = "paper",
     init_scale: float = 1.0,
     generator: torch.Generator | None = None,
@@ -65,8 +67,9 @@ def mlp(
         classes: number of outputs.
         activation: a name of `ACTIVATIONS`, after each hidden layer.
         dropout: probability of the keyed dropout after each activation; 0 for none.
-        init: "paper", the authors' N(0, 4/(fan_in + 1)) for weights and biases, or "torch", torch's default law,
-            uniform on ±1/√fan_in.
+        bias: layers with a bias: "all", or "first" for the first one only.
+        init: "paper", N(0, 4/(fan_in + 1)) for weights and biases, "authors", N(0, 4/fan_in) as in the authors' code,
+            or "torch", torch's default law, uniform on ±1/√fan_in.
         init_scale: factor on every initial weight and bias.
         generator: stream of the initial weights.
     """
@@ -77,17 +80,20 @@ def mlp(
             layers.append(ACTIVATIONS[activation]())
             if dropout:
                 layers.append(Dropout(dropout))
-        layers.append(_linear(fan_in, fan_out, init, init_scale, generator))
+        biased = index == 0 or bias == "all"
+        layers.append(_linear(fan_in, fan_out, init, init_scale, generator, biased=biased))
     return nn.Sequential(*layers)
 
 
 @torch.no_grad()
-def _linear(fan_in: int, fan_out: int, init: str, scale: float, generator: torch.Generator | None) -> nn.Linear:
-    linear = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")  # skips torch's own draw
-    for parameter in (linear.weight, linear.bias):
-        if init == "paper":
-            parameter.normal_(0, 2 / (fan_in + 1) ** 0.5, generator=generator)
-        else:
+def _linear(
+    fan_in: int, fan_out: int, init: str, scale: float, generator: torch.Generator | None, *, biased: bool
+) -> nn.Linear:
+    linear = nn.Linear(fan_in, fan_out, biased, device="meta").to_empty(device="cpu")  # skips torch's own draw
+    for parameter in linear.parameters():  # the weight, then the bias
+        if init == "torch":
             parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        else:
+            parameter.normal_(0, 2 / (fan_in + (init == "paper")) ** 0.5, generator=generator)
         parameter.mul_(scale)
     return linear

@@ -10,6 +10,7 @@ from glr_dist import GLR
 from glr_dist.execution.inline import Inline
 from glr_dist.nn import ACTIVATIONS, Dropout, Heaviside, Sign, Staircase, mlp
 from glr_dist.noise import Gaussian
+from glr_dist.sizes import mlp_parameters
 
 X = torch.tensor([-math.inf, -1.0, -0.3, -0.0, 0.0, 0.2, 0.5, 0.999, 1.0, 7.0, math.inf])
 
@@ -159,15 +160,27 @@ def test_mlp_without_hidden_layers_is_one_linear_layer() -> None:
     assert [type(layer) for layer in mlp(4, (), 2)] == [nn.Flatten, nn.Linear]
 
 
+@pytest.mark.parametrize(("init", "more"), [("paper", 1), ("authors", 0)])
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_mlps_paper_init_is_normal_with_variance_4_over_fan_in_plus_1(scale: float) -> None:
-    model = mlp(99, (200,), 300, init_scale=scale, generator=torch.Generator().manual_seed(0))
-    for layer, fan_in in ((model[1], 99), (model[3], 200)):
-        std = scale * 2 / (fan_in + 1) ** 0.5
+def test_mlps_paper_init_is_normal_with_variance_4_over_fan_in_plus_1(scale: float, init: str, more: int) -> None:
+    model = mlp(9, (2000,), 300, init=init, init_scale=scale, generator=torch.Generator().manual_seed(0))
+    for layer, fan_in in ((model[1], 9), (model[3], 2000)):
+        std = scale * 2 / (fan_in + more) ** 0.5
         for parameter in layer.parameters():
             count = parameter.numel()
             assert abs(parameter.mean()) < 4.5 * std / count**0.5
             assert abs(parameter.var() / std**2 - 1) < 4.5 * (2 / count) ** 0.5
+
+
+def test_a_bias_in_the_first_layer_only() -> None:
+    model = mlp(5, (4, 3), 2, bias="first", generator=torch.Generator().manual_seed(0))
+    names = [name for name, _ in model.named_parameters()]
+    assert names == ["1.weight", "1.bias", "3.weight", "5.weight"]
+    assert mlp_parameters(5, (4, 3), 2, "first") == sum(p.numel() for p in model.parameters())
+    assert mlp_parameters(5, (4, 3), 2) == sum(p.numel() for p in mlp(5, (4, 3), 2).parameters())
+    net = GLR(model, copies=8)
+    net.estimate(torch.rand(6, 5), torch.arange(6) % 2)
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
