@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from glr_dist.execution.inline import Inline
     from glr_dist.execution.layers import Layers
     from glr_dist.glr import GLR
-    from glr_dist.noise import Gaussian, Laplace, Logistic, Noise
+    from glr_dist.noise import Gaussian, Gumbel, Laplace, Logistic, Noise
     from glr_dist.streams import Key
     from glr_dist.training.train import train
     from glr_dist.training.trained_run import TrainedRun, load_run
@@ -36,6 +36,7 @@ __all__ = [
     "Gradients",
     "Inline",
     "Key",
+    "Gumbel",
     "Laplace",
     "Layers",
     "Logistic",
@@ -61,6 +62,7 @@ _MODULES = {
     "Gradients": "estimators",
     "Inline": "execution.inline",
     "Key": "streams",
+    "Gumbel": "noise",
     "Laplace": "noise",
     "Layers": "execution.layers",
     "Logistic": "noise",

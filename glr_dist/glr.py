@@ -15,6 +15,7 @@ from glr_dist import config
 from glr_dist.checks import all_finite, check_no_shared_statistics
 from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.estimators import ESTIMATORS, Gradients, Step
+from glr_dist.estimators.head import DERIVATIVE, EXPECTED, Head, check_expectation, head_of
 from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.losses import Loss, cross_entropy
@@ -48,7 +49,10 @@ class GLR(nn.Module):
         sampler: "iid", "orthogonal" (Gaussian noise), "sobol", or "auto": orthogonal for Gaussian noise, else iid.
         antithetic: use each ε with both signs (default True).
         baseline: "shared" (default), "leave_one_out" or "none".
-        exact_head: use the loss's own gradient at the last site's noisy logits (default False).
+        head: noise of the last site: "sampled" (drawn, the default), "derivative" (drawn, with the loss's derivative at
+            the noisy logits), "expected" (integrated out, if the loss offers its expectation) or "auto", the best that
+            loss and network allow.
+        head_draws: draws per example and shared pass at which "derivative" is evaluated (default 8).
         example_block: examples per work item and per stream of noise (default 128).
         block_elements: maximum number of elements of one tensor of a work item (default 2^19).
         items_per_site: maximum number of work items per site, example block and shared pass (default 16).
@@ -82,7 +86,8 @@ class GLR(nn.Module):
         sampler: str | None = None,
         antithetic: bool | None = None,
         baseline: str | None = None,
-        exact_head: bool | None = None,
+        head: str | None = None,
+        head_draws: int | None = None,
         example_block: int | None = None,
         block_elements: int | None = None,
         items_per_site: int | None = None,
@@ -104,7 +109,8 @@ class GLR(nn.Module):
             "sampler": sampler,
             "antithetic": antithetic,
             "baseline": baseline,
-            "exact_head": exact_head,
+            "head": head,
+            "head_draws": head_draws,
             "example_block": example_block,
             "block_elements": block_elements,
             "items_per_site": items_per_site,
@@ -125,6 +131,7 @@ class GLR(nn.Module):
         self.estimator = ESTIMATORS[self.options.name]
         self._site_options: dict[str, Any] = {}
         self.verify = verify
+        self._head: tuple[Loss, Head] | None = None  # of the last loss
         self._verified: set[str] = set()  # names of the losses that the network as it is was verified with
 
     def forward(self, x: Tree) -> Tensor:
@@ -165,6 +172,7 @@ class GLR(nn.Module):
         """
         network = self.network
         self._verified.clear()
+        self._head = None
         estimated = self.options.name != "pathwise"
         network.prepare(x, estimated=estimated, keep_inputs=lambda site: direct_rule(network, site) is not None)
         names = [site.name for site in network.sites]
@@ -200,6 +208,8 @@ class GLR(nn.Module):
         loss = getattr(step.loss, "__qualname__", type(step.loss).__qualname__)
         if self.verify and loss not in self._verified:
             verify(step)
+            if step.head.kind == EXPECTED:
+                check_expectation(step)
             self._verified.add(loss)
 
     def scales(self) -> dict[str, Tensor]:
@@ -286,29 +296,41 @@ class GLR(nn.Module):
         self.step += 1
         return total.loss
 
-    def cost(self, x: Tree, y: Tree) -> tuple[int, float]:
+    def cost(self, x: Tree, y: Tree, loss: Loss = cross_entropy) -> tuple[int, float]:
         """Returns the cost of a step on this batch: noisy copies per example, and forward passes of the batch.
 
         A redraw of a site counts as the suffix's share of the network's FLOPs.
         """
-        step = self.bind(x, y, cross_entropy)
+        step = self.bind(x, y, loss)
         return self.estimator.copies(step), self.estimator.forward_passes(step)
 
-    def summary(self, x: Tree) -> Summary:
+    def summary(self, x: Tree, loss: Loss = cross_entropy) -> Summary:
         """Returns what the network is to its estimator: print it to see the sites, their cost, and the parameters.
 
         Args:
             x: a few inputs, as in `forward`.
+            loss: decides what `head` needs, if that is not "sampled".
 
         Raises:
             SiteError: the network cannot be trained as it is.
         """
-        step = self.bind(x, x)
+        step = self.bind(x, x, loss)
         return summary_of(step, self.estimator.copies(step), self.estimator.forward_passes(step))
 
     def bind(self, x: Tree, y: Tree, loss: Loss = cross_entropy) -> Step:
-        """Returns everything that the estimate on a batch depends on; takes the arguments of `gradients`."""
+        """Returns everything that the estimate on a batch depends on; takes the arguments of `gradients`.
+
+        Raises:
+            ConfigError: the loss does not offer what the option `head` needs.
+            SiteError: the network cannot be trained as it is, or does not allow that head.
+        """
         self._prepare_if_changed(x)
+        head = self._head_for(loss)
+        options = dict(self._site_options)
+        if self.network.sites and self.options.name in ("conditional", "layerwise"):
+            draws = {EXPECTED: 0, DERIVATIVE: self.options.head_draws}
+            last = self.network.sites[-1].name
+            options["copies"] = {**options["copies"], last: draws.get(head.kind, options["copies"][last])}
         learned = self.noise is not None and self.noise.learn != "none"
         return Step(
             network=self.network,
@@ -321,8 +343,15 @@ class GLR(nn.Module):
             x=mapped(Tensor.detach, x),
             y=y,
             loss=loss,
-            **self._site_options,
+            head=head,
+            **options,
         )
+
+    def _head_for(self, loss: Loss) -> Head:
+        """Returns the head for a loss; one of the last loss keeps what its expectation has computed."""
+        if self._head is None or self._head[0] is not loss:
+            self._head = loss, head_of(self.options.head, self.network, loss, self.noise)
+        return self._head[1]
 
     def close(self) -> None:
         """Releases what the executor holds, such as its Ray actors."""
@@ -362,6 +391,7 @@ _SYNONYMS = {
     "actors": "workers num_workers num_actors n_jobs",
     "sites": "layers modules site_types",
     "baseline": "control_variate",
+    "head": "exact_head",
     "example_block": "batch_size chunk_size",
     "estimator": "method gradient",
 }

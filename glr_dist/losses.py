@@ -7,21 +7,28 @@ is `IGNORED` (padding), they do not count.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from glr_dist.errors import UserError
+from glr_dist.misclassification import Law, Misclassification
 from glr_dist.registry import LOSSES
 from glr_dist.trees import Tree
 
 __all__ = [
     "IGNORED",
     "LOSSES",
+    "Expectation",
     "Loss",
     "binary_cross_entropy",
     "cross_entropy",
+    "differentiable",
+    "expectation",
+    "has_derivative",
     "hinge",
     "jaccard",
     "mse",
@@ -32,9 +39,44 @@ __all__ = [
 
 Loss = Callable[[Tensor, Tree], Tensor]
 
+Expectation = Callable[[Tensor, Tree, Tensor], Tensor]  # (outputs z, targets, σ) -> E[loss(z + σ ε, targets)] [B]
+L = TypeVar("L", bound=Loss)
+
+
+class NoiseLaw(Law, Protocol):
+    """A noise law, as a loss that offers its expectation sees it."""
+
+    @property
+    def has_cdf(self) -> bool:
+        """True if the law has the methods of `Law`."""
+        ...
+
+
+def expectation(loss: Loss, law: Any) -> Expectation | None:
+    """Returns the expectation of a loss over noise that is added to the outputs, or None if the loss does not offer it.
+
+    A loss offers it by an attribute or a method `expected(law)`, which returns a function of the outputs [B, …], the
+    targets and the scale σ (a scalar, or in the shape of one example's outputs), or None if it does not know that law.
+    """
+    offer = None if hasattr(loss, "__wrapped__") else getattr(loss, "expected", None)  # a wrapper is another loss
+    return None if offer is None else offer(law)
+
+
+def differentiable(loss: L) -> L:
+    """Declares a loss to be continuous, and differentiable almost everywhere by autograd."""
+    loss.differentiable = True  # type: ignore[attr-defined]
+    return loss
+
+
+def has_derivative(loss: Loss) -> bool:
+    """True if a loss is declared to be differentiable."""
+    return not hasattr(loss, "__wrapped__") and getattr(loss, "differentiable", False) is True
+
+
 IGNORED = -100  # target of a token or pixel that does not count, as in torch
 
 
+@differentiable
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Returns -log softmax(outputs)[target] [B].
 
@@ -49,8 +91,35 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def zero_one(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns 1 where argmax(outputs) differs from the target, else 0 [B]; takes the shapes of `cross_entropy`."""
+    """Returns 1 where argmax(outputs) differs from the target, else 0 [B]; takes the shapes of `cross_entropy`.
+
+    Its expectation over the noise of the outputs is known for every law with a CDF.
+    """
     return _mean((_class_last(outputs, targets).argmax(-1) != targets).to(outputs.dtype), targets)
+
+
+def _expected_zero_one(law: NoiseLaw) -> Expectation | None:
+    """Returns the expectation of `zero_one`: the probability of a wrong class."""
+    if not law.has_cdf:
+        return None
+    return _ExpectedZeroOne(Misclassification(law))
+
+
+@dataclass(frozen=True)
+class _ExpectedZeroOne:
+    """E[zero_one(z + σ ε, targets)] [B]."""
+
+    wrong: Misclassification
+
+    def __call__(self, outputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+        scores = _class_last(outputs, targets)
+        if scale.dim():
+            scale = _class_last(scale.expand(outputs.shape), targets).flatten(0, -2)
+        risk = self.wrong(scores.flatten(0, -2), targets.clamp(min=0).flatten(), scale)
+        return _mean(risk.view(targets.shape), targets)
+
+
+zero_one.expected = _expected_zero_one  # type: ignore[attr-defined]
 
 
 def top5(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -59,6 +128,7 @@ def top5(outputs: Tensor, targets: Tensor) -> Tensor:
     return ((outputs >= own).sum(-1) > 5).to(outputs.dtype)
 
 
+@differentiable
 def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
     """Returns max(0, 1 + max_{j ≠ y} z_j - z_y) [B] of scores z [B, C] and class numbers y [B].
 
@@ -70,6 +140,7 @@ def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
     return (1 + others.amax(-1) - own[:, 0]).clamp(min=0)
 
 
+@differentiable
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """Returns the mean squared difference of an example's values [B].
 
@@ -80,6 +151,7 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - _like(outputs, targets, "mse")).square().flatten(1).mean(1)
 
 
+@differentiable
 def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Returns the mean of log(1 + e^z) - t z over an example's labels [B].
 

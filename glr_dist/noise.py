@@ -19,15 +19,15 @@ from glr_dist.errors import ConfigError
 from glr_dist.registry import LAWS
 from glr_dist.streams import Key, Role, generator, uniforms
 
-__all__ = ["LAWS", "Gaussian", "Laplace", "Logistic", "Noise", "checked", "noise_of"]
+__all__ = ["LAWS", "Gaussian", "Gumbel", "Laplace", "Logistic", "Noise", "checked", "noise_of"]
 
 
 @dataclass(frozen=True)
 class Noise(ABC):
     """Noise that sites add to their logits: v = z + scale · ε with independent ε of one law.
 
-    A subclass defines `score`, and `quantile` or `sample` or both. `law` names it in messages; by default the name of
-    the class.
+    A subclass defines `score`, and `quantile` or `sample` or both. With `quantile`, `cdf` and `density`, it also gives
+    the expectation of the 0-1 loss. `law` names it in messages; by default the name of the class.
 
     Args:
         scale: σ > 0 in units of the logits, or a mapping from site-name patterns to σ.
@@ -42,6 +42,8 @@ class Noise(ABC):
     learn: str = "none"
     floor: float = 1e-3
     law: ClassVar[str] = ""
+    kinked: ClassVar[bool] = False  # the density has a kink at 0
+    max_stable: ClassVar[bool] = False  # z_j + ε_j is the largest with probability softmax(z)_j
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -81,10 +83,32 @@ class Noise(ABC):
     def score(self, eps: Tensor) -> Tensor:
         """Returns s(ε) = -d/dε log p(ε), elementwise."""
 
+    def cdf(self, eps: Tensor) -> Tensor:
+        """Returns the CDF F(ε), elementwise; optional.
+
+        Raises:
+            ConfigError: the law does not define it.
+        """
+        raise ConfigError(f"noise law {self.law}: has no cdf(eps)")
+
+    def density(self, eps: Tensor) -> Tensor:
+        """Returns the density p(ε), elementwise; optional.
+
+        Raises:
+            ConfigError: the law does not define it.
+        """
+        raise ConfigError(f"noise law {self.law}: has no density(eps)")
+
     @property
     def has_quantile(self) -> bool:
         """True if the law defines its inverse CDF."""
         return type(self).quantile is not Noise.quantile
+
+    @property
+    def has_cdf(self) -> bool:
+        """True if the law defines its CDF, the inverse of it, and its density."""
+        kind = type(self)
+        return self.has_quantile and kind.cdf is not Noise.cdf and kind.density is not Noise.density
 
     @property
     def symmetric(self) -> bool:
@@ -110,18 +134,33 @@ class Gaussian(Noise):
     def score(self, eps: Tensor) -> Tensor:
         return eps
 
+    def cdf(self, eps: Tensor) -> Tensor:
+        below: Tensor = torch.special.ndtr(eps)
+        return below
+
+    def density(self, eps: Tensor) -> Tensor:
+        return (-eps.square() / 2).exp() / math.sqrt(2 * math.pi)
+
 
 @dataclass(frozen=True)
 class Laplace(Noise):
     """Laplace noise, as in the paper's experiments: p(ε) = exp(-|ε|) / 2, score sign(ε)."""
 
     law: ClassVar[str] = "laplace"
+    kinked: ClassVar[bool] = True
 
     def quantile(self, u: Tensor) -> Tensor:
         return torch.where(u < 0.5, (2 * u).log(), -(2 * (1 - u)).log())
 
     def score(self, eps: Tensor) -> Tensor:
         return eps.sign()
+
+    def cdf(self, eps: Tensor) -> Tensor:
+        tail = (-eps.abs()).exp() / 2
+        return torch.where(eps < 0, tail, 1 - tail)
+
+    def density(self, eps: Tensor) -> Tensor:
+        return (-eps.abs()).exp() / 2
 
 
 @dataclass(frozen=True)
@@ -136,6 +175,37 @@ class Logistic(Noise):
 
     def score(self, eps: Tensor) -> Tensor:
         return (eps / 2).tanh()
+
+    def cdf(self, eps: Tensor) -> Tensor:
+        return eps.sigmoid()
+
+    def density(self, eps: Tensor) -> Tensor:
+        return eps.sigmoid() * (-eps).sigmoid()
+
+
+@dataclass(frozen=True)
+class Gumbel(Noise):
+    """Gumbel noise: p(ε) = exp(-ε - e^-ε), score 1 - e^-ε.
+
+    It is not symmetric. With one scale for all classes, the largest of z_j + σ ε_j is class j with the probability
+    softmax(z / σ)_j.
+    """
+
+    law: ClassVar[str] = "gumbel"
+    max_stable: ClassVar[bool] = True
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return -(-u.log()).log()
+
+    def score(self, eps: Tensor) -> Tensor:
+        return 1 - (-eps).exp()
+
+    def cdf(self, eps: Tensor) -> Tensor:
+        return (-(-eps.clamp(min=-30)).exp()).exp()  # below: 0, and a derivative that is not inf · 0
+
+    def density(self, eps: Tensor) -> Tensor:
+        eps = eps.clamp(min=-30)
+        return (-eps - (-eps).exp()).exp()
 
 
 # ---------------------------------------------------------------- custom laws
@@ -167,9 +237,21 @@ class _Adapted(Noise):
         score: Tensor = self.inner.score(eps)
         return score
 
+    def cdf(self, eps: Tensor) -> Tensor:
+        below: Tensor = self.inner.cdf(eps)
+        return below
+
+    def density(self, eps: Tensor) -> Tensor:
+        density: Tensor = self.inner.density(eps)
+        return density
+
     @property
     def has_quantile(self) -> bool:
         return callable(getattr(self.inner, "quantile", None))
+
+    @property
+    def has_cdf(self) -> bool:
+        return all(callable(getattr(self.inner, method, None)) for method in ("quantile", "cdf", "density"))
 
 
 def noise_of(value: Noise | float | Mapping[str, float] | object | None) -> Noise | None:
@@ -181,7 +263,7 @@ def noise_of(value: Noise | float | Mapping[str, float] | object | None) -> Nois
     Raises:
         ConfigError: the value is not a noise, or its `score` does not match its `sample`.
     """
-    if value is None or type(value) in (Gaussian, Laplace, Logistic):
+    if value is None or type(value) in (Gaussian, Gumbel, Laplace, Logistic):
         return value  # type: ignore[return-value]
     if isinstance(value, Mapping) or (isinstance(value, int | float) and not isinstance(value, bool)):
         return Gaussian(value)
@@ -235,4 +317,21 @@ def checked(noise: Noise) -> Noise:
             below = (eps <= noise.quantile(torch.tensor([p], dtype=torch.float64))).double().mean().item()
             if abs(below - p) > _Z * (p * (1 - p) / _DRAWS) ** 0.5:
                 raise ConfigError(f"{where}: quantile({p}) is not that of sample: {below:.3f} of a sample lie below it")
+    if noise.has_cdf:
+        _check_cdf(noise, where)
     return noise
+
+
+def _check_cdf(noise: Noise, where: str) -> None:
+    """Refuses a CDF that is not the inverse of the quantile, or whose derivative is not the density.
+
+    Raises:
+        ConfigError: one of them.
+    """
+    u = torch.arange(1, 100, dtype=torch.float64) / 100
+    at, step = noise.quantile(u), 1e-5
+    if not torch.allclose(noise.cdf(at), u, rtol=0, atol=1e-6):
+        raise ConfigError(f"{where}: cdf(eps) is not the inverse of quantile(u)")
+    derivative = (noise.cdf(at + step) - noise.cdf(at - step)) / (2 * step)
+    if not torch.allclose(noise.density(at), derivative, rtol=1e-3, atol=1e-4):
+        raise ConfigError(f"{where}: density(eps) is not the derivative of cdf(eps)")

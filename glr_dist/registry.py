@@ -138,6 +138,7 @@ LAWS: Registry[type[Noise]] = Registry(
         "gaussian": "glr_dist.noise:Gaussian",
         "laplace": "glr_dist.noise:Laplace",
         "logistic": "glr_dist.noise:Logistic",
+        "gumbel": "glr_dist.noise:Gumbel",
     },
 )
 

@@ -19,7 +19,7 @@ from glr_dist.checks import check_batch_first
 from glr_dist.errors import SiteError
 from glr_dist.sites import Site
 from glr_dist.streams import Key, Role, generator
-from glr_dist.trees import Tree, cloned, count, leaves
+from glr_dist.trees import Tree, cloned, count, leaves, same_memory
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Survey:
         calls_before: calls of each module before each block; the last entry counts those of the whole pass.
         block_flops: FLOPs of each block's products and convolutions, for one example.
         statistics: zeros in the shape of the statistics of each call of a batch norm.
+        head_shape: shape of one example's outputs, if they are the last site's noisy logits as they are; else None.
         overwritten: names of sites whose noisy logits a later operation changes in place.
         overwritten_inputs: names of sites whose input a later operation changes in place.
         overwritten_starts: indices of blocks before which the chain's value is changed in place later.
@@ -51,6 +52,7 @@ class Survey:
     calls_before: list[dict[nn.Module, int]]
     block_flops: tuple[float, ...]
     statistics: dict[str, Tensor]
+    head_shape: torch.Size | None
     overwritten: frozenset[str]
     overwritten_inputs: frozenset[str]
     overwritten_starts: frozenset[int]
@@ -116,6 +118,7 @@ def survey(
             flops.append(counter.get_total_flops())
             widths.append(h[0].numel())
     calls_before.append(dict(calls))
+    last = next(reversed(found.values()), None)
 
     if estimated:
         _check_all_ran(candidates, calls)
@@ -148,6 +151,7 @@ def survey(
         calls_before=calls_before,
         block_flops=tuple(total / n for total in flops),
         statistics={name: torch.zeros_like(value) for name, value in statistics.items()},
+        head_shape=h.shape[1:] if last is not None and _is(h, last) else None,
         overwritten=frozenset(site.name for site, seen in seen_calls if _version(seen.z) != seen.versions[1]),
         overwritten_inputs=frozenset(site.name for site, seen in seen_calls if _version(seen.x) != seen.versions[0]),
         overwritten_starts=frozenset(i for i, (start, version) in enumerate(starts) if _version(start) != version),
@@ -163,6 +167,11 @@ def _run(run: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
         raise SiteError(
             "a module runs in torch.inference_mode, which the gradient inside its segment cannot pass: leave it out"
         ) from None
+
+
+def _is(outputs: Tensor, call: _Call) -> bool:
+    """True if the outputs lie in the memory of a call's logits, which was not written after the call."""
+    return same_memory(outputs, call.z) and call.z._version == call.versions[1]
 
 
 def _version(tree: Tree) -> int:

@@ -66,3 +66,9 @@ def cloned(tree: Tree) -> Tree:
 def equal(first: Tree, second: Tree) -> bool:
     """True if two trees of the same structure hold the same numbers."""
     return all(torch.equal(a, b) for a, b in zip(leaves(first), leaves(second), strict=True))
+
+
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """True if two plain tensors hold the same elements in the same order in the same memory."""
+    plain = all(t.layout is torch.strided and t.is_contiguous() and not t.is_inference() for t in (a, b))
+    return plain and a.dtype is b.dtype and a.numel() == b.numel() and a.data_ptr() == b.data_ptr()

@@ -13,7 +13,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent.name !=
 
 # A module imports from its own layer and earlier ones only.
 LAYERS = (
-    {"errors", "imported", "redaction", "registry", "text", "trees", "uris"},
+    {"errors", "imported", "misclassification", "redaction", "registry", "text", "trees", "uris"},
     {"config", "sizes", "streams", "losses", "nn"},
     {"noise"},
     {"files", "figures", "checks", "claims", "outputs"},

@@ -25,7 +25,7 @@ def _estimate(device, noise=None, **options):
         (None, {"copies": 512}),
         (None, {"copies": 512, "sampler": "sobol"}),
         (Laplace(0.5), {"copies": 2048}),
-        (None, {"copies": 512, "exact_head": True}),
+        (None, {"copies": 512, "head": "derivative"}),
         (None, {"estimator": "joint", "copies": 20000}),
     ],
 )

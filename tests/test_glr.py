@@ -266,12 +266,12 @@ def test_pathwise_on_a_threshold_network_says_what_is_wrong(batch):
         glr_dist.GLR(sigmoid_net(), estimator="pathwise").estimate(*batch, zero_one)
 
 
-def test_exact_head_without_a_derivative_says_what_is_wrong(batch):
-    with pytest.raises(ValueError, match="turn exact_head off"):
-        glr_dist.GLR(threshold_net(), copies=8, exact_head=True).estimate(*batch, zero_one)
+def test_a_head_without_a_derivative_says_what_is_wrong(batch):
+    with pytest.raises(ValueError, match="use 'sampled'"):
+        glr_dist.GLR(threshold_net(), copies=8, head="derivative").estimate(*batch, zero_one)
     model = nn.Sequential(nn.Linear(4, 3), Heaviside())
-    with pytest.raises(ValueError, match="turn exact_head off"):
-        glr_dist.GLR(model, copies=8, exact_head=True).estimate(*batch)
+    with pytest.raises(ValueError, match="use 'sampled'"):
+        glr_dist.GLR(model, copies=8, head="derivative").estimate(*batch)
 
 
 def test_plain_dropout_and_batch_norm_are_named(batch):
@@ -511,7 +511,7 @@ VARIANTS = {
     "leave one out": {"sampler": "iid", "baseline": "leave_one_out"},
     "layerwise": {"estimator": "layerwise"},
     "joint": {"estimator": "joint"},
-    "exact head": {"exact_head": True},
+    "derivative head": {"head": "derivative"},
     "learned": {"noise": glr_dist.Gaussian(0.5, learn="unit")},
 }
 

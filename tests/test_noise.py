@@ -14,11 +14,12 @@ from glr_dist.noise import LAWS, Gaussian, Laplace, Noise
 from glr_dist.streams import Key, Role, generator, uniforms
 
 CPU = torch.device("cpu")
-SCIPY = {"gaussian": stats.norm, "laplace": stats.laplace, "logistic": stats.logistic}
+SCIPY = {"gaussian": stats.norm, "laplace": stats.laplace, "logistic": stats.logistic, "gumbel": stats.gumbel_r}
 LOG_DENSITY: dict[str, Callable[[Tensor], Tensor]] = {
     "gaussian": lambda e: -e.square() / 2,
     "laplace": lambda e: -e.abs(),
     "logistic": lambda e: torch.nn.functional.logsigmoid(e) + torch.nn.functional.logsigmoid(-e),
+    "gumbel": lambda e: -e - (-e).exp(),
 }
 ALLOWED = [(law, sampler) for law in LAWS for sampler in SAMPLERS if sampler != "orthogonal" or law == "gaussian"]
 
@@ -55,6 +56,17 @@ def test_quantile_inverts_the_cdf(law: str) -> None:
     eps = LAWS[law]().quantile(u)
     assert eps.isfinite().all()
     np.testing.assert_allclose(SCIPY[law].cdf(eps.numpy()), u.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(LAWS[law]().cdf(eps).numpy(), u.numpy(), rtol=1e-7)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_density_is_the_slope_of_the_cdf_and_both_are_finite_everywhere(law: str) -> None:
+    eps = torch.tensor([-torch.inf, -1e3, -40.0, -3.0, -0.1, 0.7, 4.0, 1e3, torch.inf], dtype=torch.float64)
+    eps.requires_grad_()
+    cdf = LAWS[law]().cdf(eps)
+    (slope,) = torch.autograd.grad(cdf.sum(), eps)
+    torch.testing.assert_close(slope, LAWS[law]().density(eps).detach(), atol=1e-12, rtol=1e-9)
+    np.testing.assert_allclose(cdf.detach().numpy(), SCIPY[law].cdf(eps.detach().numpy()), atol=1e-12)
 
 
 @pytest.mark.parametrize("law", LAWS)

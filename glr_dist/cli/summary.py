@@ -19,10 +19,10 @@ def run(options: argparse.Namespace) -> int:
     from glr_dist.config import load_config
 
     config = load_config(options.config, options.overrides)
-    from glr_dist.build import device_of, network_of
+    from glr_dist.build import device_of, loss_of, network_of
     from glr_dist.data import load
 
     dataset, device = load(config.data, config.code), device_of(config.execution)
     net = network_of(config, dataset, device)
-    print(net.summary(dataset.train.to(device).batch(slice(0, 2))[0]))
+    print(net.summary(dataset.train.to(device).batch(slice(0, 2))[0], loss_of(config)))
     return 0

@@ -240,12 +240,36 @@ class Estimator(Section):
     )
     antithetic: bool = True
     baseline: Literal["none", "shared", "leave_one_out"] = "shared"
-    exact_head: bool = Field(False, description="use the exact loss gradient at the last site's noisy logits")
+    head: Literal["sampled", "derivative", "expected", "auto"] = Field(
+        "sampled",
+        description="noise of the last site: drawn; drawn, with the loss's derivative; or integrated out. auto: the "
+        "best that loss and network allow",
+    )
+    head_draws: Count = Field(8, description="draws per example and shared pass at which `derivative` is evaluated")
     example_block: Count = Field(128, description="examples per work item and per noise stream")
     block_elements: Count = Field(2**19, description="maximum number of elements of one tensor of a work item")
     items_per_site: Count = Field(
         16, description="maximum number of work items per site, example block and shared pass; each sends one result"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_0_4(cls, values: Any) -> Any:
+        """Replaces `exact_head` of version 0.4 by `head`."""
+        if not isinstance(values, Mapping) or "exact_head" not in values:
+            return values
+        values = dict(values)
+        exact = values.pop("exact_head")
+        if not isinstance(exact, bool):
+            raise ConfigError(f"estimator.exact_head: {exact!r} is not allowed: true or false; or use estimator.head")
+        if exact and values.setdefault("head", "derivative") != "derivative":
+            raise ConfigError(
+                f"estimator.exact_head: means estimator.head 'derivative', but that is {values['head']!r}; leave it out"
+            )
+        copies = values.get("copies", cls.model_fields["copies"].default)
+        if exact and isinstance(copies, int) and values.get("name") != "joint":
+            values.setdefault("head_draws", copies)  # as many as version 0.4 drew
+        return values
 
 
 class Named(BaseModel):

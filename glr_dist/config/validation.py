@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from glr_dist.config.sections import Estimator, Noise
 from glr_dist.errors import ConfigError
 
+_ASYMMETRIC = ("gumbel",)
+
 
 def resolve_sampler(estimator: Estimator, noise: Noise) -> str:
     """Returns the estimator's sampler, with `auto` resolved."""
@@ -29,7 +31,7 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
     e, law = estimator, noise.law
     if e.name == "pathwise":
         default = Estimator()
-        for key in ("copies", "antithetic", "baseline", "exact_head"):
+        for key in ("copies", "antithetic", "baseline", "head", "head_draws"):
             if getattr(e, key) != getattr(default, key):
                 raise ConfigError(
                     f"estimator.{key}: has no effect with 'pathwise', which does not redraw noise; leave it out"
@@ -49,6 +51,10 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
         return
     if law == "none":
         raise ConfigError(f"noise.law: 'none' works only with the estimator 'pathwise'; {e.name!r} needs noise")
+    if e.antithetic and law in _ASYMMETRIC:
+        raise ConfigError(
+            f"estimator.antithetic: pairs (ε, -ε) need a law that is symmetric about 0, and {law} is not; turn it off"
+        )
     if e.antithetic and any(copies % 2 for copies in per_site(e.copies)):
         odd = next(copies for copies in per_site(e.copies) if copies % 2)
         raise ConfigError(f"estimator.copies: {odd} is odd, antithetic pairs need an even number")
@@ -77,7 +83,18 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
                 raise ConfigError(f"estimator.{key}: 'joint' varies all sites at once; give one number for all sites")
     if e.name != "conditional" and per_site(e.passes) != [1]:
         raise ConfigError(f"estimator.passes: {e.name!r} does not reuse the noise of a shared pass; only 1 is allowed")
-    if e.exact_head and loss == "zero_one":
+    _check_head(e, loss)
+
+
+def _check_head(e: Estimator, loss: str | None) -> None:
+    if e.head == "derivative" and loss == "zero_one":
         raise ConfigError(
-            "estimator.exact_head: 'zero_one' does not have a derivative; use 'cross_entropy' or turn it off"
+            "estimator.head: 'derivative' is not allowed: 'zero_one' does not have a derivative; use 'expected'"
         )
+    if e.head_draws == Estimator.model_fields["head_draws"].default:
+        return
+    if e.head not in ("derivative", "auto") or e.name == "joint":
+        what = f"head {e.head!r}" if e.name != "joint" else "'joint', which draws the noise of all sites together"
+        raise ConfigError(f"estimator.head_draws: has no effect with {what}; leave it out")
+    if e.antithetic and e.head_draws % 2:
+        raise ConfigError(f"estimator.head_draws: {e.head_draws} is odd, antithetic pairs need an even number")

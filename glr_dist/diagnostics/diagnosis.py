@@ -43,7 +43,10 @@ from glr_dist.glr import GLR
 
 @dataclass(frozen=True)
 class Quality:
-    """Quality of one site's estimates at one K and M; errors are standard errors."""
+    """Quality of one site's estimates at one K and M; errors are standard errors.
+
+    `copies` is the K of the step; the last site has none where the head is `expected`.
+    """
 
     site: str
     copies: int
@@ -62,13 +65,14 @@ class Diagnosis:
     """Result of `diagnose`; `str` gives the table."""
 
     estimator: str
+    head: str
     reference: str
     reference_error: dict[str, float]
     qualities: tuple[Quality, ...]
 
     def __str__(self) -> str:
         lines = [
-            f"estimator {self.estimator}, reference {self.reference}; its relative error: "
+            f"estimator {self.estimator}, head {self.head}, reference {self.reference}; its relative error: "
             + ", ".join(f"{site} {error:.4f}" for site, error in self.reference_error.items()),
             f"{'site':<12}{'K':>6}{'M':>5}{'cosine':>17}{'relative bias':>20}{'variance':>11}{'passes':>9}{'ms':>9}",
         ]
@@ -119,12 +123,13 @@ def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosi
     with tqdm(total=CHUNKS + len(tried) * chosen.draws, disable=not sys.stderr.isatty(), desc="diagnose") as bar:
         batch = networks.batch(bar)
         name, reference = reference_of(config, networks.net, batch)
+        head = with_options(tried[0]).bind(batch.x, batch.y, batch.loss).head.kind
         qualities = [
             found for options in tried for found in _qualities(with_options(options), batch, chosen.draws, reference)
         ]
     errors = relative_errors(reference)
     diagnosis = Diagnosis(
-        config.estimator.name, name, errors, tuple(sorted(qualities, key=lambda quality: quality.site))
+        config.estimator.name, head, name, errors, tuple(sorted(qualities, key=lambda quality: quality.site))
     )
     content = json.dumps(without_nan(asdict(diagnosis)), indent=2, allow_nan=False) + "\n"
     write_atomically(out / "diagnose.json", content.encode())
@@ -135,7 +140,7 @@ def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosi
 def _qualities(net: GLR, batch: Batch, draws: int, reference: dict[str, Tensor]) -> list[Quality]:
     options = net.options
     estimates, milliseconds = draws_of(net, batch, draws)
-    _, forward_passes = net.cost(batch.x, batch.y)
+    _, forward_passes = net.cost(batch.x, batch.y, batch.loss)
     rows = []
     for site, g in estimates.items():
         r = reference[site]

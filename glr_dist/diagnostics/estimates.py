@@ -132,7 +132,8 @@ def reference_of(config: Config, net_of: Callable[[Config], GLR], batch: Batch) 
             "joint": {"copies": per_chunk},
             "conditional": {"copies": copies, "passes": max(1, per_chunk // max(per_site(copies)))},
         }
-        options = build(Estimator, {"name": name, **sizes[name]})
+        head = {} if name == "pathwise" else {"head": config.estimator.head}
+        options = build(Estimator, {"name": name, "antithetic": config.estimator.antithetic, **head, **sizes[name]})
         if name == "pathwise" and config.noise.law == "none":
             options = config.estimator
         try:

@@ -173,7 +173,7 @@ def _pair(
         cosine=_mean(own),
         target_cosine=_mean(wanted),
         variance=math.fsum(variances) / len(variances),
-        forward_passes=net.cost(batch.x, batch.y)[1],
+        forward_passes=net.cost(batch.x, batch.y, batch.loss)[1],
         milliseconds=milliseconds,
         sites={site: _mean({site: cosines}) for site, cosines in wanted.items()},
     )

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from glr_dist.estimators.head import DERIVATIVE, EXPECTED, expected_gradient
 from glr_dist.estimators.samplers import DirectionBlock
-from glr_dist.estimators.step import Partial, Step, WorkItem, accumulate, head_gradient, likelihood_ratio
+from glr_dist.estimators.step import Partial, Pass, Step, WorkItem, accumulate, head_gradient, likelihood_ratio
 from glr_dist.estimators.variance import blocks, centred, grouped
 from glr_dist.estimators.work import (
     DriverWork,
@@ -25,9 +26,8 @@ from glr_dist.estimators.work import (
     gradient_flops,
     learned_scales,
 )
-from glr_dist.losses import per_example
 from glr_dist.sites import Site, Tape
-from glr_dist.trees import copied, taken
+from glr_dist.trees import Tree, copied, taken
 
 
 class Joint:
@@ -62,8 +62,7 @@ class Joint:
 
     def _passes(self, step: Step, item: WorkItem, block: DirectionBlock, tape: Tape) -> Partial:
         """Returns the share of one block of whole passes."""
-        assert step.noise is not None
-        noise, x = step.noise, taken(step.x, step.examples_of(item.example_block))
+        x = taken(step.x, step.examples_of(item.example_block))
         n, directions = step.examples_in(item.example_block), block.stop - block.start
         copies = step.signs * directions
         first = step.network.sites[0]
@@ -71,39 +70,50 @@ class Joint:
         noisy: dict[str, Tensor] = {}
 
         def visit(site: Site, z: Tensor) -> Tensor:
+            if head == EXPECTED and site is last:
+                noisy[site.name] = copied(z, copies * n // len(z))  # as the only site, it ran once for all copies
+                return noisy[site.name]
             drawn = step.draw(site, item, block, n)
             eps[site.name] = torch.stack([drawn, -drawn]) if step.options.antithetic else drawn[None]
             added = (eps[site.name] * step.scales[site.name]).view(copies, n, *site.shape)
             v = (z.view(-1, n, *site.shape) + added).view(-1, *site.shape)
-            if exact and site is last:
+            if head == DERIVATIVE and site is last:
                 torch.set_grad_enabled(True)  # the rest of the pass has a graph, until no_grad ends below
                 v.requires_grad_()
             noisy[site.name] = v
             return v
 
-        last = step.network.sites[-1]
-        exact = step.options.exact_head
+        last, head = step.network.sites[-1], step.head.kind
+        passing = Pass(step, visit)
+        targets = step.targets(item.example_block, copies)
         uniforms = step.uniforms(item.shared_pass, item.example_block, block=1 + block.number)
         # The part before the first site is the same for all copies: it runs once, unless that site is nested.
         start = x if first.top else copied(x, copies)
         with torch.no_grad():
-            outputs, own = step.network.record(start, visit, uniforms)
-            losses = per_example(step.loss(outputs, step.targets(item.example_block, copies)), copies * n)
+            outputs, own = step.network.record(start, passing.visit, uniforms)
+            losses = passing.losses(outputs, targets)
         share = 1 / (step.size * step.copies[first.name])
         result = Partial(loss=losses.detach().sum() * share)
         weights = centred(losses.detach().view(step.signs, directions, n), step.options.baseline, tape.losses)
         for site in step.learned():
-            e, scale, learned = eps[site.name], step.scales[site.name], site.name in step.log_scales
-            by_scale: Tensor | None
-            if exact and site is last:
-                by_delta = head_gradient(noisy[site.name], losses, site).view(e.shape)
-                delta, by_scale = by_delta * share, by_delta * e * scale
+            scale, learned = step.scales[site.name], site.name in step.log_scales
+            units: Tensor | None
+            if head == EXPECTED and site is last:
+                by_delta, units = self._expected(step, noisy[site.name], targets, n)
+                delta = by_delta.view(step.signs, directions, n, *site.shape) * share
             else:
-                by_delta, by_scale = likelihood_ratio(noise, e, weights, weights if learned else None)
-                delta = by_delta / scale * share
+                e = eps[site.name]
+                by_scale: Tensor | None
+                if head == DERIVATIVE and site is last:
+                    by_delta = head_gradient(noisy[site.name], losses, site).view(e.shape)
+                    delta, by_scale = by_delta * share, by_delta * e * scale
+                else:
+                    by_delta, by_scale = likelihood_ratio(step.noise_at(site), e, weights, weights if learned else None)
+                    delta = by_delta / scale * share
+                units = None if by_scale is None else by_scale.sum((0, 1, 2))
             if learned:
-                assert by_scale is not None
-                units = by_scale.sum((0, 1, 2)) * share
+                assert units is not None
+                units = units * share
                 result.scales[site.name] = units if scale.dim() else units.sum()
             if site.owned:
                 once = len(own.logits[site.name]) == n  # the part before the first site ran once for all copies
@@ -114,6 +124,13 @@ class Joint:
                 for name, grad in grads.items():
                     accumulate(result.grads, name, grad)
         return result
+
+    @staticmethod
+    def _expected(step: Step, z: Tensor, targets: Tree, n: int) -> tuple[Tensor, Tensor]:
+        """Returns the derivatives of the copies' expected losses by z [C·n, *S] and by log σ, n rows at a time."""
+        rows = range(0, len(z), n)
+        parts = [expected_gradient(step, z[i : i + n], taken(targets, slice(i, i + n))) for i in rows]
+        return torch.cat([by_z for by_z, _ in parts]), torch.stack([by_scale for _, by_scale in parts]).sum(0)
 
     def finish(self, step: Step, shared_pass: int, example_block: int, site: str, delta: Tensor, tape: Tape) -> Partial:
         raise AssertionError("joint items return parameter gradients")

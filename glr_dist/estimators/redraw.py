@@ -13,8 +13,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from glr_dist.estimators.head import DERIVATIVE, EXPECTED, expected_gradient
 from glr_dist.estimators.samplers import DirectionBlock
-from glr_dist.estimators.step import Partial, Step, WorkItem, accumulate, head_gradient, likelihood_ratio, unchanged
+from glr_dist.estimators.step import (
+    Partial,
+    Pass,
+    Step,
+    WorkItem,
+    accumulate,
+    head_gradient,
+    likelihood_ratio,
+    unchanged,
+)
 from glr_dist.estimators.variance import blocks, centred, grouped
 from glr_dist.estimators.work import (
     DriverWork,
@@ -25,7 +35,6 @@ from glr_dist.estimators.work import (
     gradient_flops,
     learned_scales,
 )
-from glr_dist.losses import per_example
 from glr_dist.sites import Site, Tape
 
 
@@ -49,10 +58,16 @@ class Redraw:
     def items(self, step: Step, shared_pass: int) -> Iterator[WorkItem]:
         options = step.options
         frames = options.sampler == "orthogonal"
-        least = 2 if options.baseline == "leave_one_out" else 1
         for site in step.learned():
             if shared_pass >= step.passes[site.name]:
                 continue
+            if self._exact(step, site):
+                yield from (WorkItem(shared_pass, example_block, site.name) for example_block in step.example_blocks)
+                continue
+            centred_within = options.baseline == "leave_one_out" and not (
+                step.head.kind == DERIVATIVE and step.is_last(site)  # uses no baseline
+            )
+            least = 2 if centred_within else 1
             limit = options.block_elements // (step.signs * options.example_block * site.width)
             cut = blocks(step.copies[site.name] // step.signs, site.units if frames else None, limit, least)
             parts = grouped(cut, options.items_per_site)
@@ -65,8 +80,12 @@ class Redraw:
         site = step.network.by_name[item.site]
         result = Partial()
         deltas: dict[str, Tensor] = {}
-        for block in item.directions:
-            delta, scales = self._redrawn(step, item, block, site, tape)
+        shares = (
+            [self._expected(step, item, site, tape)]
+            if self._exact(step, site)
+            else (self._redrawn(step, item, block, site, tape) for block in item.directions)
+        )
+        for delta, scales in shares:
             accumulate(deltas, site.name, delta)
             if scales is not None:
                 accumulate(result.scales, site.name, scales)
@@ -79,11 +98,22 @@ class Redraw:
             result.grads = self.finish(step, item.shared_pass, item.example_block, site.name, delta, tape).grads
         return result
 
+    @staticmethod
+    def _exact(step: Step, site: Site) -> bool:
+        """True if δ of a site is the derivative of the expected loss, without a draw."""
+        return step.head.kind == EXPECTED and step.is_last(site)
+
+    @staticmethod
+    def _expected(step: Step, item: WorkItem, site: Site, tape: Tape) -> tuple[Tensor, Tensor | None]:
+        """Returns the shares of a shared pass in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
+        share = 1 / (step.size * step.passes[site.name])
+        by_z, by_scale = expected_gradient(step, tape.logits[site.name], step.targets(item.example_block, 1))
+        return by_z * share, by_scale * share if site.name in step.log_scales else None
+
     def _redrawn(
         self, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the shares of a block of redraws in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
-        assert step.noise is not None
         scale, z = step.scales[site.name], tape.logits[site.name]
         n = len(z)
         eps = step.draw(site, item, block, n)
@@ -96,7 +126,7 @@ class Redraw:
         v = v.view(-1, *site.shape)
         share = 1 / (step.size * step.passes[site.name] * step.copies[site.name])  # weight of one loss in J
         units: Tensor | None
-        if step.options.exact_head and site.index == len(step.network.sites) - 1:
+        if step.head.kind == DERIVATIVE and step.is_last(site):
             with torch.enable_grad():
                 losses = self._losses(step, item, site, tape, v.requires_grad_())
             gradient = head_gradient(v, losses, site).view(step.signs, directions, n, *site.shape)
@@ -108,7 +138,7 @@ class Redraw:
             weights = centred(losses, step.options.baseline, tape.losses)
             odd = weights[0] - weights[1] if step.options.antithetic else weights[0]  # s(-ε) = -s(ε)
             even = weights.sum(0) if site.name in step.log_scales else None
-            by_delta, by_scale = likelihood_ratio(step.noise, eps, odd, even)
+            by_delta, by_scale = likelihood_ratio(step.noise_at(site), eps, odd, even)
             delta = by_delta.sum(0) / scale * share
             units = None if by_scale is None else by_scale.sum((0, 1)) * share
         if site.name not in step.log_scales or units is None:
@@ -130,15 +160,15 @@ class Redraw:
         assert item.site is not None
         network, n, directions = step.network, example_count(step, item), direction_count(item)
         site = network.by_name[item.site]
-        exact = step.options.exact_head and site.index == len(network.sites) - 1
-        flops = (2 if exact else 1) * site.suffix * network.flops * step.signs * directions * n
+        derivative = step.head.kind == DERIVATIVE and step.is_last(site)
+        flops = (2 if derivative else 1) * site.suffix * network.flops * step.signs * directions * n
         formed = bool(site.owned) and not step.keeps_delta(site)
         return ItemWork(
             flops=flops + (gradient_flops(step, site, n) if formed else 0.0),
             noise=n * directions * site.units,
-            activations=n * directions * step.signs * elements_from(network.sites, site),
-            passes=len(item.directions),
-            frames=(site,),
+            activations=n * max(directions * step.signs, 1) * elements_from(network.sites, site),
+            passes=max(len(item.directions), 1),
+            frames=(site,) if item.directions else (),
             delta=site if site.owned and not formed else None,
             grads=site.owned if formed else (),
             scales=learned_scales(step, (site,)),
@@ -158,7 +188,6 @@ class Redraw:
     def _losses(self, step: Step, item: WorkItem, site: Site, tape: Tape, v: Tensor) -> Tensor:
         """Returns the losses [S·R·n] of the network's suffix, run from the noisy logits v [S·R·n, *S]."""
         uniforms = step.uniforms(item.shared_pass, item.example_block)
-        noisy = self._others(step, item.shared_pass, item.example_block)
-        outputs = step.network.replay(site, tape, v, noisy, uniforms)
-        targets = step.targets(item.example_block, len(v) // len(tape.losses))
-        return per_example(step.loss(outputs, targets), len(v))
+        passing = Pass(step, self._others(step, item.shared_pass, item.example_block))
+        outputs = step.network.replay(site, tape, v, passing.visit, uniforms)
+        return passing.losses(outputs, step.targets(item.example_block, len(v) // len(tape.losses)))

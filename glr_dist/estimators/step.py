@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from glr_dist.checks import all_finite
 from glr_dist.config import Estimator as Options
 from glr_dist.errors import NoGradientError
+from glr_dist.estimators.head import EXPECTED, SAMPLED_HEAD, Head, LastLogits, expected_losses
 from glr_dist.estimators.samplers import SAMPLERS, DirectionBlock
 from glr_dist.losses import Loss, per_example
 from glr_dist.network import Network, Uniforms
@@ -100,6 +101,7 @@ class Step:
         scales: site -> σ, a scalar or [*S].
         log_scales: site -> log σ, for the sites where it is learned.
         seed, number: the run's seed and the step's number, which key all noise.
+        head: how the noise of the last site enters.
         x, y, loss: inputs and targets, trees of tensors [N, …], and the per-example loss.
         replica: (rank, world size); each replica estimates from its own example blocks, and their sum is the estimate.
     """
@@ -117,6 +119,7 @@ class Step:
     x: Tree
     y: Tree
     loss: Loss
+    head: Head = SAMPLED_HEAD
     replica: tuple[int, int] = (0, 1)
 
     # ------------------------------------------------------------ sizes
@@ -162,7 +165,16 @@ class Step:
         """Returns the sites that need an estimate: they own a parameter or learn their scale."""
         return tuple(site for site in self.network.sites if site.owned or site.name in self.log_scales)
 
+    def is_last(self, site: Site) -> bool:
+        """True for the last site of a pass."""
+        return site.index == len(self.network.sites) - 1
+
     # ------------------------------------------------------------ noise
+
+    def noise_at(self, site: Site) -> Noise:
+        """Returns the noise of a site."""
+        assert self.noise is not None
+        return self.noise
 
     def key(self, shared_pass: int, site: int, example_block: int) -> Key:
         """Returns the key of a stream; the caller adds the block and the role."""
@@ -170,23 +182,26 @@ class Step:
 
     def draw(self, site: Site, item: WorkItem, block: DirectionBlock, n: int) -> Tensor:
         """Draws ε [R, n, *S] of one block of the item's directions at a site."""
-        assert self.noise is not None
         sampler = SAMPLERS[self.options.sampler]
         key = self.key(item.shared_pass, site.index, item.example_block)
-        eps = sampler(self.noise, key, block, n, site.units, self.network.dtype, self.device)
+        eps = sampler(self.noise_at(site), key, block, n, site.units, self.network.dtype, self.device)
         return eps.view(*eps.shape[:2], *site.shape)
 
     def shared_eps(self, site: Site, shared_pass: int, example_block: int, n: int) -> Tensor:
         """Draws ε [n, *S] of a shared pass."""
-        assert self.noise is not None
         stream = generator(self.key(shared_pass, site.index, example_block), self.device)
-        return self.noise.sample((n, *site.shape), stream, self.network.dtype)
+        return self.noise_at(site).sample((n, *site.shape), stream, self.network.dtype)
 
     def shared_noise(self, shared_pass: int, example_block: int) -> Callable[[Site, Tensor], Tensor]:
-        """Returns (site, z) -> v, which adds the noise of a shared pass; z holds C copies of the block [C·n, *S]."""
+        """Returns (site, z) -> v, which adds the noise of a shared pass; z holds C copies of the block [C·n, *S].
+
+        The last site has none if the loss's expectation takes its place.
+        """
         n = self.examples_in(example_block)
 
         def noisy(site: Site, z: Tensor) -> Tensor:
+            if self.head.kind == EXPECTED and self.is_last(site):
+                return z
             added = self.shared_eps(site, shared_pass, example_block, n) * self.scales[site.name]
             return (z.view(-1, n, *site.shape) + added).view(z.shape)
 
@@ -216,14 +231,17 @@ class Step:
 
         Raises:
             FloatingPointError: a site's logits are not finite.
+            SiteError: the head is `expected`, and the outputs are not the logits of the last site.
         """
         examples = self.examples_of(example_block)
-        add = self.shared_noise(shared_pass, example_block) if noisy else unchanged
-        outputs, tape = self.network.record(taken(self.x, examples), add, self.uniforms(shared_pass, example_block))
+        passing = Pass(self, self.shared_noise(shared_pass, example_block) if noisy else unchanged)
+        outputs, tape = self.network.record(
+            taken(self.x, examples), passing.visit, self.uniforms(shared_pass, example_block)
+        )
         for name, z in tape.logits.items():
             if not all_finite(z):
                 raise FloatingPointError(f"the logits of the site '{name}' are not finite at step {self.number}")
-        tape.losses = per_example(self.loss(outputs, taken(self.y, examples)), len(outputs))
+        tape.losses = passing.losses(outputs, taken(self.y, examples))
         return tape
 
     def targets(self, example_block: int, copies: int) -> Tree:
@@ -256,6 +274,38 @@ class Step:
         return rule(tape.inputs[site.name], delta)
 
 
+class Pass:
+    """The losses of a pass, or their expectations over the noise of the last site where the head is `expected`.
+
+    Args:
+        step: the step.
+        noisy: (site, z) -> v; where the head is `expected`, it leaves the last site's logits as they are.
+    """
+
+    def __init__(self, step: Step, noisy: Callable[[Site, Tensor], Tensor]) -> None:
+        self._step, self._noisy = step, noisy
+        self._integrated = step.head.kind == EXPECTED and noisy is not unchanged  # `unchanged`: no site has noise
+        self._last: LastLogits | None = None
+
+    def visit(self, site: Site, z: Tensor) -> Tensor:
+        """Returns the noisy logits of a site."""
+        v = self._noisy(site, z)
+        if self._integrated and self._step.is_last(site):
+            self._last = LastLogits(v)
+        return v
+
+    def losses(self, outputs: Tensor, targets: Tree) -> Tensor:
+        """Returns the losses [B], or their expectations.
+
+        Raises:
+            SiteError: the outputs are not the logits of the last site.
+        """
+        if self._integrated:
+            assert self._last is not None
+            return expected_losses(self._step, outputs, targets, self._last)
+        return per_example(self._step.loss(outputs, targets), len(outputs))
+
+
 def unchanged(site: Site, z: Tensor) -> Tensor:
     """Returns the logits unchanged (noise-free pass)."""
     return z
@@ -282,7 +332,7 @@ def likelihood_ratio(noise: Noise, eps: Tensor, odd: Tensor, even: Tensor | None
 
 
 def head_gradient(v: Tensor, losses: Tensor, site: Site) -> Tensor:
-    """Returns the gradient of the losses at the last site's noisy logits v (`exact_head`), in the shape of v.
+    """Returns the gradient of the losses at the last site's noisy logits v in the shape of v (head `derivative`).
 
     Raises:
         NoGradientError: the losses have no gradient there, or a zero one.
@@ -292,6 +342,6 @@ def head_gradient(v: Tensor, losses: Tensor, site: Site) -> Tensor:
         if gradient is not None and gradient.any():
             return gradient
     raise NoGradientError(
-        f"estimator.exact_head: the loss has no gradient at the logits of '{site.name}' (the loss, or an activation "
-        "after the site, is discontinuous); turn exact_head off"
+        f"estimator.head: the loss has no derivative at the logits of '{site.name}' (the loss, or an activation after "
+        "the site, is discontinuous); use 'sampled'"
     )

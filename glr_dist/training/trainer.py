@@ -148,7 +148,7 @@ class Trainer:
         self.net.train()
         if self.config.noise.schedule:
             self.net.set_scale(self.config.noise.scale_after(self.epoch))
-        copies, passes = self.net.cost(*self.train.batch(slice(0, 1)))  # per example of a step, and per step
+        copies, passes = self.net.cost(*self.train.batch(slice(0, 1)), self.loss)  # per example of a step, and per step
         before = self.net.step
         loss, squares = self._run_steps(progress, copies)
         steps = self.net.step - before

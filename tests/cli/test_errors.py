@@ -91,7 +91,7 @@ WRONG = {
     "site type that does not occur": (["noise.sites=[Conv1d,Linear]"], ["sites", "Conv1d"]),
     "far site type": (["noise.sites=[Zzzzzz]"], ["noise.sites", "nearest are"]),
     "pathwise threshold": (["estimator={name: pathwise}"], ["pathwise", "use another estimator"]),
-    "exact head, 0-1 loss": (["estimator.exact_head=true", "training.loss=zero_one"], ["estimator.exact_head"]),
+    "derivative head, 0-1 loss": (["estimator.head=derivative", "training.loss=zero_one"], ["estimator.head"]),
     "a direction left alone": (
         ["estimator.baseline=leave_one_out", "model.hidden=[3]", "estimator.block_elements=1"],
         ["estimator.copies", "leave_one_out"],

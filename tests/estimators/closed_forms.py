@@ -1,7 +1,7 @@
 """Objectives J of small two-layer networks, exact or by quadrature, as differentiable float64 torch expressions.
 
 The networks are Linear → activation → Linear (sites "0" and "2") with noise at both sites or at one. A threshold unit
-is on with probability F(z/σ), F the law's CDF; smooth units and the output are integrated over their noise.
+is on with probability 1 - F(-z/σ), F the law's CDF; smooth units and the output are integrated over their noise.
 
 Shapes: N examples, H hidden states (patterns of thresholds, or quadrature nodes), C classes, Q nodes.
 """
@@ -25,6 +25,8 @@ def density(law: str, e: Tensor) -> Tensor:
         return torch.exp(-e.square() / 2) / math.sqrt(2 * math.pi)
     if law == "laplace":
         return torch.exp(-e.abs()) / 2
+    if law == "gumbel":
+        return torch.exp(-e - torch.exp(-e))
     assert law == "logistic", f"write down the density and the CDF of {law} here"
     return torch.sigmoid(e) * torch.sigmoid(-e)
 
@@ -36,6 +38,8 @@ def cdf(law: str, e: Tensor) -> Tensor:
     if law == "laplace":
         tail = torch.exp(-e.abs()) / 2
         return torch.where(e < 0, tail, 1 - tail)
+    if law == "gumbel":
+        return torch.exp(-torch.exp(-e))
     assert law == "logistic", f"write down the density and the CDF of {law} here"
     return torch.sigmoid(e)
 
@@ -51,7 +55,8 @@ def legendre(edges: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
 def edges_of(law: str) -> Tensor:
     """The edges of the pieces of a quadrature over ε [E]; one is 0, where the density may have a kink."""
     half = torch.tensor(EDGES, dtype=torch.float64) * (0.4 if law == "gaussian" else 1.0)
-    return torch.cat([-half[1:].flip(0), half])
+    below = 0.2 * half if law == "gumbel" else half  # p(-4) = 4e-23
+    return torch.cat([-below[1:].flip(0), half])
 
 
 def expectation(law: str, nodes: int) -> tuple[Tensor, Tensor]:
@@ -92,7 +97,7 @@ def hidden(problem: Problem, values: dict[str, Tensor], law: str, noisy: bool, n
         e, w = expectation_of_two(law, nodes)
         return torch.sigmoid(z[:, None] + scale * e), w.expand(len(z), -1)
     patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=z.dtype)] * 2)
-    on = cdf(law, z / scale) if noisy else (z > 0).to(z)
+    on = 1 - cdf(law, -z / scale) if noisy else (z > 0).to(z)
     probability = torch.where(patterns > 0, on[:, None], 1 - on[:, None]).prod(-1)
     return patterns.expand(len(z), -1, -1), probability
 

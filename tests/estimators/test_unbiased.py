@@ -4,7 +4,8 @@ Which combinations run is read from `glr_dist.config`, so that one that becomes 
 - every law x estimator x sampler x antithetic x baseline on a two-layer threshold network with the 0-1 loss, with a
   learnable scale for each unit (for each site in orthogonal frames, where units are refused with leave-one-out and
   take the most steps);
-- all choices, `exact_head` and those of `learn` included, on threshold and sigmoid networks with cross-entropy.
+- all choices, the `derivative` head and those of `learn` included, on threshold and sigmoid networks with
+  cross-entropy.
 
 By default a set runs in which every pair of choices that is allowed together occurs, chosen to be cheap. The whole
 first product, all of `pathwise`, and of the others this set and a second such set, chosen to be small, run in the lane
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from glr_dist import GLR, config
 from glr_dist.estimators import joint, redraw
 from glr_dist.execution.inline import Inline
-from glr_dist.losses import LOSSES
+from glr_dist.losses import LOSSES, expectation
 from glr_dist.nn import Heaviside
 from glr_dist.noise import LAWS
 
@@ -60,11 +61,11 @@ class Case(NamedTuple):
     sampler: str
     antithetic: bool
     baseline: str
-    exact_head: bool
+    head: str
     learn: str
 
     def __str__(self) -> str:
-        flags = [*["antithetic"] * self.antithetic, *["exact_head"] * self.exact_head]
+        flags = [*["antithetic"] * self.antithetic, *([] if self.head == "sampled" else [self.head])]
         return "-".join([self.law, self.name, self.sampler, *flags, self.baseline, f"learn_{self.learn}"])
 
     @property
@@ -100,7 +101,7 @@ class Case(NamedTuple):
             config.check_estimator(self.estimator(), noise, loss)
         except config.ConfigError:
             return False
-        return True
+        return self.head != "expected" or expectation(LOSSES[loss], LAWS[self.law]()) is not None
 
 
 def choices(section: type[config.Section], field: str) -> tuple[Any, ...]:
@@ -114,20 +115,21 @@ def cases(loss: str) -> list[Case]:
     laws = list(LAWS)
     samplers = [sampler for sampler in choices(config.Estimator, "sampler") if sampler != "auto"]
     names, baselines = choices(config.Estimator, "name"), choices(config.Estimator, "baseline")
+    heads = [head for head in choices(config.Estimator, "head") if head != "auto"]
     flags, learn = (False, True), choices(config.Noise, "learn")
-    product = itertools.product(laws, names, samplers, flags, baselines, flags, learn)
+    product = itertools.product(laws, names, samplers, flags, baselines, heads, learn)
     return [case for case in itertools.starmap(Case, product) if case.allowed(loss)]
 
 
 def every_estimate(loss: str) -> list[Case]:
-    """All laws, estimators, samplers, signs and baselines, without `exact_head`.
+    """All laws, estimators, samplers, signs, baselines and heads, without `derivative`.
 
     A scale for each unit where frames leave that allowed with every baseline and cheap, else one for each site.
     """
     return [
         case
         for case in cases(loss)
-        if not case.exact_head and case.learn == ("site" if case.sampler == "orthogonal" else "unit")
+        if case.head != "derivative" and case.learn == ("site" if case.sampler == "orthogonal" else "unit")
     ]
 
 
@@ -161,7 +163,12 @@ def in_lanes(found: list[Case], slow: list[Case]) -> Any:
 
 # ---------------------------------------------------------------- the problems
 
-UNIT_STD = {"gaussian": 1.0, "laplace": math.sqrt(2), "logistic": math.pi / math.sqrt(3)}
+UNIT_STD = {
+    "gaussian": 1.0,
+    "laplace": math.sqrt(2),
+    "logistic": math.pi / math.sqrt(3),
+    "gumbel": math.pi / math.sqrt(6),
+}
 
 
 # W_0, b_0, W_2, b_2, log σ of sites 0 and 2 for noise of unit spread, and two examples, found by a search for gradients
@@ -266,7 +273,8 @@ def agrees(estimates: Iterator[dict[str, Tensor]], reference: dict[str, Tensor],
     precision = {name: f"{part:.2%}" for name, part in zip(names, (parts / norms).tolist(), strict=True)}
     assert precise, f"standard errors too large after {len(drawn)} steps: {precision}"
     differences = all_drawn.mean(0) - goal
-    rounding = 1e-6 * torch.cat([n.expand(s) for n, s in zip(norms, sizes, strict=True)])  # that of the quadrature
+    # The errors of quadratures, and of counts of events so rare that they are not Gaussian.
+    rounding = 1e-3 * torch.cat([n.expand(s) for n, s in zip(norms, sizes, strict=True)])
     z = (differences.abs() - rounding).clamp(min=0) / errors
     z[differences.abs() <= rounding] = 0  # also where nothing varies
     report = dict(zip(names, [[round(v, 1) for v in part.tolist()] for part in z.split(sizes)], strict=True))
@@ -322,7 +330,7 @@ def test_sigmoid_network_with_cross_entropy(case: Case, needed: float) -> None:
 
 @pytest.mark.parametrize("passes", [1, 3])
 def test_pathwise_averages_its_passes(passes: int) -> None:
-    case = Case("gaussian", "pathwise", "iid", True, "shared", False, "unit")
+    case = Case("gaussian", "pathwise", "iid", True, "shared", "sampled", "unit")
     check("sigmoid", case, 512, passes=passes)
 
 
@@ -351,7 +359,7 @@ SLOW_CUTS = {("orthogonal", "passes and copies site by site"), ("orthogonal", "e
 )
 def test_however_the_work_is_cut(sampler: str, cut: str) -> None:
     """By a coarser precision: a direction lost or used twice would show as a tenth of the gradient."""
-    case = Case("gaussian", "conditional", sampler, True, "shared", False, "unit")
+    case = Case("gaussian", "conditional", sampler, True, "shared", "sampled", "unit")
     repeats = min(case.repeats, 1024)
     check("threshold_zero_one", case, repeats, needed=0.022, **CUT[cut](2 * repeats))
 
@@ -359,7 +367,7 @@ def test_however_the_work_is_cut(sampler: str, cut: str) -> None:
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", ["conditional", "layerwise", "joint"])
 def test_one_threshold_unit_has_the_laws_density_as_its_slope(law: str, name: str) -> None:
-    """E[1(v > 0)] = F(z/σ), so ∂/∂z = p(z/σ)/σ and ∂/∂log σ = -p(z/σ) z/σ."""
+    """E[1(v > 0)] = 1 - F(-z/σ), so ∂/∂z = p(-z/σ)/σ and ∂/∂log σ = -p(-z/σ) z/σ."""
     x, weight, bias, scale = tensor(0.7, -0.4, shape=(1, 2)), tensor(0.9, -0.5, shape=(1, 2)), tensor(0.1), 0.8
     model = nn.Sequential(nn.Linear(2, 1).double())
     model.load_state_dict({"0.weight": weight, "0.bias": bias})
@@ -372,11 +380,12 @@ def test_one_threshold_unit_has_the_laws_density_as_its_slope(law: str, name: st
         estimator=name,
         copies=2,
         sampler="iid",
+        antithetic=LAWS[law]().symmetric,
         example_block=8192,
         block_elements=2**20,
     )
     t = (x @ weight.T + bias) / scale
-    slope = torch.autograd.functional.jvp(lambda e: cdf(law, e), t, torch.ones_like(t))[1][0] / scale
+    slope = torch.autograd.functional.jvp(lambda e: 1 - cdf(law, -e), t, torch.ones_like(t))[1][0] / scale
     reference = {"0.weight": slope[:, None] * x, "0.bias": slope, "scale 0": -slope * t[0] * scale}
     rows, targets = x.expand(8192, -1), torch.zeros(8192)
     steps = estimates(net, rows, targets, lambda outputs, _: (outputs[:, 0] > 0).double())
@@ -410,7 +419,7 @@ def leave_one_out_inside_pairs(losses: Tensor, baseline: str, shared: Tensor) ->
 def test_a_baseline_that_holds_the_antithetic_partner_is_caught(
     name: str, sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = Case("gaussian", name, sampler, True, "leave_one_out", False, "site")
+    case = Case("gaussian", name, sampler, True, "leave_one_out", "sampled", "site")
     assert case.allowed("zero_one")
     monkeypatch.setattr(redraw, "centred", leave_one_out_inside_pairs)
     monkeypatch.setattr(joint, "centred", leave_one_out_inside_pairs)
@@ -419,12 +428,14 @@ def test_a_baseline_that_holds_the_antithetic_partner_is_caught(
 
 
 REFUSED = {
-    "leave-one-out within a Sobol set": Case("gaussian", "conditional", "sobol", False, "leave_one_out", False, "unit"),
-    "leave-one-out within a frame, for unit scales": Case(
-        "gaussian", "conditional", "orthogonal", True, "leave_one_out", False, "unit"
+    "leave-one-out within a Sobol set": Case(
+        "gaussian", "conditional", "sobol", False, "leave_one_out", "sampled", "unit"
     ),
-    "frames under the Laplace law": Case("laplace", "conditional", "orthogonal", True, "shared", False, "unit"),
-    "frames under the logistic law": Case("logistic", "conditional", "orthogonal", True, "shared", False, "unit"),
+    "leave-one-out within a frame, for unit scales": Case(
+        "gaussian", "conditional", "orthogonal", True, "leave_one_out", "sampled", "unit"
+    ),
+    "frames under the Laplace law": Case("laplace", "conditional", "orthogonal", True, "shared", "sampled", "unit"),
+    "frames under the logistic law": Case("logistic", "conditional", "orthogonal", True, "shared", "sampled", "unit"),
 }
 
 

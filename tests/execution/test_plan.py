@@ -69,7 +69,7 @@ OPTIONS = {
     "two passes": {"passes": 2},
     "no pairs": {"antithetic": False},
     "iid": {"sampler": "iid"},
-    "exact head": {"exact_head": True},
+    "derivative head": {"head": "derivative"},
     "one block": {"block_elements": 2**19},
     "few items": {"items_per_site": 2},
     "layerwise": {"estimator": "layerwise"},

@@ -45,7 +45,7 @@ VARIANTS = {
     "layerwise": ["estimator.name=layerwise", "training.loss=zero_one"],
     "pathwise": ["estimator={name: pathwise, passes: 2}", "model.activation=tanh", "training.optimizer.lr=0.03"],
     "plateau": ["noise.learn=unit", "training.schedule={name: ReduceLROnPlateau, patience: 0, threshold: 0.5}"],
-    "dropout": ["model.dropout=0.3", "noise.learn=site", "estimator.exact_head=true"],
+    "dropout": ["model.dropout=0.3", "noise.learn=site", "estimator.head=derivative"],
 }
 
 

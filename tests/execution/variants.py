@@ -90,12 +90,27 @@ VARIANTS = {
     "learned scales": (
         lambda: perceptron(nn.Sigmoid()),
         CROSS_ENTROPY,
-        {"copies": 48, "noise": glr_dist.Gaussian(0.4, learn="unit"), "exact_head": True},
+        {"copies": 48, "noise": glr_dist.Gaussian(0.4, learn="unit"), "head": "derivative"},
     ),
     "learned scales, pathwise": (
         lambda: perceptron(nn.Sigmoid()),
         CROSS_ENTROPY,
         {"estimator": "pathwise", "noise": glr_dist.Laplace(0.4, learn="site")},
+    ),
+    "expected head, learned scales": (
+        lambda: perceptron(Heaviside()),
+        ZERO_ONE,
+        {"copies": 48, "passes": 2, "noise": glr_dist.Gaussian(0.4, learn="unit"), "head": "expected"},
+    ),
+    "expected head, layerwise": (
+        lambda: perceptron(Heaviside()),
+        ZERO_ONE,
+        {"estimator": "layerwise", "copies": 48, "noise": glr_dist.Laplace(0.4), "head": "auto"},
+    ),
+    "expected head, joint": (
+        lambda: perceptron(Heaviside()),
+        ZERO_ONE,
+        {"estimator": "joint", "copies": 40, "noise": glr_dist.Gaussian(0.4, learn="site"), "head": "expected"},
     ),
     "sobol": (lambda: perceptron(Heaviside()), ZERO_ONE, {"copies": 32, "sampler": "sobol"}),
     "mixed network": (mixed, CROSS_ENTROPY, {"copies": 24, "passes": 2}),

@@ -173,7 +173,7 @@ VARIANTS = {
     "laplace iid": ["noise.law=laplace", "estimator.baseline=leave_one_out"],
     "logistic sobol": ["noise.law=logistic", "estimator.sampler=sobol", "model.activation=staircase"],
     "no pairs": ["estimator.antithetic=false", "estimator.baseline=none", "model.activation=sign"],
-    "exact head": ["estimator.exact_head=true"],
+    "derivative head": ["estimator.head=derivative"],
     "layerwise": ["estimator.name=layerwise", "training.loss=zero_one"],
     "joint": ["estimator.name=joint", "training.loss=zero_one"],
     "pathwise": ["estimator={name: pathwise, passes: 2}", "model.activation=tanh"],

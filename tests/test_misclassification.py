@@ -1,0 +1,124 @@
+"""The probability of a wrong class under noisy scores, against fine numerical integrals and closed forms."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate
+from torch import Tensor
+
+from glr_dist.errors import UserError
+from glr_dist.misclassification import ERROR, Misclassification, _trapezoid
+from glr_dist.noise import LAWS, Gaussian
+
+ENDS = {"gaussian": (-8, 8), "laplace": (-30, 30), "logistic": (-35, 35), "gumbel": (-4, 35)}
+
+
+def by_integration(z: Tensor, y: int, scale: Tensor, law: str) -> float:
+    """1 - ∫ p(t) Π F((z_y + σ_y t - z_j) / σ_j) dt, adaptively between all kinks; z [C], scale [C]."""
+    noise, others = LAWS[law](), [j for j in range(len(z)) if j != y]
+
+    def integrand(t: float) -> float:
+        ahead = (z[y] + scale[y] * t - z[others]) / scale[others]
+        return float(noise.density(torch.tensor(t, dtype=torch.float64)) * noise.cdf(ahead).prod())
+
+    low, high = ENDS[law]
+    kinks = [0.0, *((z[others] - z[y]) / scale[y]).tolist()]
+    points = sorted({low, high, *(min(max(kink, low), high) for kink in kinks), *np.linspace(low, high, 9)})
+    pieces = [integrate.quad(integrand, a, b, epsabs=1e-9)[0] for a, b in itertools.pairwise(points)]
+    return 1 - math.fsum(pieces)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 2.5, 8.0])
+@pytest.mark.parametrize("classes", [2, 5, 10])
+@pytest.mark.parametrize("law", LAWS)
+def test_error_is_at_most_the_stated_one(law: str, classes: int, ratio: float) -> None:
+    stream = torch.Generator().manual_seed(classes)
+    rows = 6
+    spread = torch.tensor([0.3, 1.0, 1.0, 3.0, 0.0, 6.0], dtype=torch.float64)[:, None]
+    z = torch.randn(rows, classes, dtype=torch.float64, generator=stream) * spread
+    y = torch.randint(0, classes, (rows,), generator=stream)
+    u = torch.rand(rows, classes, dtype=torch.float64, generator=stream)
+    u[:, 0], u[:, -1] = 0, 1  # the ratio is reached
+    scale = 0.7 * ratio**u
+    found = Misclassification(LAWS[law]())(z, y, torch.tensor(0.7, dtype=torch.float64) if ratio == 1 else scale)
+    for row in range(rows):
+        exact = by_integration(z[row], int(y[row]), scale[row], law)
+        assert abs(found[row].item() - exact) <= ERROR, (row, found[row].item(), exact)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_all_examples_of_equal_scores_are_wrong_with_one_probability(law: str) -> None:
+    found = Misclassification(LAWS[law]())(torch.zeros(5, 5), torch.arange(5), torch.tensor(2.0))
+    torch.testing.assert_close(found, torch.full((5,), 0.8), rtol=0, atol=ERROR)
+
+
+def test_two_classes_under_gaussian_noise() -> None:
+    """v_1 - v_0 is Gaussian: P = Φ((z_other - z_y) / √(σ_0² + σ_1²)), also for its derivatives."""
+    z = torch.tensor([[0.4, -1.1], [2.0, 2.5], [-3.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor([[0.8, 1.7]], dtype=torch.float64).expand(3, -1).clone().requires_grad_()
+    y = torch.tensor([0, 0, 1])
+    other = z.gather(1, 1 - y[:, None])[:, 0] - z.gather(1, y[:, None])[:, 0]
+    exact = torch.special.ndtr(other / scale.square().sum(1).sqrt())
+    found = Misclassification(Gaussian())(z, y, scale)
+    torch.testing.assert_close(found, exact, rtol=0, atol=ERROR)
+    for a, b in zip(
+        torch.autograd.grad(found.sum(), [z, scale]), torch.autograd.grad(exact.sum(), [z, scale]), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=5 * ERROR)
+
+
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("law", LAWS)
+def test_derivatives_are_those_of_finite_differences(law: str, unit: bool) -> None:
+    """Also where some F underflow, and for logits that are far apart."""
+    wrong = Misclassification(LAWS[law]())
+    z = torch.tensor([[0.3, -0.8, 0.1], [40.0, 0.0, -40.0], [0.0, 3.0, 2.0]], dtype=torch.float64)
+    y = torch.tensor([2, 0, 0])
+    scale = torch.full((3, 3) if unit else (), 0.9, dtype=torch.float64)
+    if unit:
+        scale = scale * torch.tensor([1.0, 1.3, 0.8])
+    assert torch.autograd.gradcheck(
+        lambda z, s: wrong(z, y, s), [z.requires_grad_(), scale.requires_grad_()], eps=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_single_precision_agrees_with_double(law: str) -> None:
+    z = 5 * torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    y, scale = torch.arange(50) % 10, torch.linspace(0.5, 1.0, 10).expand(50, -1)
+    wrong = Misclassification(LAWS[law]())
+    torch.testing.assert_close(wrong(z, y, scale).double(), wrong(z.double(), y, scale.double()), rtol=0, atol=1e-5)
+    with torch.enable_grad():
+        leaf = z.requires_grad_()
+        (grad,) = torch.autograd.grad(wrong(leaf, y, scale).sum(), leaf)
+    assert grad.isfinite().all()
+
+
+def test_groups_of_nodes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, y = torch.randn(7, 4, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 4
+    whole = Misclassification(Gaussian())(z, y, torch.tensor(1.0))
+    monkeypatch.setattr("glr_dist.misclassification._ELEMENTS", 3 * z.numel())
+    torch.testing.assert_close(Misclassification(Gaussian())(z, y, torch.tensor(1.0)), whole, rtol=0, atol=1e-6)
+
+
+def test_more_precise_rules_have_more_nodes_and_hopeless_scales_are_refused() -> None:
+    nodes = [len(_trapezoid(Gaussian(), 10, ratio)[0]) for ratio in (1.0, 2.0, 8.0)]
+    assert nodes == sorted(set(nodes))
+    assert nodes[0] <= 20
+    scale = torch.tensor([[1e-4, 1.0, 1.0]])
+    with pytest.raises(UserError, match="nodes under gaussian noise"):
+        Misclassification(Gaussian())(torch.zeros(1, 3), torch.tensor([0]), scale)
+
+
+def test_too_few_nodes_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin of the first test: a rule that is too coarse has an error above the stated one."""
+    monkeypatch.setattr("glr_dist.misclassification.ERROR", 3e-2)
+    z, y = torch.tensor([[0.5, 0.0, 0.2, -0.3]], dtype=torch.float64), torch.tensor([0])
+    scale = torch.tensor([1.0, 0.3, 0.3, 0.3], dtype=torch.float64)
+    found = Misclassification(Gaussian())(z, y, scale[None])
+    assert abs(found.item() - by_integration(z[0], 0, scale, "gaussian")) > ERROR
