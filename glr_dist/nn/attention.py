@@ -101,9 +101,9 @@ class Attention(SameState):
 
     def _extended(self, x: Tensor, learned: Tensor | None) -> Tensor:
         """Appends the learned position and the position of zeros to keys or values [N, S, E], if there are any."""
-        extra = [] if learned is None else [learned.expand(len(x), 1, -1)]
+        extra = [] if learned is None else [learned.expand(x.shape[0], 1, -1)]
         if self.add_zero_attn:
-            extra.append(x.new_zeros(len(x), 1, x.shape[2]))
+            extra.append(x.new_zeros(x.shape[0], 1, x.shape[2]))
         return torch.cat((x, *extra), 1) if extra else x
 
     def _mask(self, q: Tensor, k: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:

@@ -64,7 +64,7 @@ class Cell(SameState):
 
     def initial(self, x: Tensor) -> State:
         """Returns the state before the first step, zeros, for inputs x [N, …]."""
-        return (x.new_zeros(len(x), self.output_size),)
+        return (x.new_zeros(x.shape[0], self.output_size),)  # `len` would fix the batch of an exported program
 
     def forward(self, input: Tensor, hx: Tensor | State | None = None) -> Tensor | State:
         """Returns the next h, or (h, c) of an LSTM cell; takes the arguments of torch's cell.
@@ -141,7 +141,7 @@ class LSTMCell(Cell):
             self.layout = {**self.layout, "weight_hr": (Part("projection.weight"),)}
 
     def initial(self, x: Tensor) -> State:
-        return *super().initial(x), x.new_zeros(len(x), self.hidden_size)
+        return *super().initial(x), x.new_zeros(x.shape[0], self.hidden_size)
 
     def step(self, x: Tensor, state: State) -> State:
         h, c = state

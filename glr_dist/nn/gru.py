@@ -29,7 +29,7 @@ class Rows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.transpose(1, 2).flip(1).flatten(1)
-        return torch.cat((rows, rows.new_zeros(len(x), self.units)), 1)
+        return torch.cat((rows, rows.new_zeros(x.shape[0], self.units)), 1)
 
 
 class GRUStep(nn.Module):

@@ -63,7 +63,7 @@ class Constant(nn.Module):
         self.steps = steps
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(1).expand(len(x), self.steps, *x.shape[1:])
+        return x.unsqueeze(1).expand(x.shape[0], self.steps, *x.shape[1:])
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}"

@@ -32,7 +32,7 @@ class Patches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         patches = F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
         length = patches.shape[1]
-        positions = torch.eye(length, dtype=x.dtype, device=x.device).expand(len(x), length, length)
+        positions = torch.eye(length, dtype=x.dtype, device=x.device).expand(x.shape[0], length, length)
         return torch.cat((patches, positions), 2)
 
     def extra_repr(self) -> str:

@@ -46,6 +46,27 @@ def pair(x):
     return x
 
 
+class Reader(nn.Module):
+    # Reads a sequence [T, 2] and returns the scores of its last state, in a mapping.
+    def __init__(self, units: int, num_classes: int):
+        super().__init__()
+        self.rnn = nn.GRU(2, units, batch_first=True)
+        self.head = nn.Linear(units, num_classes)
+
+    def forward(self, x):
+        states, _ = self.rnn(x)
+        return {"states": states, "scores": self.head(states[:, -1])}
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8 + 1, 3)
+
+    def forward(self, features, count):
+        return self.b(torch.cat([(self.a(features) > 0).float(), count.float()[:, None]], 1))
+
+
 class Scalar(nn.Module):
     def forward(self, x):
         return x.sum()
@@ -59,6 +80,17 @@ def blobs(examples=300, seed=0):
     y = rng.integers(0, 3, examples)
     x = rng.normal(size=(examples, 6)) + 2 * np.eye(6)[y]
     return {"train": (x, np.array(["cat", "dog", "eel"])[y])}
+
+
+def sequences(examples=300):
+    # The class is the number of positive sums of two steps at a time.
+    x = np.random.default_rng(1).normal(size=(examples, 4, 2))
+    return x, (x.sum(2).reshape(-1, 2, 2).sum(2) > 0).sum(1)
+
+
+def two_inputs(examples=300):
+    x, y = blobs(examples)["train"]
+    return {"features": x, "count": np.arange(examples)}, y
 
 
 def damaged(examples=300):
@@ -180,6 +212,35 @@ def test_foreign_initial_weights_depend_on_the_seed_alone(folder, tmp_path):
     torch.rand(7)
     assert initial() == first
     assert initial("seed=1") != first
+
+
+def test_sequences_train_with_a_recurrent_module_of_torch(folder, tmp_path, capsys):
+    model = f"model={{name: '{folder.net}:Reader', units: 6, opened: true, output: scores}}"
+    data = f"data={{name: '{folder.data}:sequences'}}"
+    few = ["training.loss=cross_entropy", "training.epochs=2", "noise.scale=0.3"]
+    out = tmp_path / "run"
+    assert cli.main(["train", str(folder.config), model, data, *few, "--out", str(out)]) == 0
+    assert "[3]" in capsys.readouterr().out  # one call for each step of the sequence
+    losses = [record["train_loss"] for record in RunFolder(out).metrics()]
+    assert losses[1] < losses[0]
+    exported = tmp_path / "reader.pt2"
+    assert cli.main(["export", str(out), "--to", str(exported)]) == 0
+    run = load_run(out)
+    x = run.data.test.batch(slice(0, 3))[0]
+    torch.testing.assert_close(torch.export.load(exported).module()(x).detach(), run(x))
+
+
+def test_a_network_with_several_inputs_trains(folder, tmp_path, capsys):
+    names = [f"model={{name: '{folder.net}:Both'}}", f"data={{name: '{folder.data}:two_inputs'}}"]
+    out = tmp_path / "run"
+    assert cli.main(["train", str(folder.config), *names, "--out", str(out)]) == 0
+    run = load_run(out)
+    x, _ = run.data.test.batch(slice(0, 3))
+    assert set(x) == {"features", "count"}
+    assert run.predict(x).shape == (3,)
+    normalised = [names[0].replace("}", ", normalize: train}"), names[1]]
+    line = error_line(capsys, "train", folder.config, *normalised, "--out", tmp_path / "other")
+    assert "model.normalize: is not allowed: the inputs are several tensors" in line
 
 
 @pytest.mark.ray

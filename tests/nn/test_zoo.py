@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from glr_dist import GLR
 from glr_dist.build import network_of
-from glr_dist.config import Config, build, dump, load_config
+from glr_dist.config import Config, ZooModel, build, dump, load_config
 from glr_dist.data import load
 from glr_dist.errors import ConfigError
 from glr_dist.execution.inline import Inline
@@ -258,3 +258,12 @@ def test_patches_are_squares_beside_their_positions() -> None:
     found = Patches(2)(x)
     assert found[1, 2, :4].tolist() == x[1, 0, 2:, :2].flatten().tolist()
     assert torch.equal(found[0, :, 4:], torch.eye(4))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_it_is_exported_for_batches_of_any_size(name):
+    section = build(ZooModel, {"name": name, **({"patch": 4} if name == "vit" else {})})
+    module = MODELS[name](section, torch.Size((1, 16, 16)), 3, torch.Generator().manual_seed(0)).eval()
+    x = torch.rand(7, 1, 16, 16)
+    program = torch.export.export(module, (x[:4],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(program.module()(x), module(x))
