@@ -620,9 +620,9 @@ def test_metrics_and_summary_are_json_that_any_reader_takes(finished):
 LONG = ("training.epochs=4", "estimator.copies=1500", "training.batch_size=128")
 
 
-def started(start, yaml_file: Path, out: Path, epochs: int) -> subprocess.Popen[str]:
+def started(start, yaml_file: Path, out: Path, epochs: int, overrides: Sequence[str] = LONG) -> subprocess.Popen[str]:
     """A run in another process that has finished some epochs and is in the middle of the next one."""
-    process = start("train", yaml_file, "--out", out, *LONG)
+    process = start("train", yaml_file, "--out", out, *overrides)
     newest = out / "checkpoints" / checkpoint.name_of(epochs)
     deadline = time.monotonic() + TIMEOUT
     while not newest.exists():
@@ -650,6 +650,18 @@ def test_a_killed_run_is_resumed_to_the_uninterrupted_one(start, tiny, tiny_yaml
     assert summary["params_sha256"] == long_run["params_sha256"]
     assert [record["epoch"] for record in metrics(out)] == [1, 2, 3, 4]
     assert yaml.safe_load((out / "config.yaml").read_text())["seed"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["GRU", "spiking MLP", "mixture of experts"])
+def test_a_killed_run_of_another_kind_of_network_is_resumed_too(start, tiny, tiny_yaml, tmp_path, kind):
+    overrides = ("training.epochs=3", "training.batch_size=128", "estimator.copies=64", f"model={KINDS[kind]}")
+    process = started(start, tiny_yaml, tmp_path / "run", 1, overrides)
+    process.kill()
+    process.communicate(timeout=TIMEOUT)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    summary = train(tiny(*overrides), tmp_path / "run", resume=True)
+    assert summary["params_sha256"] == train(tiny(*overrides), tmp_path / "whole")["params_sha256"]
 
 
 @pytest.mark.slow
