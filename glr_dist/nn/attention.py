@@ -115,6 +115,8 @@ class Attention(SameState):
             attn_mask: [L, S] or [N·h, L, S].
             key_padding_mask: [N, S].
         """
+        if attn_mask is None and key_padding_mask is None:
+            return None
         (n, length, _), source, heads = q.shape, k.shape[1], self.num_heads
         views: dict[str, dict[tuple[int, ...], tuple[int, ...]]] = {
             "attn_mask": {
@@ -137,8 +139,7 @@ class Attention(SameState):
                 mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask, -torch.inf)
             mask = mask.reshape(view)
             total = mask if total is None else total + mask
-        if total is None:
-            return None
+        assert total is not None
         return F.pad(total, (0, (self.bias_k is not None) + self.add_zero_attn))
 
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
