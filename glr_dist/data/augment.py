@@ -7,7 +7,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from glr_dist.config import Augment
+from glr_dist.errors import ConfigError
 from glr_dist.streams import Key, Role, generator
+from glr_dist.trees import Tree
+
+
+def check_images(x: Tree) -> None:
+    """Refuses inputs that are not images.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    if not (isinstance(x, Tensor) and x.dim() == 4):
+        raise ConfigError("data.augment: changes images [C, H, W] only, and the inputs are others; leave it out")
 
 
 def augmented(x: Tensor, augment: Augment, seed: int, step: int) -> Tensor:

@@ -17,7 +17,7 @@ from glr_dist import data
 from glr_dist.build import device_of, executor_of, loss_of, network_of, optimizer_of, schedule_of
 from glr_dist.claims import claim
 from glr_dist.config import Config
-from glr_dist.data.augment import augmented
+from glr_dist.data.augment import augmented, check_images
 from glr_dist.errors import ConfigError
 from glr_dist.execution.inline import one_thread
 from glr_dist.execution.memory import keep_freed_memory
@@ -79,6 +79,8 @@ class Trainer:
         self.steps = -(-len(self.train) // config.training.batch_size)  # per epoch
         self.schedule = schedule_of(config.training, self.optimizer, self.steps)
         penalty = config.training.penalty
+        if config.data.augment is not None:
+            check_images(self.train.batch(slice(0, 1))[0])
         if config.noise.input is not None:
             check_inputs(self.train.batch(slice(0, 1))[0])
         self.penalty = None if penalty is None else SpectralPenalty.of(penalty, self.net.network)

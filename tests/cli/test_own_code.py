@@ -292,6 +292,7 @@ MISTAKES = {
     "metric": (["training.metrics=[r2]"], "training.metrics: 'r2' is not allowed: the targets are not real values"),
     "weights": (["model.weights=nowhere.pt"], "model.weights:"),
     "effect": (["data.resize=4"], "data.resize: has no effect with data.name 'DATA:blobs'"),
+    "augment": (["data.augment={flip: true}"], "data.augment: changes images [C, H, W] only"),
     "path": (["data={name: arrays, path: nowhere.npz}"], "data.path: 'nowhere.npz' does not exist; looked for"),
     "no path": (["data={name: table, target: y}"], "data.path: is missing"),
 }
