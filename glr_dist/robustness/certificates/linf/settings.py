@@ -25,7 +25,7 @@ class LinfCertification(Section):
     )
     steps: int = Field(20, ge=0, le=10**9, description="steps of the attack; 0: none")
     adaptive: Adaptive = Field(Adaptive(), description="the attacker's noise, as in an evaluation")
-    block: Count = Field(10, description="images per work item")
+    block: Count = Field(5, description="images per work item")
 
     @model_validator(mode="after")
     def _distinct(self) -> LinfCertification:
