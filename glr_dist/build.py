@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from glr_dist.checks import all_finite
 from glr_dist.config import AnyModel, Config, Execution, Named, OwnModel, Schedule, Training
 from glr_dist.data import Dataset, Split
 from glr_dist.errors import ConfigError, UserError
@@ -24,7 +25,7 @@ from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline
 from glr_dist.glr import GLR
 from glr_dist.imported import imported, place_of
-from glr_dist.losses import Loss
+from glr_dist.losses import Loss, per_example
 from glr_dist.nn.normalize import normalized
 from glr_dist.nn.own import own_module
 from glr_dist.registry import LAWS, LOSSES, MODELS, OPTIMIZERS
@@ -92,6 +93,11 @@ def module_of(config: Config, dataset: Dataset) -> nn.Module:
             module = MODELS[model.name](model, dataset.shape, dataset.classes, stream)
     except (RuntimeError, MemoryError, OverflowError) as error:
         raise ConfigError(f"model: {model.name} cannot be built ({one_line(error)})") from None
+    for name, parameter in module.named_parameters():
+        if not isinstance(parameter, nn.UninitializedParameter) and parameter.numel() == 0:
+            raise ConfigError(
+                f"model: the parameter {name!r} of {model.name} has the shape {list(parameter.shape)}, no number"
+            )
     for pattern in model.freeze:
         parameters = [p for name, p in module.named_parameters() if fnmatchcase(name, pattern)]
         if not parameters:
@@ -118,7 +124,7 @@ def mean_and_std(split: Split) -> tuple[list[float], list[float]]:
     total, squares, number = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 0
     for start in range(0, len(split), _READ):
         x = split.batch(slice(start, start + _READ))[0].double()
-        x = x.movedim(1, -1) if x.dim() == 4 else x
+        x = x.movedim(1, -1) if x.dim() == 4 else x[:, None] if x.dim() == 1 else x
         rows = x.reshape(-1, x.shape[-1])
         total, squares, number = total + rows.sum(0), squares + rows.square().sum(0), number + len(rows)
     mean = total / number
@@ -157,11 +163,47 @@ def _check_outputs(net: GLR, x: Tree, config: Config, dataset: Dataset) -> None:
             f"model: {config.model.name} returns {list(outputs.shape)} for {number} examples; its first dimension must "
             "be that of the examples"
         )
-    if dataset.of_classes and labels.dim() == 1 and outputs.dim() == 2 and outputs.shape[1] < dataset.classes:
+    if not dataset.of_classes or outputs.dim() != labels.dim() + 1:
+        return
+    each = "example" if labels.dim() == 1 else "token or pixel"
+    scores = outputs.shape[-1] if outputs.shape[1:-1] == labels.shape[1:] else outputs.shape[1]
+    if scores < dataset.classes:
         raise ConfigError(
-            f"model: {config.model.name} returns {outputs.shape[1]} scores for each example, the data have "
+            f"model: {config.model.name} returns {scores} scores for each {each}, the data have "
             f"{dataset.classes} classes"
         )
+
+
+def check_loss(net: GLR, x: Tree, y: Tree, loss: Loss, config: Config) -> None:
+    """Tries the loss on a few examples: a mistake in it shows here, not within the first step.
+
+    Args:
+        net: the prepared network.
+        x: inputs of a few examples.
+        y: their targets.
+        loss: the loss of the run.
+        config: its configuration, which names both in messages.
+
+    Raises:
+        ConfigError: the outputs or the losses are not finite, or the loss fails or does not return one number for each
+            example.
+    """
+    training, name = net.training, config.training.loss
+    with torch.no_grad():
+        outputs = net.eval()(x)
+    net.train(training)
+    if not all_finite(outputs):
+        raise ConfigError(f"model: {config.model.name} returns NaN or infinity for the first training examples")
+    try:
+        with torch.no_grad():
+            values = per_example(loss(outputs, y), len(outputs))
+    except UserError as error:
+        raise ConfigError(f"training.loss: {shown(name)} does not fit ({str(error).removeprefix('loss: ')})") from None
+    except Exception as error:
+        shapes = f"outputs {list(outputs.shape)} and targets {', '.join(str(list(leaf.shape)) for leaf in leaves(y))}"
+        raise ConfigError(f"training.loss: {name} refuses {shapes} {place_of(error)}") from None
+    if not all_finite(values):
+        raise ConfigError(f"training.loss: {name} is NaN or infinite for the first training examples")
 
 
 @contextmanager

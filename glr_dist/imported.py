@@ -100,6 +100,15 @@ def called(function: Any, name: str, arguments: Mapping[str, Any], where: str, *
         raise ConfigError(f"{where}: {name} failed {place_of(error)}") from None
 
 
+def parameters_of(function: Any) -> list[str]:
+    """Returns the names of the parameters of a class or function that can be given by name."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of a builtin, or of what is no function
+        return []
+    return [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+
+
 def source_of(path: str) -> Path | None:
     """Returns the file of an imported module of the user's own; None for a package that is installed."""
     module = sys.modules.get(path.partition(":")[0])
@@ -125,7 +134,7 @@ def place_of(error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<") and frame.filename != __file__ and "importlib" not in frame.filename
+        if Path(frame.filename).is_file() and frame.filename != __file__ and "importlib" not in frame.filename
     ]
     outside = [frame for frame in frames if "site-packages" not in frame.filename]
     if not (chosen := outside or frames):

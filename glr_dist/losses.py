@@ -195,6 +195,8 @@ def _class_last(outputs: Tensor, targets: Tensor) -> Tensor:
             return outputs
         if outputs.shape[:1] + outputs.shape[2:] == targets.shape:
             return outputs.movedim(1, -1)
+    if targets.is_floating_point():
+        raise UserError("loss: the targets are real numbers; it takes classes, which are integers or names")
     raise UserError(
         f"loss: the targets have shape {tuple(targets.shape)} and the outputs {tuple(outputs.shape)}: the outputs need "
         "one dimension more, that of the classes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -13,6 +14,13 @@ from glr_dist.redaction import remember
 from glr_dist.text import hint, shown
 
 S = TypeVar("S", bound=BaseModel)
+
+_WORDS = {  # of pydantic, as patterns, and of YAML
+    r"a valid dictionary( or instance of \w+)?": "a mapping",
+    "a valid tuple": "a list",
+    ", unable to parse string as an? (integer|number)": "",
+    "a valid boolean, unable to interpret input": "true or false",
+}
 
 
 def build(section: type[S], values: Mapping[str, Any], where: str = "") -> S:
@@ -100,6 +108,8 @@ def _field(section: type[BaseModel], place: Sequence[int | str], values: Any) ->
             known = _models(owner.model_fields[part].annotation)
         elif tagged := [model for model in known if part in (_tag(model), model.__name__)]:
             known = tagged
+        elif str(part).startswith("literal["):  # the branch of a fixed word
+            continue
         elif known:  # an unknown key
             fields.append(shown(part)[1:-1])
             break
@@ -126,4 +136,6 @@ def _allowed(error: Any) -> str:
     if error["type"] == "too_short" and error["ctx"]["field_type"] == "Dictionary":
         return "a non-empty mapping"
     text: str = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return text.replace("a valid dictionary", "a mapping")
+    for pydantic, yaml in _WORDS.items():
+        text = re.sub(pydantic, yaml, text)
+    return text

@@ -96,8 +96,9 @@ class Data(Section):
         kinds |= dict.fromkeys(("resize", "crop", "channels", "skip_corrupt"), DECODED)
         for key, names in kinds.items():
             value, default = getattr(self, key), type(self).model_fields[key].default
-            decoded = names is DECODED and self.name.startswith("torchvision:")
-            if value != default and self.name not in names and not decoded:
+            if is_import_path(self.name) and (key != "skip_corrupt" or not self.name.startswith("torchvision:")):
+                continue  # the user's function may take it; torchvision's images are decoded
+            if value != default and self.name not in names:
                 raise ConfigError(f"data.{key}: has no effect with data.name {self.name!r}; leave it out")
         if self.path is None and self.name in READ and self.name != "tiny_imagenet":
             raise ConfigError(f"data.path: is missing; data.name {self.name!r} needs the file or folder to read")

@@ -7,6 +7,7 @@ tree of batch-first tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -51,7 +52,9 @@ def load(data: Data, code: str | None = None) -> Dataset:
         if part in parts and len(parts[part]) == 0:
             raise ConfigError(f"data.name: the part {part!r} of {data.name} is empty")
     train, validation, test = parts["train"], parts.get("validation"), parts.get("test")
-    classes = _classes([part for part in (train, validation, test) if part is not None], names)
+    given = [part for part in (train, validation, test) if part is not None]
+    _check_classes(given, data, names)
+    classes = _classes(given, names)
     if test is None:
         test, train = _held_out(train, data, "test")
     if validation is None:
@@ -80,14 +83,36 @@ def _classes(parts: list[Split], names: tuple[str, ...]) -> int:
     return found.shape[1] if found.dim() == 2 else 1
 
 
+def _check_classes(parts: list[Split], data: Data, names: tuple[str, ...]) -> None:
+    """Refuses negative classes of tokens and pixels, and examples that are all of one class.
+
+    Raises:
+        ConfigError: names the class.
+    """
+    targets = [part.targets() for part in parts]
+    if not all(isinstance(y, Tensor) and y.dtype is torch.int64 for y in targets):
+        return
+    if below := [int(y.min()) for y in (y[(y < 0) & (y != IGNORED)] for y in targets) if len(y)]:
+        raise ConfigError(
+            f"data.name: the class {below[0]} in {data.name} is not allowed: classes from 0 on, or {IGNORED} for none"
+        )
+    if all(y.dim() == 1 for y in targets) and len(found := torch.unique(torch.cat(targets)).tolist()) == 1:
+        only = names[found[0]] if names else str(found[0])
+        raise ConfigError(f"data.name: all examples of {data.name} are of the class {only!r}; it takes two or more")
+
+
 def _notes(train: Split, classes: int, names: tuple[str, ...]) -> list[str]:
-    """Returns a line about classes without a training example."""
+    """Returns lines about classes that got other numbers, and about classes without a training example."""
     labels = train.targets()
     if not (isinstance(labels, Tensor) and labels.dtype is torch.int64):
         return []
-    counts = torch.bincount(labels[labels != IGNORED].flatten(), minlength=classes)
-    missing = [names[index] if names else str(index) for index in (counts == 0).nonzero().flatten().tolist()]
-    if not missing:
-        return []
-    listed = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-    return [f"no training example of {len(missing)} of {classes} classes ({listed})"]
+    notes = []
+    if names and all(name.removeprefix("-").isdecimal() for name in names):
+        shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        notes.append(f"the classes {shown} have the numbers 0 to {classes - 1} in the loss and in the outputs")
+    found = set(torch.unique(labels[labels != IGNORED]).tolist())
+    if number := classes - len(found):
+        missing = islice((index for index in range(classes) if index not in found), 5)
+        listed = ", ".join(names[index] if names else str(index) for index in missing) + (", …" if number > 5 else "")
+        notes.append(f"no training example of {number} of {classes} classes ({listed})")
+    return notes

@@ -47,8 +47,9 @@ def decoded(files: Sequence[tuple[Path, int]], data: Data, root: Path) -> Split:
         if kept is None:
             kept = _decode([path for path, _ in files], data, place)
     except OSError as error:
-        where = error.filename or cache_folder()
-        raise ConfigError(f"{where}: cannot be read or written ({error.strerror}); GLR_CACHE names the cache") from None
+        where = Path(error.filename or cache_folder())
+        remedy = "; GLR_CACHE names the cache" if where.is_relative_to(cache_folder()) else ""
+        raise ConfigError(f"{where}: cannot be read or written ({error.strerror}){remedy}") from None
     pixels = torch.from_numpy(np.load(place, mmap_mode="c"))  # "c": changes stay in memory
     labels = torch.tensor([files[index][1] for index in kept], dtype=torch.int64)
     return Split(pixels, labels, 255)
@@ -125,21 +126,38 @@ def image(path: Path, data: Data) -> np.ndarray[Any, Any] | str:
     """Returns the pixels [C, H, W] of an image, or why it cannot be decoded."""
     try:
         with Image.open(path) as opened:
-            image: Image.Image = opened.convert("RGB" if data.channels == 3 else "L")
+            opened.load()
+            return pixels(opened, data, str(path))
+    except ConfigError:
+        raise
     except Exception as error:  # Pillow's decoders raise many kinds
         return f"{path} cannot be decoded ({one_line(error)})"
+
+
+def pixels(image: Image.Image, data: Data, where: str) -> np.ndarray[Any, Any]:
+    """Returns the pixels [C, H, W] uint8 of an image, resized and cropped.
+
+    Raises:
+        ConfigError: the image is smaller than `data.crop`.
+        ValueError: its pixels are numbers of 32 bits, whose white is not known.
+    """
+    if image.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are numbers of 32 bits; 8 and 16 bits are allowed")
+    image = image.convert("RGB" if data.channels == 3 else "L")
     if data.resize is not None:
         image = image.resize(_resized(image.size, data.resize), Image.Resampling.BILINEAR)
     if data.crop is not None:
         left, top = (image.width - data.crop) // 2, (image.height - data.crop) // 2
         if min(left, top) < 0:
             raise ConfigError(
-                f"data.crop: {data.crop} is not allowed: {path} has {image.height} x {image.width} pixels; set "
+                f"data.crop: {data.crop} is not allowed: {where} has {image.height} x {image.width} pixels; set "
                 "data.resize too"
             )
         image = image.crop((left, top, left + data.crop, top + data.crop))
-    pixels = np.asarray(image)
-    return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+    found = np.asarray(image)
+    return found.transpose(2, 0, 1) if found.ndim == 3 else found[None]
 
 
 def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:

@@ -44,6 +44,8 @@ def image_folder(data: Data) -> tuple[dict[str, Split], tuple[str, ...]]:
     number = {name: index for index, name in enumerate(names)}
     parts = {}
     for part, classes in listed.items():
+        if not classes:
+            raise ConfigError(f"data.path: {folders[part]} holds no images in folders of classes; remove it or fill it")
         files = [(path, number[name]) for name, paths in sorted(classes.items()) for path in paths]
         parts[part] = decoded(files, data, root)
     return parts, names
@@ -80,10 +82,13 @@ def tiny_imagenet(data: Data) -> tuple[dict[str, Split], tuple[str, ...]]:
 
 
 def _by_class(folder: Path) -> dict[str, list[Path]]:
-    """Returns the images in the folders of a folder, by the name of the folder; those without images are left out."""
-    classes = {path.name: _images_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    """Returns the images in the folders of a folder, by the name of the folder; empty and hidden ones are left out."""
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    classes = {path.name: _images_in(path) for path in folders}
     return {name: paths for name, paths in classes.items() if paths}
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    return sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
+    )

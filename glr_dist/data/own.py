@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
 
-from glr_dist.config import OwnData
+from glr_dist.config import Data, OwnData
 from glr_dist.data.arrays import splits
-from glr_dist.data.folders import root_of
+from glr_dist.data.decoded import pixels
+from glr_dist.data.folders import located, root_of
 from glr_dist.data.split import Split
 from glr_dist.errors import ConfigError
-from glr_dist.imported import called, imported
+from glr_dist.imported import called, imported, parameters_of, place_of
 from glr_dist.text import hint, one_line, shown
 from glr_dist.trees import leaves, mapped
 
+_MANY = 2**12  # examples below which no progress bar is shown
 _PARTS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 
 
@@ -36,12 +41,18 @@ def own(data: OwnData, code: str | None) -> tuple[dict[str, Split], tuple[str, .
     if data.name.startswith("torchvision:"):
         found: Any = _of_torchvision(data)
     else:
-        found = called(imported(data.name, "data.name", code), data.name, data.arguments, "data")
+        found = _returned(data, code)
     if isinstance(found, Mapping) and "data" in found and "target" in found:  # scikit-learn
         found = found["data"], found["target"]
     if not isinstance(found, Mapping):
         found = {"train": found}
     parts = {}
+    known = [name for names in _PARTS.values() for name in names]
+    for key in found if "train" in found else ():
+        if key not in known:
+            raise ConfigError(
+                f"data.name: {data.name} returns {key!r}, which is not a part; {hint(str(key), list(_PARTS))}"
+            )
     for part, names in _PARTS.items():
         for name in names:
             if name in found:
@@ -50,6 +61,21 @@ def own(data: OwnData, code: str | None) -> tuple[dict[str, Split], tuple[str, .
         held = ", ".join(map(repr, found)) or "nothing"
         raise ConfigError(f"data.name: {data.name} returns {held}, but not 'train'")
     return splits(parts, f"data.name: {data.name}")
+
+
+def _returned(data: OwnData, code: str | None) -> Any:
+    """Calls the user's function. Parameters that are named as settings of the section take their values."""
+    function = imported(data.name, "data.name", code)
+    known = parameters_of(function)
+    for key in ("path", "target", "resize", "crop", "channels", "skip_corrupt"):
+        if key not in known and getattr(data, key) != Data.model_fields[key].default:
+            raise ConfigError(f"data.{key}: has no effect with data.name {data.name!r}; leave it out")
+    settings = {key: getattr(data, key) for key in Data.model_fields if key in known and key not in ("name", "augment")}
+    if data.path is not None:
+        with suppress(ConfigError):  # what does not exist is for the function to judge
+            settings["path"] = located(data, code).path
+    given = {key: value for key, value in settings.items() if value is not None}
+    return called(function, data.name, data.arguments, "data", **given)
 
 
 def _of_torchvision(data: OwnData) -> dict[str, Any]:
@@ -91,15 +117,37 @@ def _pair(found: Any, data: OwnData, part: str) -> Any:
     """Returns the inputs and targets of a pair or a torch `Dataset`."""
     if not isinstance(found, TorchDataset):
         return found
-    pixels = getattr(found, "data", None)
-    labels = next((getattr(found, name) for name in ("targets", "labels") if hasattr(found, name)), None)
-    if isinstance(pixels, (Tensor, np.ndarray)) and labels is not None and getattr(found, "transform", None) is None:
-        return pixels, labels if isinstance(labels, Tensor) else np.asarray(labels)
-    number = len(found)  # type: ignore[arg-type]
-    examples = [_example(found[index], data, part) for index in range(number)]
+    if _is_plain(found) and not (data.resize or data.crop or data.channels != 3):
+        labels = next(getattr(found, name) for name in ("targets", "labels") if hasattr(found, name))
+        return found.data, labels if isinstance(labels, Tensor) else np.asarray(labels)  # type: ignore[attr-defined]
+    examples = []
+    try:
+        number = len(found)  # type: ignore[arg-type]
+    except Exception as error:
+        raise ConfigError(
+            f"data.name: the part {part!r} of {data.name} is {type(found).__name__}, which does not give its length "
+            f"({one_line(error)}); a Dataset with __len__ and __getitem__ is allowed"
+        ) from None
+    for index in tqdm(range(number), desc=f"reading {part}", file=sys.stderr, disable=number < _MANY or None):
+        try:
+            example = found[index]
+        except Exception as error:
+            raise ConfigError(
+                f"data.name: reading example {index} of {part!r} of {data.name} failed {place_of(error)}"
+            ) from None
+        examples.append(_example(example, data, part))
     if not examples:
         raise ConfigError(f"data.name: the part {part!r} of {data.name} is empty")
     return _stacked([x for x, _ in examples], data), _stacked([y for _, y in examples], data)
+
+
+def _is_plain(found: TorchDataset[Any]) -> bool:
+    """True for a data set of torchvision whose examples are its arrays `data` and `targets`, unchanged."""
+    arrays = isinstance(getattr(found, "data", None), (Tensor, np.ndarray))
+    changed = any(getattr(found, name, None) is not None for name in ("transform", "target_transform", "transforms"))
+    method = getattr(type(found), "__getitem__", None)
+    of_torchvision = getattr(method, "__module__", "").startswith("torchvision.datasets.")
+    return arrays and of_torchvision and not changed and (hasattr(found, "targets") or hasattr(found, "labels"))
 
 
 def _example(example: Any, data: OwnData, part: str) -> tuple[Any, Any]:
@@ -118,12 +166,7 @@ def _tensors(value: Any, data: OwnData) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_tensors(part, data) for part in value)
     if hasattr(value, "convert"):
-        pixels = np.asarray(value.convert("RGB" if data.channels == 3 else "L"))
-        return (
-            torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-            if pixels.ndim == 3
-            else torch.from_numpy(pixels.copy())[None]
-        )
+        return torch.from_numpy(pixels(value, data, data.name).copy())
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
@@ -131,9 +174,9 @@ def _tensors(value: Any, data: OwnData) -> Any:
 
 
 def _stacked(trees: list[Any], data: OwnData) -> Any:
-    columns = list(zip(*(leaves(tree) for tree in trees), strict=True))
     try:
+        columns = list(zip(*(leaves(tree) for tree in trees), strict=True))
         stacked = iter([torch.stack(column) for column in columns])
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ConfigError(f"data.name: the examples of {data.name} differ in shape ({one_line(error)})") from None
     return mapped(lambda leaf: next(stacked), trees[0])

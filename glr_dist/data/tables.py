@@ -25,10 +25,7 @@ def table(data: Data) -> tuple[dict[str, Split], tuple[str, ...]]:
     """
     assert data.path is not None and data.target is not None
     path = Path(data.path)
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except Exception as error:  # pandas' parsers raise many kinds
-        raise ConfigError(f"data.path: {path} cannot be read as a table ({one_line(error)})") from None
+    frame = read_table(path, "data.path: ")
     columns = [data.target] if isinstance(data.target, str) else list(data.target)
     for column in columns:
         if column not in frame.columns:
@@ -36,9 +33,9 @@ def table(data: Data) -> tuple[dict[str, Split], tuple[str, ...]]:
     inputs = frame.drop(columns=columns)
     if inputs.shape[1] == 0:
         raise ConfigError(f"data.path: {path} has no column beside the target")
-    for column in inputs.columns:
-        if not pd.api.types.is_numeric_dtype(inputs[column]):
-            example = next(iter(inputs[column].dropna()), None)
+    for column in [*inputs.columns, *(columns if len(columns) > 1 else ())]:
+        if not pd.api.types.is_numeric_dtype(frame[column]):
+            example = next(iter(frame[column].dropna()), None)
             raise ConfigError(
                 f"data.path: column {column!r} of {path} is not numeric (it holds {example!r}); encode it as numbers "
                 "first"
@@ -57,4 +54,28 @@ def table(data: Data) -> tuple[dict[str, Split], tuple[str, ...]]:
         y = target.astype(str).to_numpy(object)
     else:
         y = target.to_numpy(np.float32).reshape(len(frame), len(columns))
-    return splits({"train": (inputs.to_numpy(np.float32), y)}, f"data.path: {path}")
+    return splits({"train": (inputs.to_numpy(np.float64), y)}, f"data.path: {path}")
+
+
+def read_table(path: Path, where: str = "") -> pd.DataFrame:
+    """Returns the table in a .csv or .parquet file.
+
+    Args:
+        path: the file.
+        where: begins error messages.
+
+    Raises:
+        ConfigError: it is damaged or empty, or a column has no name.
+    """
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except Exception as error:  # pandas' parsers raise many kinds
+        raise ConfigError(f"{where}{path} cannot be read as a table ({one_line(error)})") from None
+    if len(frame) == 0:
+        raise ConfigError(f"{where}{path} has no row")
+    for number, column in enumerate(frame.columns, 1):
+        if str(column).startswith("Unnamed: "):
+            raise ConfigError(
+                f"{where}column {number} of {path} has no name (pandas writes the index so); name or remove it"
+            )
+    return frame

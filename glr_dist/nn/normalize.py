@@ -45,11 +45,12 @@ def normalized(
 
 
 def _constants(shape: Sequence[int], value: float | Sequence[float], name: str) -> Tensor:
-    axis = 0 if len(shape) == 3 else -1
+    expected = shape[0 if len(shape) == 3 else -1] if shape else 1
     values = torch.as_tensor(value, dtype=torch.float32)
-    if values.dim() and values.shape != (shape[axis],):
+    if values.dim() and values.shape != (expected,):
         raise ConfigError(
-            f"model.normalize.{name}: {values.numel()} values are not allowed: 1 or {shape[axis]} for inputs "
-            f"{list(shape)}"
+            f"model.normalize.{name}: {values.numel()} values are not allowed: 1 or {expected} for inputs {list(shape)}"
         )
+    if not shape:  # one number for each example
+        return values.reshape(())
     return values.reshape(-1, 1, 1) if len(shape) == 3 and values.dim() else values

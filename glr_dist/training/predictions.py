@@ -32,7 +32,7 @@ def predictions(run: TrainedRun, words: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: a file is missing or damaged, or its inputs have another shape.
     """
-    names, x = inputs_of(words, run.config.data, run.data.shape)
+    names, x = inputs_of(words, run.config.data, run.data.train, run.config.code)
     outputs = torch.cat([run(taken(x, slice(i, i + _BATCH))).cpu() for i in range(0, len(names), _BATCH)])
     if not (run.data.of_classes and outputs.dim() == 2):
         return [

@@ -16,6 +16,7 @@ from glr_dist.execution.inline import one_thread
 from glr_dist.glr import GLR
 from glr_dist.losses import IGNORED, Loss, zero_one
 from glr_dist.text import one_line
+from glr_dist.trees import Tree, leaves
 
 _BATCH = 1000  # examples per piece of work
 
@@ -66,8 +67,8 @@ def scores(net: GLR, split: Split, loss: Loss, metrics: Sequence[str] = ()) -> d
     return found
 
 
-def check_metrics(training: Training, split: Split) -> None:
-    """Refuses metrics that do not exist for the targets.
+def check_metrics(training: Training, split: Split, *held_out: Split) -> None:
+    """Refuses metrics that do not exist for the targets of the training part, or of the parts that are measured.
 
     Raises:
         ConfigError: names the field.
@@ -87,11 +88,26 @@ def check_metrics(training: Training, split: Split) -> None:
         if not fits[name]:
             kind = "one class for each example" if name == "top5_accuracy" else "real values"
             raise ConfigError(f"training.metrics: '{name}' is not allowed: the targets are not {kind}")
+        if name in ("f1", "auc", "recall") and not classes and not _are_labels(split.targets()):
+            raise ConfigError(
+                f"training.metrics: '{name}' is not allowed: the targets are neither classes nor labels 0 and 1"
+            )
+        for part in held_out if name == "auc" else ():
+            if one_each and len(torch.unique(part.targets())) < 2:
+                raise ConfigError(
+                    "training.metrics: 'auc' is not allowed: the validation or test examples are all of one class; "
+                    "hold out more with data.validation and data.test"
+                )
     if training.early_stopping is not None and training.early_stopping.metric == "accuracy" and not classes:
         raise ConfigError(
             "training.early_stopping.metric: 'accuracy' is not allowed: the targets are not classes; use 'loss', or a "
             "metric of training.metrics"
         )
+
+
+def _are_labels(targets: Tree) -> bool:
+    """True if all targets are 0 or 1."""
+    return all(bool(((leaf == 0) | (leaf == 1)).all()) for leaf in leaves(targets))
 
 
 def _metric(name: str, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -140,8 +156,9 @@ def _auc(outputs: Tensor, targets: Tensor) -> float:
     probabilities = outputs.double().softmax(-1).numpy()
     if outputs.shape[1] == 2:
         return float(roc_auc_score(targets.numpy(), probabilities[:, 1]))
-    labels = range(outputs.shape[1])
-    return float(roc_auc_score(targets.numpy(), probabilities, multi_class="ovr", labels=labels))
+    # One class against the others, as scikit-learn averages it; a class that the examples lack does not count.
+    present = torch.unique(targets).tolist()
+    return float(np.mean([roc_auc_score(targets.numpy() == number, probabilities[:, number]) for number in present]))
 
 
 def _top5(outputs: Tensor, targets: Tensor) -> float:

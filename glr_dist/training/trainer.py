@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from glr_dist import data
-from glr_dist.build import device_of, executor_of, loss_of, network_of, optimizer_of, schedule_of
+from glr_dist.build import check_loss, device_of, executor_of, loss_of, network_of, optimizer_of, schedule_of
 from glr_dist.claims import claim
 from glr_dist.config import Config
 from glr_dist.data.augment import augmented, check_images
@@ -35,6 +35,8 @@ from glr_dist.training.progress import Progress
 from glr_dist.training.scores import check_metrics, scores
 from glr_dist.training.summary import summary_of
 from glr_dist.training.warm_start import adopted, begin_with, pinned, weights_of
+
+_TRIED = 32  # examples on which the loss is tried before training
 
 
 class Trainer:
@@ -70,11 +72,12 @@ class Trainer:
         self.train, self.validation, self.test = (
             split.to(self.device) for split in (dataset.train, dataset.validation, dataset.test)
         )
-        check_metrics(config.training, self.train)
+        check_metrics(config.training, self.train, self.validation, self.test)
         self.notes, self.of_images = dataset.notes, dataset.of_images
         self.net = network_of(config, dataset, self.device)
         self.loss = loss_of(config)
         self._average = None if config.training.ema is None else Average(self.net, config.training.ema)
+        check_loss(self.net, *self.train.batch(slice(0, _TRIED)), self.loss, config)
         self.optimizer = optimizer_of(config.training, self.net)
         self.steps = -(-len(self.train) // config.training.batch_size)  # per epoch
         self.schedule = schedule_of(config.training, self.optimizer, self.steps)

@@ -67,12 +67,39 @@ class Both(nn.Module):
         return self.b(torch.cat([(self.a(features) > 0).float(), count.float()[:, None]], 1))
 
 
+def mean(outputs, targets):
+    return wrong(outputs, targets).mean()
+
+
+def failing(outputs, targets):
+    raise KeyError("of the loss")
+
+
+def undefined(outputs, targets):
+    return outputs[:, 0] * float("nan")
+
+
+class Undefined(Net):
+    def forward(self, x):
+        return super().forward(x) * float("nan")
+
+
+class Each(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 2)
+
+    def forward(self, x):
+        return self.layer(x[:, :, None])
+
+
 class Scalar(nn.Module):
     def forward(self, x):
         return x.sum()
 """
 DATA = """
 import numpy as np
+from torch.utils.data import Dataset, IterableDataset
 
 
 def blobs(examples=300, seed=0):
@@ -102,6 +129,60 @@ def damaged(examples=300):
 def shorter(examples=300):
     x, y = blobs(examples)["train"]
     return {"train": (x, y[:-1])}
+
+
+def one_class():
+    x, _ = blobs()["train"]
+    return x, np.zeros(len(x), int)
+
+
+def real():
+    x, _ = blobs()["train"]
+    return x, x.sum(1)
+
+
+def misspelt():
+    return blobs() | {"validaton": blobs()["train"]}
+
+
+def below(wrong=-1):
+    y = np.zeros((30, 6), int)
+    y[7, 2], y[8, 2] = wrong, 2
+    return np.zeros((30, 6), np.float32), y
+
+
+def row():
+    return np.linspace(0, 1, 30), np.arange(30) % 3
+
+
+def from_file(path, channels):
+    assert channels == 1
+    return tuple(np.load(path).values())
+
+
+class Damaged(Dataset):
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, index):
+        if index == 5:
+            raise RuntimeError("a damaged file")
+        return np.zeros(6, np.float32), index % 3
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+class Changed(Dataset):  # holds arrays under the names that torchvision uses
+    data, targets = np.zeros((30, 6), np.float32), np.arange(30) % 3
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, index):
+        return self.data[index] + index, self.targets[index]
 
 
 def nothing():
@@ -294,6 +375,38 @@ MISTAKES = {
     "effect": (["data.resize=4"], "data.resize: has no effect with data.name 'DATA:blobs'"),
     "augment": (["data.augment={flip: true}"], "data.augment: changes images [C, H, W] only"),
     "path": (["data={name: arrays, path: nowhere.npz}"], "data.path: 'nowhere.npz' does not exist; looked for"),
+    "one class": (["data={name: 'DATA:one_class'}"], "all examples of DATA:one_class are of the class '0'"),
+    "misspelt part": (
+        ["data={name: 'DATA:misspelt'}"],
+        "returns 'validaton', which is not a part; did you mean 'valid",
+    ),
+    "damaged example": (
+        ["data={name: 'DATA:Damaged'}"],
+        "reading example 5 of 'train' of DATA:Damaged failed at ",
+    ),
+    "no length": (["data={name: 'DATA:Stream'}"], "is Stream, which does not give its length"),
+    "negative class": (
+        ["data={name: 'DATA:below'}", "model={name: 'NET:Each'}", "data.wrong=-2"],
+        "data.name: the class -2 in DATA:below is not allowed: classes from 0 on, or -100 for none",
+    ),
+    "class of a token": (
+        ["data={name: 'DATA:below'}", "model={name: 'NET:Each'}", "data.wrong=-100"],
+        "returns 2 scores for each token or pixel, the data have 3 classes",
+    ),
+    "real targets": (
+        ["data={name: 'DATA:real'}", "training.loss=cross_entropy"],
+        "training.loss: 'cross_entropy' does not fit (the targets are real numbers",
+    ),
+    "reduced loss": (["training.loss=NET:mean"], "training.loss: 'NET:mean' does not fit (must return one value per"),
+    "loss raises": (["training.loss=NET:failing"], "training.loss: NET:failing refuses outputs [32, 3]"),
+    "loss is NaN": (["training.loss=NET:undefined"], "training.loss: NET:undefined is NaN or infinite"),
+    "outputs are NaN": (["model={name: 'NET:Undefined'}"], "model: NET:Undefined returns NaN or infinity"),
+    "empty layer": (["model.width=0"], "model: the parameter 'first.weight' of NET:Net has the shape [0, 6]"),
+    "normalize word": (["model.normalize=trian"], "model.normalize: 'trian' is not allowed: a mapping or 'train'"),
+    "f1 of values": (
+        ["data={name: 'DATA:real'}", "training.loss=mse", "model.classes=1", "training.metrics=[f1]"],
+        "training.metrics: 'f1' is not allowed: the targets are neither classes nor labels 0 and 1",
+    ),
     "no path": (["data={name: table, target: y}"], "data.path: is missing"),
 }
 
@@ -304,6 +417,31 @@ def test_a_mistake_is_one_line(folder, tmp_path, capsys, name):
     line = error_line(capsys, "train", folder.config, *map(folder.text, overrides), "--out", tmp_path / "run")
     assert folder.text(expected) in line
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_function_takes_settings_of_the_section(folder, tmp_path):
+    np.savez(folder.path / "set.npz", x=np.eye(6)[np.arange(30) % 3], y=np.arange(30) % 3)
+    section = folder.text("data={name: 'DATA:from_file', path: set.npz, channels: 1}")
+    assert cli.main(["train", str(folder.config), section, "training.epochs=1", "--out", str(tmp_path / "run")]) == 0
+
+
+def test_a_dataset_of_the_user_s_gives_its_own_examples(folder):
+    from glr_dist.data import load
+
+    config = load_config(folder.config, [folder.text("data={name: 'DATA:Changed'}")])
+    train = load(config.data, config.code).train.batch(slice(None))[0]
+    assert sorted(train[:, 0].tolist()) != [0.0] * len(train)
+
+
+def test_inputs_of_one_number_are_normalised(folder):
+    from glr_dist.build import module_of
+    from glr_dist.data import load
+
+    sections = ["data={name: 'DATA:row'}", "model={name: 'torch.nn:Linear', in_features: 1, out_features: 3}"]
+    config = load_config(folder.config, [*map(folder.text, sections), "model.normalize=train"])
+    dataset = load(config.data, config.code)
+    x = module_of(config, dataset)[0](dataset.train.batch(slice(None))[0])
+    assert torch.allclose(torch.stack([x.mean(), x.std(correction=0)]), torch.tensor([0.0, 1.0]), atol=1e-5)
 
 
 @pytest.mark.parametrize(

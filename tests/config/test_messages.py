@@ -44,7 +44,7 @@ ERRORS = [
     ("estimator: {copies: 0}", ["estimator.copies: 0", "greater than or equal to 1"]),
     ("estimator: {copies: many}", ["estimator.copies: 'many'", "integer"]),
     ("estimator: {passes: 0}", ["estimator.passes: 0"]),
-    ("estimator: {antithetic: perhaps}", ["estimator.antithetic: 'perhaps'", "boolean"]),
+    ("estimator: {antithetic: perhaps}", ["estimator.antithetic: 'perhaps'", "true or false"]),
     ("seed: -1", ["seed: -1", "greater than or equal to 0"]),
     ("seed: 9223372036854775808", ["seed: 9223372036854775808"]),
     ("seed: 1.5", ["seed: 1.5", "integer"]),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from glr_dist import data
-from glr_dist.config import Data, build
+from glr_dist.config import Data, OwnData, build
 from glr_dist.data import decoded
 from glr_dist.errors import ConfigError
 
@@ -122,6 +122,39 @@ def test_resize_crop_and_channels(folder):
     assert loaded(folder, resize=12, crop=10).shape == (3, 10, 10)
     assert loaded(folder, channels=1).shape == (1, *SIZE)
     assert "data.crop: 7 is not allowed" in error_of(folder, crop=7)
+
+
+def test_the_high_bits_of_16_bit_images_are_kept(tmp_path):
+    pixels = {}
+    for seed in range(20):
+        deep = np.random.default_rng(seed).integers(0, 2**16, SIZE, dtype=np.uint16)
+        path = tmp_path / "deep" / ("cat", "dog")[seed % 2] / f"{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(deep).save(path)
+        pixels[(deep // 256).astype(np.uint8).tobytes()] = seed
+    train = loaded(tmp_path / "deep", channels=1).train
+    assert all(bytes(image.numpy().tobytes()) in pixels for image in train.images)
+    Image.fromarray(np.zeros(SIZE, np.float32)).save(tmp_path / "deep" / "cat" / "real.tiff")
+    assert "real.tiff cannot be decoded (its pixels are numbers of 32 bits" in error_of(tmp_path / "deep", channels=1)
+
+
+def test_hidden_files_and_folders_are_not_images(folder):
+    image(folder / ".checkpoints" / "1.png", 0)
+    (folder / "cat" / "._0.png").write_bytes(b"of another system")
+    assert loaded(folder).names == ("cat", "dog")
+
+
+def test_a_part_without_images_is_refused(folder, tmp_path):
+    (tmp_path / "parts" / "test").mkdir(parents=True)
+    folder.rename(tmp_path / "parts" / "train")
+    assert "test holds no images in folders of classes" in error_of(tmp_path / "parts")
+
+
+def test_images_of_torchvision_are_resized(tmp_path):
+    section = {"name": "torchvision:FakeData", "size": 20, "image_size": [3, 12, 12], "num_classes": 2}
+    dataset = data.load(build(OwnData, {**section, "resize": 8, "crop": 6, "channels": 1}))
+    assert dataset.shape == (1, 6, 6)
+    assert data.load(build(OwnData, section)).shape == (3, 12, 12)
 
 
 def test_other_sizes_are_named_with_the_remedy(folder):

@@ -89,9 +89,26 @@ def test_every_metric_fits_the_targets_that_the_check_allows():
             assert all(np.isfinite(value) for value in of(OUTPUTS, targets, losses[kind], metric).values())
 
 
+def test_auc_of_examples_that_lack_a_class():
+    from sklearn.metrics import roc_auc_score
+
+    kept = CLASSES != 3
+    found = of(OUTPUTS[kept], CLASSES[kept], "zero_one", "auc")["auc"]
+    share, true = OUTPUTS.double().softmax(-1)[kept].numpy(), CLASSES[kept].numpy()
+    assert found == pytest.approx(np.mean([roc_auc_score(true == c, share[:, c]) for c in (0, 1, 2, 4, 5)]))
+    whole = of(OUTPUTS, CLASSES, "zero_one", "auc")["auc"]
+    assert whole == pytest.approx(roc_auc_score(CLASSES, OUTPUTS.double().softmax(-1), multi_class="ovr"))
+
+
 def test_metrics_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="'top5_accuracy' is not allowed: the targets are not one class"):
         check_metrics(Training(metrics=("top5_accuracy",)), Split(OUTPUTS, OUTPUTS))
+    for name in ("f1", "auc", "recall"):
+        with pytest.raises(ConfigError, match=f"'{name}' is not allowed: the targets are neither classes nor labels"):
+            check_metrics(Training(metrics=(name,)), Split(OUTPUTS, OUTPUTS))
+    whole, single = Split(OUTPUTS, CLASSES), Split(OUTPUTS, torch.zeros_like(CLASSES))
+    with pytest.raises(ConfigError, match="'auc' is not allowed: the validation or test examples are all of one class"):
+        check_metrics(Training(metrics=("auc",)), whole, whole, single)
     early = EarlyStopping(patience=1)
     with pytest.raises(ConfigError, match="'accuracy' is not allowed: the targets are not classes; use 'loss'"):
         check_metrics(Training(early_stopping=early), Split(OUTPUTS, OUTPUTS))
