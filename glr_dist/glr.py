@@ -15,6 +15,7 @@ from glr_dist import config
 from glr_dist.checks import all_finite, check_no_shared_statistics
 from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.estimators import ESTIMATORS, Gradients, Step
+from glr_dist.estimators.flips import thresholds_of
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, Head, check_expectation, head_of
 from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline, one_thread
@@ -49,6 +50,8 @@ class GLR(nn.Module):
         sampler: "iid", "orthogonal" (Gaussian noise), "sobol", or "auto": orthogonal for Gaussian noise, else iid.
         antithetic: use each ε with both signs (default True).
         baseline: "shared" (default), "leave_one_out" or "none".
+        redraw: "copies" (default): K draws of a site's noise; "flips": each of its piecewise constant units at the
+            levels that it does not have (`conditional` only); or a mapping from site-name patterns to these.
         head: noise of the last site: "sampled" (drawn, the default), "derivative" (drawn, with the loss's derivative at
             the noisy logits), "expected" (integrated out, if the loss offers its expectation) or "auto", the best that
             loss and network allow.
@@ -86,6 +89,7 @@ class GLR(nn.Module):
         sampler: str | None = None,
         antithetic: bool | None = None,
         baseline: str | None = None,
+        redraw: str | Mapping[str, str] | None = None,
         head: str | None = None,
         head_draws: int | None = None,
         example_block: int | None = None,
@@ -109,6 +113,7 @@ class GLR(nn.Module):
             "sampler": sampler,
             "antithetic": antithetic,
             "baseline": baseline,
+            "redraw": redraw,
             "head": head,
             "head_draws": head_draws,
             "example_block": example_block,
@@ -182,6 +187,7 @@ class GLR(nn.Module):
         self._site_options = {
             "copies": by_site(self.options.copies, names, "estimator.copies"),
             "passes": by_site(self.options.passes, names, "estimator.passes"),
+            "flips": self._flips(leaves(x)[0]),
             "rules": {name: rule for name, rule in direct.items() if rule is not None},
         }
         if self.noise is None:
@@ -327,6 +333,8 @@ class GLR(nn.Module):
         self._prepare_if_changed(x)
         head = self._head_for(loss)
         options = dict(self._site_options)
+        counts = {name: self.network.by_name[name].units * len(t) for name, t in options["flips"].items()}
+        options["copies"] = {**options["copies"], **counts}
         if self.network.sites and self.options.name in ("conditional", "layerwise"):
             draws = {EXPECTED: 0, DERIVATIVE: self.options.head_draws}
             last = self.network.sites[-1].name
@@ -346,6 +354,17 @@ class GLR(nn.Module):
             head=head,
             **options,
         )
+
+    def _flips(self, like: Tensor) -> dict[str, tuple[float, ...]]:
+        """Returns the thresholds of the units behind each site that flips them, by the site's name."""
+        network = self.network
+        chosen = by_site(self.options.redraw, [site.name for site in network.sites], "estimator.redraw")
+        like = torch.empty(0, dtype=network.dtype, device=like.device)
+        if chosen and "flips" in chosen.values() and self.noise is not None and not self.noise.has_cdf:
+            raise ConfigError(f"estimator.redraw: 'flips' needs a law with density(eps), {self.noise.law} has none")
+        return {
+            name: thresholds_of(network, network.by_name[name], like) for name, how in chosen.items() if how == "flips"
+        }
 
     def _head_for(self, loss: Loss) -> Head:
         """Returns the head for a loss; one of the last loss keeps what its expectation has computed."""

@@ -230,6 +230,9 @@ class Noise(Section):
         return self.schedule[max(passed)] if passed else self.scale
 
 
+Redraw = Literal["copies", "flips"]
+
+
 class Estimator(Section):
     """The gradient estimator. `check_estimator` refuses biased combinations."""
 
@@ -241,6 +244,11 @@ class Estimator(Section):
     )
     antithetic: bool = True
     baseline: Literal["none", "shared", "leave_one_out"] = "shared"
+    redraw: Redraw | Annotated[dict[str, Redraw], Field(min_length=1)] = Field(
+        "copies",
+        description="copies: K draws of the site's noise; flips: each piecewise constant unit at its other levels, "
+        "instead of draws",
+    )
     head: Literal["sampled", "derivative", "expected", "auto"] = Field(
         "sampled",
         description="noise of the last site: drawn; drawn, with the loss's derivative; or integrated out. auto: the "

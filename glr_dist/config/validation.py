@@ -31,7 +31,7 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
     e, law = estimator, noise.law
     if e.name == "pathwise":
         default = Estimator()
-        for key in ("copies", "antithetic", "baseline", "head", "head_draws"):
+        for key in ("copies", "antithetic", "baseline", "redraw", "head", "head_draws"):
             if getattr(e, key) != getattr(default, key):
                 raise ConfigError(
                     f"estimator.{key}: has no effect with 'pathwise', which does not redraw noise; leave it out"
@@ -83,6 +83,9 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
                 raise ConfigError(f"estimator.{key}: 'joint' varies all sites at once; give one number for all sites")
     if e.name != "conditional" and per_site(e.passes) != [1]:
         raise ConfigError(f"estimator.passes: {e.name!r} does not reuse the noise of a shared pass; only 1 is allowed")
+    flips = "flips" in (e.redraw.values() if isinstance(e.redraw, Mapping) else [e.redraw])
+    if flips and e.name != "conditional":
+        raise ConfigError(f"estimator.redraw: 'flips' works only with 'conditional', not with {e.name!r}; leave it out")
     _check_head(e, loss)
 
 

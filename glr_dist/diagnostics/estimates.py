@@ -17,6 +17,7 @@ from glr_dist import data
 from glr_dist.build import device_of, loss_of, network_of
 from glr_dist.config import Config, Estimator, build, per_site
 from glr_dist.errors import ConfigError, NoGradientError
+from glr_dist.estimators.head import EXPECTED
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.glr import GLR
 from glr_dist.losses import Loss
@@ -132,16 +133,28 @@ def reference_of(config: Config, net_of: Callable[[Config], GLR], batch: Batch) 
             "joint": {"copies": per_chunk},
             "conditional": {"copies": copies, "passes": max(1, per_chunk // max(per_site(copies)))},
         }
-        head = {} if name == "pathwise" else {"head": config.estimator.head}
-        options = build(Estimator, {"name": name, "antithetic": config.estimator.antithetic, **head, **sizes[name]})
+        options = build(Estimator, {"name": name, "antithetic": config.estimator.antithetic, **sizes[name]})
         if name == "pathwise" and config.noise.law == "none":
             options = config.estimator
         try:
-            return name, chunks_of(net_of(config.model_copy(update={"estimator": options})), batch)
+            return name, chunks_of(_integrated(config, options, net_of, batch), batch)
         except NoGradientError as error:
             if name == names[-1]:
                 raise ConfigError(f"diagnose.reference: {error}") from None
     raise AssertionError
+
+
+def _integrated(config: Config, options: Estimator, net_of: Callable[[Config], GLR], batch: Batch) -> GLR:
+    """Returns the network with these options, and with the head `expected` where loss and network allow it.
+
+    J is the same, and the reference has less noise than with draws.
+    """
+    if options.name != "pathwise":
+        chosen = options.model_copy(update={"head": "auto"})
+        net = net_of(config.model_copy(update={"estimator": chosen}))
+        if net.bind(batch.x, batch.y, batch.loss).head.kind == EXPECTED:
+            return net
+    return net_of(config.model_copy(update={"estimator": options}))
 
 
 def cosines_of(estimates: Tensor, reference: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def expected_gradient(step: Step, z: Tensor, targets: Tree) -> tuple[Tensor, Ten
         raise NoGradientError("estimator.head: the expectation of the loss does not have a derivative; use 'sampled'")
     ones = torch.ones_like(losses)
     by_z, by_scale = torch.autograd.grad(losses, [z, log_scale], ones, materialize_grads=True)
-    return by_z, by_scale
+    return by_z.contiguous(), by_scale  # the bits of a sum over the rows depend on the strides, which a transfer loses
 
 
 def check_expectation(step: Step) -> None:

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from glr_dist.estimators.flips import coefficients, flipped
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, expected_gradient
 from glr_dist.estimators.samplers import DirectionBlock
 from glr_dist.estimators.step import (
@@ -64,6 +65,13 @@ class Redraw:
             if self._exact(step, site):
                 yield from (WorkItem(shared_pass, example_block, site.name) for example_block in step.example_blocks)
                 continue
+            if site.name in step.flips:
+                limit = options.block_elements // (options.example_block * max(site.width, site.units))
+                cut = blocks(step.copies[site.name], None, limit, 1)
+                for example_block in step.example_blocks:
+                    for flips in grouped(cut, options.items_per_site):
+                        yield WorkItem(shared_pass, example_block, site.name, flips)
+                continue
             centred_within = options.baseline == "leave_one_out" and not (
                 step.head.kind == DERIVATIVE and step.is_last(site)  # uses no baseline
             )
@@ -80,10 +88,11 @@ class Redraw:
         site = step.network.by_name[item.site]
         result = Partial()
         deltas: dict[str, Tensor] = {}
+        share = self._flipped if site.name in step.flips else self._redrawn
         shares = (
             [self._expected(step, item, site, tape)]
             if self._exact(step, site)
-            else (self._redrawn(step, item, block, site, tape) for block in item.directions)
+            else (share(step, item, block, site, tape) for block in item.directions)
         )
         for delta, scales in shares:
             accumulate(deltas, site.name, delta)
@@ -109,6 +118,25 @@ class Redraw:
         share = 1 / (step.size * step.passes[site.name])
         by_z, by_scale = expected_gradient(step, tape.logits[site.name], step.targets(item.example_block, 1))
         return by_z * share, by_scale * share if site.name in step.log_scales else None
+
+    def _flipped(
+        self, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the shares of a block of flips in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
+        scale, thresholds, noise = step.scales[site.name], step.flips[site.name], step.noise_at(site)
+        z = tape.logits[site.name]
+        n = len(z)
+        v = self._others(step, item.shared_pass, item.example_block)(site, z)
+        copies, unit, level = flipped(v.flatten(1), thresholds, block)
+        losses = self._losses(step, item, site, tape, copies.view(-1, *site.shape)).view(-1, n)
+        one = scale.flatten() if scale.dim() else scale
+        by_z, by_scale = coefficients(noise, z.flatten(1), one, thresholds, unit, level)
+        weights = (losses - tape.losses) / (step.size * step.passes[site.name])
+        delta = torch.zeros_like(z.flatten(1)).index_add_(1, unit, (weights * by_z).T)
+        if site.name not in step.log_scales:
+            return delta.view(z.shape), None
+        units = torch.zeros_like(delta[0]).index_add_(0, unit, (weights * by_scale).sum(1)).view(site.shape)
+        return delta.view(z.shape), units if scale.dim() else units.sum()
 
     def _redrawn(
         self, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape
@@ -161,14 +189,16 @@ class Redraw:
         network, n, directions = step.network, example_count(step, item), direction_count(item)
         site = network.by_name[item.site]
         derivative = step.head.kind == DERIVATIVE and step.is_last(site)
-        flops = (2 if derivative else 1) * site.suffix * network.flops * step.signs * directions * n
+        flips = site.name in step.flips
+        copies = directions if flips else step.signs * directions
+        flops = (2 if derivative else 1) * site.suffix * network.flops * copies * n
         formed = bool(site.owned) and not step.keeps_delta(site)
         return ItemWork(
             flops=flops + (gradient_flops(step, site, n) if formed else 0.0),
-            noise=n * directions * site.units,
-            activations=n * max(directions * step.signs, 1) * elements_from(network.sites, site),
+            noise=n * (0 if flips else directions) * site.units,
+            activations=n * max(copies, 1) * elements_from(network.sites, site),
             passes=max(len(item.directions), 1),
-            frames=(site,) if item.directions else (),
+            frames=(site,) if item.directions and not flips else (),
             delta=site if site.owned and not formed else None,
             grads=site.owned if formed else (),
             scales=learned_scales(step, (site,)),

@@ -101,6 +101,7 @@ class Step:
         scales: site -> σ, a scalar or [*S].
         log_scales: site -> log σ, for the sites where it is learned.
         seed, number: the run's seed and the step's number, which key all noise.
+        flips: site -> the thresholds of the units behind it, for the sites whose units are flipped instead of redrawn.
         head: how the noise of the last site enters.
         x, y, loss: inputs and targets, trees of tensors [N, …], and the per-example loss.
         replica: (rank, world size); each replica estimates from its own example blocks, and their sum is the estimate.
@@ -119,6 +120,7 @@ class Step:
     x: Tree
     y: Tree
     loss: Loss
+    flips: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     head: Head = SAMPLED_HEAD
     replica: tuple[int, int] = (0, 1)
 

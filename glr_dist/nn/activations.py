@@ -9,12 +9,16 @@ from torch import Tensor, nn
 class Heaviside(nn.Module):
     """Threshold unit: 1 where x > 0, else 0."""
 
+    thresholds = (0.0,)
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.gt(x.detach(), 0, out=torch.empty_like(x))
 
 
 class Sign(nn.Module):
     """Sign of x: -1, 0 or 1."""
+
+    thresholds = (0.0,)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.detach().sign()
@@ -32,6 +36,7 @@ class Staircase(nn.Module):
         if steps < 1:
             raise ValueError(f"Staircase: steps {steps} is not allowed: an integer >= 1")
         self.steps = steps
+        self.thresholds = tuple(k / steps for k in range(1, steps + 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x.detach().mul(self.steps).floor_().div_(self.steps).clamp_(0, 1)

@@ -33,6 +33,8 @@ class Quantise(nn.Module):
         if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16:
             raise ConfigError(f"Quantise: bits {bits!r} is not allowed: an integer from 1 to 16")
         self.bits = bits
+        top = 2**bits - 1
+        self.thresholds = tuple((k - 0.5) / top for k in range(1, top + 1))
 
     def forward(self, x: Tensor) -> Tensor:
         top = 2**self.bits - 1

@@ -152,6 +152,13 @@ def test_the_last_site_gets_the_derivative_of_the_expectation(estimator: str, le
             torch.testing.assert_close(found.scales["0"], grads[2])
 
 
+def test_the_derivative_is_laid_out_as_it_arrives_from_an_actor() -> None:
+    """Sums over the rows of a transposed tensor have other bits."""
+    net = net_of(head="expected")
+    step = net.bind(X, Y, zero_one)
+    assert heads.expected_gradient(step, torch.randn(6, 3), Y)[0].is_contiguous()
+
+
 def test_cost_counts_no_draw_at_the_last_site() -> None:
     drawn, integrated = net_of(head="sampled"), net_of(head="expected")
     assert drawn.cost(X, Y, zero_one)[0] == 16

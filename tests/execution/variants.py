@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import glr_dist
 from glr_dist.execution.executor import Executor
 from glr_dist.glr import GLR
-from glr_dist.nn import Dropout, Heaviside, SharedBatchNorm
+from glr_dist.nn import Dropout, Heaviside, SharedBatchNorm, Staircase
 from glr_dist.trees import Tree, equal
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors' processes cannot import a test
@@ -111,6 +111,17 @@ VARIANTS = {
         lambda: perceptron(Heaviside()),
         ZERO_ONE,
         {"estimator": "joint", "copies": 40, "noise": glr_dist.Gaussian(0.4, learn="site"), "head": "expected"},
+    ),
+    "flips": (
+        lambda: perceptron(Staircase(2)),
+        ZERO_ONE,
+        {
+            "copies": 48,
+            "passes": {"1": 1, "*": 2},
+            "noise": glr_dist.Gaussian(0.4, learn="unit"),
+            "redraw": {"5": "copies", "*": "flips"},
+            "head": "expected",
+        },
     ),
     "sobol": (lambda: perceptron(Heaviside()), ZERO_ONE, {"copies": 32, "sampler": "sobol"}),
     "mixed network": (mixed, CROSS_ENTROPY, {"copies": 24, "passes": 2}),
