@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +29,46 @@ def take_config(options: argparse.Namespace) -> str | None:
     if getattr(options, "resume", False) and options.out is not None:
         return None
     return "CONFIG.yaml is missing" + ("; only --resume --out DIR works without" if "resume" in options else "")
+
+
+def add_runs(command: argparse.ArgumentParser, overrides: str) -> None:
+    """Adds the runs that a command measures, and where; `runs_of` tells them from settings.
+
+    Args:
+        command: the parser of the command.
+        overrides: help for the settings among its words.
+    """
+    command.add_argument("words", metavar="RUN_DIR", nargs="+", help=f"runs, and {overrides}")
+    add_checkpoint(command)
+    add_device(command)
+    command.add_argument(
+        "--actors",
+        metavar="N",
+        type=whole,
+        help="Ray actors that share the work; 0: none (default: as many as fit if RAY_ADDRESS is set, else 0)",
+    )
+
+
+def add_checkpoint(command: argparse.ArgumentParser, more: str = "") -> None:
+    """Adds --checkpoint, with `more` help."""
+    command.add_argument(
+        "--checkpoint",
+        choices=("newest", "best"),
+        default="newest",
+        help=f"checkpoint of the run; best: highest validation accuracy{more} (default: newest)",
+    )
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Adds --device."""
+    command.add_argument("--device", metavar="D", help="auto, cpu or cuda[:N] instead of the device of the run")
+
+
+def runs_of(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Returns the runs among the words of a command, without repetitions, and the settings among them."""
+    overrides = [word for word in words if "=" in word and not Path(word).is_dir()]
+    folders = [Path(word) for word in words if word not in overrides]
+    return list({folder.resolve(): folder for folder in folders}.values()), overrides
 
 
 def add_out(command: argparse.ArgumentParser) -> None:

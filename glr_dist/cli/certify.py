@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from glr_dist.cli.arguments import whole
+from glr_dist.cli.arguments import add_runs, runs_of
 from glr_dist.cli.results import check_runs
 
 HELP = "prove that no small change of an image changes the prediction"
@@ -14,29 +13,14 @@ HELP = "prove that no small change of an image changes the prediction"
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    command.add_argument("words", metavar="RUN_DIR", nargs="+", help="runs, and key=value settings, e.g. examples=500")
-    command.add_argument(
-        "--checkpoint",
-        choices=("newest", "best"),
-        default="newest",
-        help="checkpoint of each run; best: highest validation accuracy (default: newest)",
-    )
-    command.add_argument("--device", metavar="D", help="auto, cpu or cuda[:N] instead of the device of each run")
-    command.add_argument(
-        "--actors",
-        metavar="N",
-        type=whole,
-        help="Ray actors that share the work; 0: none (default: as many as fit if RAY_ADDRESS is set, else 0)",
-    )
+    add_runs(command, "key=value settings, e.g. examples=500")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from glr_dist.robustness.certificates.settings import load_certification
 
-    overrides = [word for word in options.words if "=" in word and not Path(word).is_dir()]
-    folders = [Path(word) for word in options.words if word not in overrides]
-    runs = list({folder.resolve(): folder for folder in folders}.values())  # without repetitions
+    runs, overrides = runs_of(options.words)
     settings = load_certification(overrides)
     check_runs(runs)
     from glr_dist.robustness.certificates.certify import certify

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glr_dist.cli.arguments import whole
+from glr_dist.cli.arguments import add_runs, runs_of
 from glr_dist.cli.results import check_runs
 
 if TYPE_CHECKING:
@@ -20,25 +20,12 @@ HELP = "attack and corrupt the test images of runs, and report the remaining acc
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    command.add_argument("words", metavar="RUN_DIR", nargs="+", help="runs, and key=value overrides of the suite")
+    add_runs(command, "key=value overrides of the suite")
     command.add_argument(
         "--suite",
         metavar="NAME|FILE",
         default="paper",
         help="quick, paper (default), full, authors, authors_50, or a file",
-    )
-    command.add_argument(
-        "--checkpoint",
-        choices=("newest", "best"),
-        default="newest",
-        help="checkpoint of each run; best: highest validation accuracy, report SUITE-SPLIT.best (default: newest)",
-    )
-    command.add_argument("--device", metavar="D", help="auto, cpu or cuda[:N] instead of the device of each run")
-    command.add_argument(
-        "--actors",
-        metavar="N",
-        type=whole,
-        help="Ray actors that share the work; 0: none (default: as many as fit if RAY_ADDRESS is set, else 0)",
     )
 
 
@@ -46,9 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from glr_dist.robustness.suite import load_suite
 
-    overrides = [word for word in options.words if "=" in word and not Path(word).is_dir()]
-    folders = [Path(word) for word in options.words if word not in overrides]
-    runs = list({folder.resolve(): folder for folder in folders}.values())  # without repetitions
+    runs, overrides = runs_of(options.words)
     suite = load_suite(options.suite, overrides)
     check_runs(runs)
     return evaluate_runs(runs, suite, options.device, options.actors, options.checkpoint)

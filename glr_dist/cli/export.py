@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from glr_dist.cli.arguments import add_checkpoint
 from glr_dist.cli.output import show, show_whole
 
 HELP = "write a trained network to a file for torch (.pt2, .safetensors) or onnxruntime (.onnx)"
@@ -14,7 +15,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     command.add_argument("folder", metavar="RUN_DIR", help="the run")
     command.add_argument("--to", metavar="FILE", type=Path, required=True, help="model.pt2, model.onnx, …")
-    command.add_argument("--checkpoint", choices=("newest", "best"), default="newest", help="checkpoint of the run")
+    add_checkpoint(command)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from glr_dist.cli.arguments import add_checkpoint, add_device
+
 HELP = "predict the classes or values of images, arrays or tables with a trained network"
 
 
@@ -14,8 +16,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "words", metavar="INPUT", nargs="+", help="images, folders of images, .npy, .npz, .pt, .csv or .parquet files"
     )
-    command.add_argument("--checkpoint", choices=("newest", "best"), default="newest", help="checkpoint of the run")
-    command.add_argument("--device", metavar="D", help="auto, cpu or cuda[:N] instead of the device of the run")
+    add_checkpoint(command)
+    add_device(command)
     command.add_argument("--json", dest="form", action="store_const", const="json", default="table", help="print JSON")
     command.add_argument("--csv", dest="form", action="store_const", const="csv", help="print CSV")
 
