@@ -10,6 +10,7 @@ from typing import Any
 from glr_dist.claims import is_claimed
 from glr_dist.errors import UserError
 from glr_dist.runs import RunFolder
+from glr_dist.text import one_line
 
 _DEPTH = 4  # folders below the folder of the runs
 _COLUMNS = ("run", "data", "model", "estimator", "loss", "accuracy", "robust", "epochs", "state")
@@ -38,8 +39,13 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
     if RunFolder(folder).exists:
         yield folder
     elif depth:
-        for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not _is_left_out(path)):
             yield from _folders(inner, depth - 1)
+
+
+def _is_left_out(path: Path) -> bool:
+    """True for hidden folders, and for links, which may lead round in a circle."""
+    return path.name.startswith(".") or path.is_symlink()
 
 
 def _row(path: Path, folder: Path) -> dict[str, Any]:
@@ -47,19 +53,20 @@ def _row(path: Path, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"run": str(path.relative_to(folder))}
     try:
         config, metrics = files.config(), files.metrics()
-    except (UserError, ValueError) as error:
-        return row | {"state": "damaged", "error": str(error)}
+        epoch = metrics[-1]["epoch"] if metrics else 0
+    except (UserError, ValueError, OSError, TypeError, KeyError, AttributeError) as error:
+        return row | {"state": "damaged", "error": one_line(error)}
     row |= {
         "data": config.data.name,
         "model": config.model.name,
         "estimator": config.estimator.name,
         "loss": config.training.loss,
-        "epochs": f"{metrics[-1]['epoch'] if metrics else 0}/{config.training.epochs}",
+        "epochs": f"{epoch}/{config.training.epochs}",
         "seed": config.seed,
     }
     try:
-        summary = files.summary()
-    except (OSError, ValueError):
+        summary = dict(files.summary())
+    except (OSError, ValueError, TypeError):
         state = "training" if is_claimed(path) else "stopped"
         last = metrics[-1] if metrics else {}
         return row | {"state": state, "validation_accuracy": last.get("validation_accuracy")}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from glr_dist.cli.arguments import add_checkpoint, add_device
@@ -27,6 +29,8 @@ def run(options: argparse.Namespace) -> int:
     from glr_dist.training.predictions import predictions, written
     from glr_dist.training.trained_run import load_run
 
-    trained = load_run(options.folder, options.device, checkpoint=options.checkpoint)
-    print(written(predictions(trained, [Path(word) for word in options.words]), options.form))
+    with redirect_stdout(sys.stderr):  # what the user's code prints must not mix with the predictions
+        trained = load_run(options.folder, options.device, checkpoint=options.checkpoint)
+        rows = predictions(trained, [Path(word) for word in options.words])
+    print(written(rows, options.form))
     return 0

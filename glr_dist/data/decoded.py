@@ -58,9 +58,10 @@ def decoded(files: Sequence[tuple[Path, int]], data: Data, root: Path) -> Split:
 def _key(files: Sequence[tuple[Path, int]], data: Data, root: Path) -> str:
     settings = [data.resize, data.crop, data.channels, data.skip_corrupt, PIL.__version__]
     sha = hashlib.sha256(json.dumps(settings).encode())
+    begin = len(f"{root}{os.sep}")
     for path, _ in files:
         status = path.stat()
-        sha.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "replace"))
+        sha.update(f"{str(path)[begin:]}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "replace"))
     return sha.hexdigest()[:24]
 
 

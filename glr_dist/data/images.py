@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -89,6 +90,9 @@ def _by_class(folder: Path) -> dict[str, list[Path]]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
-    )
+    found = []
+    for place, _, names in os.walk(folder):  # `rglob` and the comparison of paths take seconds for 100,000 images
+        path = Path(place)
+        images = [name for name in names if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")]
+        found += [((*path.parts, name), path / name) for name in images]
+    return [path for _, path in sorted(found)]

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from glr_dist.data.inputs import inputs_of
+from glr_dist.errors import ConfigError
+from glr_dist.imported import place_of
 from glr_dist.training.trained_run import TrainedRun
 from glr_dist.trees import taken
 
@@ -33,7 +35,10 @@ def predictions(run: TrainedRun, words: Sequence[Path]) -> list[dict[str, Any]]:
         ConfigError: a file is missing or damaged, or its inputs have another shape.
     """
     names, x = inputs_of(words, run.config.data, run.data.train, run.config.code)
-    outputs = torch.cat([run(taken(x, slice(i, i + _BATCH))).cpu() for i in range(0, len(names), _BATCH)])
+    try:
+        outputs = torch.cat([run(taken(x, slice(i, i + _BATCH))).cpu() for i in range(0, len(names), _BATCH)])
+    except (IndexError, RuntimeError, ValueError) as error:  # of the network, such as a token that it does not know
+        raise ConfigError(f"{words[0]}: {run.config.model.name} refuses its inputs {place_of(error)}") from None
     if not (run.data.of_classes and outputs.dim() == 2):
         return [
             {"input": name, "value": output.squeeze().tolist()} for name, output in zip(names, outputs, strict=True)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -423,6 +424,41 @@ def test_a_function_takes_settings_of_the_section(folder, tmp_path):
     np.savez(folder.path / "set.npz", x=np.eye(6)[np.arange(30) % 3], y=np.arange(30) % 3)
     section = folder.text("data={name: 'DATA:from_file', path: set.npz, channels: 1}")
     assert cli.main(["train", str(folder.config), section, "training.epochs=1", "--out", str(tmp_path / "run")]) == 0
+
+
+def test_predictions_do_not_mix_with_what_the_network_prints(folder, tmp_path, capsys):
+    (folder.path / f"{folder.net}.py").write_text(NET + "print('imported')\n")
+    out = tmp_path / "run"
+    assert cli.main(["train", str(folder.config), "training.epochs=1", "--out", str(out)]) == 0
+    sys.modules.pop(folder.net)
+    np.save(tmp_path / "x.npy", np.zeros((2, 6)))
+    capsys.readouterr()
+    assert cli.main(["predict", str(out), str(tmp_path / "x.npy"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)) == 2
+    assert captured.err == "imported\n"
+    (tmp_path / "x.npy").unlink()
+    np.save(tmp_path / "x.npy", np.zeros((2, 5)))
+    assert "an input has shape [5]" in error_line(capsys, "predict", out, tmp_path / "x.npy")
+
+
+def test_a_network_with_several_inputs_is_planned(folder, tmp_path):
+    sections = map(folder.text, ["data={name: 'DATA:two_inputs'}", "model={name: 'NET:Both'}"])
+    assert cli.main(["plan", str(folder.config), *sections, "--out", str(tmp_path / "plan")]) == 0
+
+
+def test_damaged_runs_are_listed(folder, tmp_path, capsys):
+    out = tmp_path / "runs" / "good"
+    assert cli.main(["train", str(folder.config), "training.epochs=1", "--out", str(out)]) == 0
+    damages = {"config.yaml": "a: [1", "metrics.jsonl": "3\n", "summary.json": "3"}
+    for name, text in damages.items():
+        copytree(out, out.with_name(name))
+        (out.with_name(name) / name).write_text(text)
+    (tmp_path / "runs" / "circle").symlink_to(tmp_path / "runs")
+    capsys.readouterr()
+    assert cli.main(["runs", str(tmp_path / "runs"), "--json"]) == 0
+    states = {row["run"]: row["state"] for row in json.loads(capsys.readouterr().out)}
+    assert states == dict(zip(damages, ("damaged", "damaged", "stopped"), strict=True)) | {"good": "finished"}
 
 
 def test_a_dataset_of_the_user_s_gives_its_own_examples(folder):
