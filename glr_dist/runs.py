@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ class RunFolder:
         metrics_file: one JSON object per finished epoch, `metrics.jsonl`.
         summary_file: figures of the finished run, `summary.json`.
         curve_file: the learning curve, `learning_curve.png`; a PDF is beside it.
+        data_file: digests of the examples of each part, `data.json`.
         checkpoints: the folder of the checkpoints.
         code: copies of the user's own code, to read; they are never imported.
     """
@@ -62,6 +63,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.summary_file = self.path / "summary.json"
         self.curve_file = self.path / "learning_curve.png"
+        self.data_file = self.path / "data.json"
         self.checkpoints = self.path / "checkpoints"
         self.code = self.path / "code"
 
@@ -124,6 +126,27 @@ class RunFolder:
             if is_import_path(name) and (source := source_of(name)) is not None:
                 write_atomically(self.code / source.name, source.read_bytes())
 
+    def keep_data(self, digests: Mapping[str, str]) -> None:
+        """Writes the digests of the examples of each part."""
+        write_atomically(self.data_file, (json.dumps(dict(digests), indent=2) + "\n").encode())
+
+    def check_data(self, digests: Mapping[str, str]) -> None:
+        """Checks that the examples are those that the run began with, if it has recorded their digests.
+
+        Raises:
+            ConfigError: the examples of a part differ.
+        """
+        try:
+            before = json.loads(self.data_file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return
+        for part, digest in digests.items():
+            if before.get(part, digest) != digest:
+                raise ConfigError(
+                    f"data: the {part} examples are not those that the run in {self.path} began with; leave out "
+                    "--resume to begin another run"
+                )
+
     def check_resumable(self, config: Config, *, other_epochs: bool = False) -> None:
         """Checks that a configuration continues the run in this folder.
 
@@ -183,6 +206,9 @@ class ReadOnlyRunFolder(RunFolder):
         """Does nothing."""
 
     def keep_code(self, config: Config) -> None:
+        """Does nothing."""
+
+    def keep_data(self, digests: Mapping[str, str]) -> None:
         """Does nothing."""
 
     def replace_metrics(self, records: Sequence[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,13 +82,24 @@ class Split:
 
     def digest(self) -> str:
         """Returns the SHA-256 of the inputs of all examples, in order."""
-        sha = hashlib.sha256()
+        digest: str = self._hashed(hashlib.sha256()).hexdigest()
+        return digest
+
+    def digest_with_targets(self) -> str:
+        """Returns the SHA-256 of the inputs and targets of all examples, in order."""
+        sha = self._hashed(hashlib.sha256())
+        for leaf in leaves(self.targets()):
+            sha.update(leaf.cpu().contiguous().numpy().tobytes())
+        digest: str = sha.hexdigest()
+        return digest
+
+    def _hashed(self, sha: Any) -> Any:
         size = max(1, sum(leaf[:1].numel() * leaf.element_size() for leaf in leaves(self.images)))
         for start in range(0, len(self), step := max(1, _CHUNK // size)):
             index: Tensor | slice = slice(start, start + step)
             for leaf in leaves(taken(self.images, index if self.order is None else self.order[index])):
                 sha.update(leaf.cpu().contiguous().numpy().tobytes())
-        return sha.hexdigest()
+        return sha
 
 
 @dataclass(frozen=True)

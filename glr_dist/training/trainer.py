@@ -277,6 +277,7 @@ class Trainer:
                 configured = self.folder.config()
                 self.config = adopted(configured, self.config, self.folder.path)
                 self.folder.check_resumable(self.config, other_epochs=True)
+                self.folder.check_data(self._data_digests())
                 check_schedule(configured, self.config, self.folder.path)
                 self._restore()
                 check_trained(self.config, self.epoch, self.folder.path)
@@ -289,6 +290,12 @@ class Trainer:
         except BaseException:
             self._claim.release()
             raise
+
+    def _data_digests(self) -> dict[str, str]:
+        return {
+            name: split.digest_with_targets()
+            for name, split in (("training", self.train), ("validation", self.validation), ("test", self.test))
+        }
 
     def _warm_start(self, *, begin: bool = False) -> None:
         """Loads the weights that the run begins with, if it names any, and keeps them as its first checkpoint.
@@ -305,6 +312,7 @@ class Trainer:
         if begin:
             self.folder.begin(self.config)
             self.folder.keep_code(self.config)
+            self.folder.keep_data(self._data_digests())
         if weights is not None:
             self.folder.write_checkpoint(checkpoint.name_of(0), self._save)
 

@@ -278,6 +278,23 @@ def test_another_working_directory_and_a_resume_give_the_same_bits(folder, tmp_p
     assert digest(first) == digest(second)
 
 
+def test_a_resume_with_other_data_is_refused(folder, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert cli.main(["train", str(folder.config), "training.epochs=1", "--out", str(out)]) == 0
+    real = sys.modules[folder.data].blobs
+
+    def changed(**arguments: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        x, y = real(**arguments)["train"]
+        return {"train": (x, np.roll(y, 1))}
+
+    monkeypatch.setattr(sys.modules[folder.data], "blobs", changed)
+    capsys.readouterr()
+    line = error_line(capsys, "train", "--resume", "--out", out, "training.epochs=2")
+    assert "data: the training examples are not those that the run in" in line
+    monkeypatch.undo()
+    assert len(RunFolder(out).metrics()) == 1
+
+
 def test_foreign_initial_weights_depend_on_the_seed_alone(folder, tmp_path):
     def initial(*overrides: str) -> str:
         from glr_dist.build import module_of

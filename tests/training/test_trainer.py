@@ -75,6 +75,7 @@ def test_a_run_leaves_its_files_and_nothing_else(finished):
         "checkpoints/epoch-00002.pt",
         "checkpoints/epoch-00003.pt",
         "config.yaml",
+        "data.json",
         "learning_curve.pdf",
         "learning_curve.png",
         "metrics.jsonl",
