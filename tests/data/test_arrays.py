@@ -130,7 +130,7 @@ def test_columns_to_predict_are_found_by_name(tmp_path):
         assert isinstance(x, torch.Tensor)
         return x
 
-    expected = torch.from_numpy(table[list("abcd")].to_numpy(np.float32))
+    expected = torch.from_numpy(table[list("abcd")].to_numpy(np.float32, copy=True))
     assert torch.allclose(of(table[["d", "b", "kind", "a", "c"]]), expected)
     with pytest.raises(ConfigError, match="lacks the column 'c'; the network takes a, b, c, d"):
         of(table[list("abd")])

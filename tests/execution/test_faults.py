@@ -297,7 +297,7 @@ def test_a_busy_actor_and_all_of_ray_end_soon_after_the_driver_is_killed(tmp_pat
     assert "ray::RuntimeEnvAgent" in [child.name() for child in children]
     process.kill()
     process.communicate()
-    assert gone(children, 15)  # Ray's agents alone would notice after a minute
+    assert gone(children, 40)  # a second or two on an idle machine; Ray's agents alone would notice after a minute
 
 
 @pytest.mark.slow

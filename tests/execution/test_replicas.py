@@ -302,6 +302,7 @@ def test_training_on_replicas_advances_by_epochs_and_continues(local_ray, tiny, 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_worker_costs_only_the_current_epoch_and_changes_no_bit(local_ray, tiny, tmp_path, capfd):
     """Also of a run that begins with the parameters of another one, and is advanced before it is finished."""
     train(tiny("training.epochs=1", "model.activation=tanh"), tmp_path / "other")
@@ -341,6 +342,7 @@ def test_a_killed_worker_costs_only_the_current_epoch_and_changes_no_bit(local_r
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_error_that_a_user_must_fix_is_not_retried(local_ray, tiny_yaml, tmp_path, capsys):
     overrides = ["model.activation=relu", "training.optimizer={name: SGD, lr: 1e38}", *ON_TWO]
     assert cli.main(["train", str(tiny_yaml), "--out", str(tmp_path / "run"), *overrides]) == 2
@@ -416,7 +418,7 @@ def test_a_stopped_run_leaves_nothing_behind(start, tiny_yaml, tmp_path, number)
     assert "stopped after epoch" in line
     assert f"--resume --out {out}" in line
     wait(lambda: not alive(list(below)), 30)
-    assert {path.name for path in out.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints"}
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "data.json", "metrics.jsonl", "checkpoints"}
     assert {path.name for path in home.iterdir()} <= {".ray"}  # Ray's own token
     last = metrics(out)[-1]["epoch"]
     resumed = Trainer(config.load_config(out / "config.yaml", ["execution=inline"]), out, resume=True)
