@@ -47,7 +47,7 @@ def imported(path: str, where: str, code: str | None = None) -> Any:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise ConfigError(f"{where}: importing {name!r} failed {place_of(error)}") from None
         folders = ", ".join(dict.fromkeys(str(folder) for folder in (Path.cwd(), code) if folder))
-        raise ConfigError(f"{where}: there is no module {error.name!r} in {folders} or among the packages") from None
+        raise ConfigError(f"{where}: module {error.name!r} was not found in {folders} or among the packages") from None
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{where}: importing {name!r} failed {place_of(error)}") from None
     for part in attribute.split("."):
@@ -104,7 +104,7 @@ def parameters_of(function: Any) -> list[str]:
     """Returns the names of the parameters of a class or function that can be given by name."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # of a builtin, or of what is no function
+    except (TypeError, ValueError):  # of a builtin, or of something that cannot be called
         return []
     return [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
 

@@ -15,6 +15,7 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from glr_dist.config import Data
@@ -44,13 +45,15 @@ def decoded(files: Sequence[tuple[Path, int]], data: Data, root: Path) -> Split:
     try:
         place = cache_folder() / f"images-{_key(files, data, root)}.npy"
         kept = _kept(place)
-        if kept is None:
+        pixels = None if kept is None else _mapped(place)
+        if kept is None or pixels is None:
             kept = _decode([path for path, _ in files], data, place)
+            pixels = _mapped(place)
+        assert pixels is not None
     except OSError as error:
         where = Path(error.filename or cache_folder())
         remedy = "; GLR_CACHE names the cache" if where.is_relative_to(cache_folder()) else ""
         raise ConfigError(f"{where}: cannot be read or written ({error.strerror}){remedy}") from None
-    pixels = torch.from_numpy(np.load(place, mmap_mode="c"))  # "c": changes stay in memory
     labels = torch.tensor([files[index][1] for index in kept], dtype=torch.int64)
     return Split(pixels, labels, 255)
 
@@ -72,6 +75,14 @@ def _kept(place: Path) -> list[int] | None:
     except (FileNotFoundError, ValueError):
         return None
     return kept if place.exists() else None
+
+
+def _mapped(place: Path) -> Tensor | None:
+    """Maps a cached file into memory; returns None if it is damaged."""
+    try:
+        return torch.from_numpy(np.load(place, mmap_mode="c"))  # "c": changes stay in memory
+    except (ValueError, EOFError):
+        return None
 
 
 def _decode(paths: Sequence[Path], data: Data, place: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""Where the data lie: the folder of data sets, and a user's file or folder."""
+"""Finds the folder of the data sets, and a user's file or folder."""
 
 from __future__ import annotations
 

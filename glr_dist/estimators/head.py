@@ -28,7 +28,7 @@ from glr_dist.trees import Tree, copied, same_memory, taken
 if TYPE_CHECKING:
     from glr_dist.estimators.step import Step
 
-_EXAMPLES, _DRAWS, _ELEMENTS = 8, 2**15, 2**22  # of `check_expectation`: at most so many elements are drawn
+_EXAMPLES, _DRAWS, _ELEMENTS = 8, 2**15, 2**22  # of `check_expectation`; the last bounds the number of elements drawn
 
 SAMPLED, DERIVATIVE, EXPECTED = "sampled", "derivative", "expected"
 

@@ -21,8 +21,8 @@ from glr_dist.text import hint, shown
 def spectral_norm(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Returns ‖W‖₂ and its gradient u vᵀ, with u and v the first singular vectors; 0 and 0 for W = 0.
 
-    They come from the eigenvalues of the smaller of WᵀW and WWᵀ in float64: there is no state of a power iteration to
-    keep, so a resumed run gives the same bits. Where the largest singular value is not unique, this is a subgradient.
+    They come from the eigenvalues of the smaller of WᵀW and WWᵀ in float64. Unlike a power iteration, this needs no
+    state, so a resumed run gives the same bits. Where the largest singular value is not unique, this is a subgradient.
 
     Args:
         weight: W [O, …].

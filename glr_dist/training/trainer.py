@@ -174,7 +174,7 @@ class Trainer:
             "train_loss": loss,
             **{f"validation_{name}": value for name, value in found.items()},
             "learning_rate": rate,
-            "copies_per_second": copies * len(self.train) / trained,
+            "copies_per_second": copies * min(len(self.train), steps * self.config.training.batch_size) / trained,
             "forward_passes": self.forward_passes,
             "seconds": self.seconds,
             "time": time.time(),

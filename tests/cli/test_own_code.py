@@ -368,7 +368,7 @@ def test_a_killed_run_continues(folder, tmp_path, start):
 
 
 MISTAKES = {
-    "module": (["model.name=no_such_module:Net"], "model.name: there is no module 'no_such_module'"),
+    "module": (["model.name=no_such_module:Net"], "model.name: module 'no_such_module' was not found in"),
     "class": (["model.name=NET:Nett"], "does not define 'Nett'; did you mean 'Net'?"),
     "argument": (["model.widht=3"], "model.widht: is not an argument of NET:Net; did you mean 'width'?"),
     "not a module": (["model={name: 'NET:pair', x: 1}"], "returns a int, not a torch.nn.Module"),
@@ -378,8 +378,8 @@ MISTAKES = {
     "error inside": (["model.width=-1"], "model: NET:Net"),
     "dot": (["model.name=NET.Net"], "or your own package.module:name"),
     "loss": (["training.loss=NET:wrongg"], "training.loss:"),
-    "loss is no function": (["training.loss=NET:__name__"], "is a str, not a function"),
-    "data module": (["data.name=no_such_data:load"], "data.name: there is no module 'no_such_data'"),
+    "loss is not a function": (["training.loss=NET:__name__"], "is a str, not a function"),
+    "data module": (["data.name=no_such_data:load"], "data.name: module 'no_such_data' was not found in"),
     "data function": (["data.name=DATA:bloobs"], "did you mean 'blobs'?"),
     "data argument": (["data.exampels=3"], "data.exampels: is not an argument of DATA:blobs; did you mean 'examples'?"),
     "NaN": (["data.name=DATA:damaged"], "the inputs of train are not finite at example 7"),

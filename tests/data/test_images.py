@@ -100,6 +100,14 @@ def test_images_are_decoded_once_and_again_when_one_has_changed(folder, cache, m
     assert not list(cache.glob(".*"))
 
 
+def test_a_damaged_cache_is_decoded_again(folder, cache):
+    digest = loaded(folder).train.digest()
+    (file,) = cache.glob("*.npy")
+    for content in (file.read_bytes()[:-100], b"", b"something else"):
+        file.write_bytes(content)
+        assert loaded(folder).train.digest() == digest
+
+
 def test_large_sets_stay_in_the_file(folder, monkeypatch):
     small = loaded(folder)
     monkeypatch.setattr(data, "_IN_MEMORY", 0)

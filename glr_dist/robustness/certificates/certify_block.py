@@ -26,7 +26,7 @@ _CHOOSE, _COUNT, _ATTACK, _RECHECK = range(4)
 
 @dataclass(frozen=True)
 class Certified:
-    """What the blocks of a certification share.
+    """Everything that the blocks of a certification share.
 
     Attributes:
         smoothing: the random classifier.

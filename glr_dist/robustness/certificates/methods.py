@@ -26,7 +26,7 @@ _TESTED = 32  # images at which the first segment is tested
 
 
 class Shared(Protocol):
-    """What the blocks of a certification share."""
+    """Everything that the blocks of a certification share."""
 
     images: Split
 

@@ -1,4 +1,4 @@
-"""What the draws show of one image: counts, from which certificates and their checks are computed. Imports no torch."""
+"""Counts of the draws of one image, from which certificates and their checks are computed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Attacked(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the draws show of one image.
+    """Counts of the draws of one image.
 
     Attributes:
         label: the true class.

@@ -31,7 +31,7 @@ Breach = Literal["", "attack", "program"]
 
 
 class Decision(NamedTuple):
-    """What is known of one image at one ε.
+    """Proof and breach of one image at one ε.
 
     Attributes:
         proof: what proves that the prediction does not change; empty if nothing does.
@@ -43,7 +43,7 @@ class Decision(NamedTuple):
 
 
 class LinfVerdict(NamedTuple):
-    """What is known of one image.
+    """Results of one image.
 
     Attributes:
         label: the true class.
@@ -63,7 +63,7 @@ class LinfVerdict(NamedTuple):
 
 @dataclass(frozen=True)
 class LinfCertified:
-    """What the blocks of a certification share.
+    """Everything that the blocks of a certification share.
 
     Attributes:
         net: the network, in evaluation mode, prepared.
