@@ -109,11 +109,30 @@ def parameters_of(function: Any) -> list[str]:
     return [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
 
 
-def source_of(path: str) -> Path | None:
-    """Returns the file of an imported module of the user's own; None for a package that is installed."""
-    module = sys.modules.get(path.partition(":")[0])
-    file = getattr(module, "__file__", None)
-    return None if file is None or "site-packages" in Path(file).parts else Path(file)
+def sources_of(paths: Iterable[str]) -> dict[str, Path]:
+    """Returns the files of the user's own code, by name of the module, with a name that no other one has.
+
+    They are those of the named modules that have been imported, and of the modules beside and below them, which they
+    may have imported; none of a package that is installed.
+
+    Args:
+        paths: import paths, "package.module:attribute".
+    """
+    files = {
+        name: Path(file)
+        for name, module in list(sys.modules.items())
+        if (file := getattr(module, "__file__", None))
+        and file.endswith(".py")
+        and "site-packages" not in Path(file).parts
+    }
+    named = {name for path in paths if (name := path.partition(":")[0]) in files}
+    folders = {files[name].parent for name in named}
+    others = {__name__.partition(".")[0], "__main__", *sys.stdlib_module_names}
+    return {
+        name: file
+        for name, file in sorted(files.items())
+        if name in named or (name.partition(".")[0] not in others and folders & set(file.parents))
+    }
 
 
 def search(folders: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from glr_dist import config as configuration
 from glr_dist.config import Config
 from glr_dist.errors import ConfigError
 from glr_dist.files import write_atomically
-from glr_dist.imported import is_import_path, source_of
+from glr_dist.imported import is_import_path, sources_of
 
 _CHECKPOINT = re.compile(r"epoch-(\d{5,})\.pt")
 CheckpointName = Literal["newest", "best"]  # a checkpoint of a run, as a user names it
@@ -121,10 +121,18 @@ class RunFolder:
             raise ConfigError(f"--out: {self.path} cannot be written ({error.strerror})") from None
 
     def keep_code(self, config: Config) -> None:
-        """Copies the files of the user's own code that the configuration names."""
-        for name in (config.model.name, config.data.name, config.training.loss):
-            if is_import_path(name) and (source := source_of(name)) is not None:
-                write_atomically(self.code / source.name, source.read_bytes())
+        """Copies the files of the user's own code that the configuration names, and what they import beside them."""
+        for name, source in _sources(config).items():
+            write_atomically(self.code / f"{name}.py", source.read_bytes())
+
+    def changed_code(self, config: Config) -> list[str]:
+        """Returns the modules of the user's own code that are not those that the run began with."""
+        kept = {path.stem: path.read_bytes() for path in self.code.glob("*.py")}
+        return [
+            name
+            for name, source in _sources(config).items()
+            if kept.get(name, source.read_bytes()) != source.read_bytes()
+        ]
 
     def keep_data(self, digests: Mapping[str, str]) -> None:
         """Writes the digests of the examples of each part."""
@@ -239,3 +247,8 @@ def check_empty(folder: Path, advice: str) -> None:
         raise ConfigError(f"--out: {folder} is not a folder")
     if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ConfigError(f"--out: {folder} is not empty; {advice}")
+
+
+def _sources(config: Config) -> dict[str, Path]:
+    names = (config.model.name, config.data.name, config.training.loss)
+    return sources_of(name for name in names if is_import_path(name))

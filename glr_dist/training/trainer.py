@@ -278,6 +278,12 @@ class Trainer:
                 self.config = adopted(configured, self.config, self.folder.path)
                 self.folder.check_resumable(self.config, other_epochs=True)
                 self.folder.check_data(self._data_digests())
+                for name in self.folder.changed_code(self.config):
+                    print(
+                        f"warning: {name} has changed since the run began (copy: {self.folder.code / name}.py); "
+                        "resumed with the present code, it is another run",
+                        file=sys.stderr,
+                    )
                 check_schedule(configured, self.config, self.folder.path)
                 self._restore()
                 check_trained(self.config, self.epoch, self.folder.path)

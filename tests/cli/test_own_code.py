@@ -295,6 +295,22 @@ def test_a_resume_with_other_data_is_refused(folder, tmp_path, capsys, monkeypat
     assert len(RunFolder(out).metrics()) == 1
 
 
+def test_a_resume_with_changed_code_is_said(folder, tmp_path, capsys):
+    """The network's file imports one beside it: the run keeps both, and a change of either is noticed."""
+    beside, net = f"layers_{folder.net}", folder.path / f"{folder.net}.py"
+    (folder.path / f"{beside}.py").write_text("WIDTH = 8\n")
+    net.write_text(f"import {beside}\n{net.read_text()}")
+    out = tmp_path / "run"
+    assert cli.main(["train", str(folder.config), "training.epochs=1", "--out", str(out)]) == 0
+    assert {path.stem for path in (out / "code").iterdir()} == {folder.net, folder.data, beside}
+    resume = ["train", "--resume", "--out", str(out)]
+    assert cli.main([*resume, "training.epochs=2"]) == 0
+    assert "has changed since" not in capsys.readouterr().err
+    (folder.path / f"{beside}.py").write_text("WIDTH = 9\n")
+    assert cli.main([*resume, "training.epochs=3"]) == 0
+    assert f"warning: {beside} has changed since the run began" in capsys.readouterr().err
+
+
 def test_foreign_initial_weights_depend_on_the_seed_alone(folder, tmp_path):
     def initial(*overrides: str) -> str:
         from glr_dist.build import module_of
