@@ -108,6 +108,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("ray")
         if fixtures & PROCESS_FIXTURES:
             item.add_marker("process")
+        for mark, implied in (("product", "long"), ("long", "slow")):
+            if item.get_closest_marker(mark):
+                item.add_marker(implied)
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=_rank)
 
@@ -168,6 +171,14 @@ def _blank_pictures() -> Iterator[None]:
     """Pictures are composed and not rendered, which would take most of the time of many tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", _save_blank)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _written_without_waiting() -> Iterator[None]:
+    """Files are not flushed to the disk, for which some tests would wait most of their time: no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
         yield
 
 

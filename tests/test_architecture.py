@@ -139,6 +139,7 @@ def test_imports_run_one_way(path):
         assert RANK[inner] <= RANK[layer_of(path)], f"{name_of(path)} imports {name} of a later layer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_an_optional_library_is_imported_only_where_it_belongs(library):
     users = {name_of(path) for path in MODULES if any(name.split(".")[0] == library for name in imports(path))}

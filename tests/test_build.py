@@ -195,6 +195,7 @@ def test_a_length_that_is_not_given_is_that_of_the_run(tiny, net, schedule, leng
     assert schedule_of(training, optimizer_of(training, net), steps=7).T_max == length
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_schedule_runs_and_resumes_bit_for_bit(tiny, tmp_path, schedule):
     # Its state is plain enough for a checkpoint that is loaded without unpickling code.
@@ -218,6 +219,7 @@ def test_a_schedule_runs_and_resumes_bit_for_bit(tiny, tmp_path, schedule):
     assert [r["learning_rate"] for r in resumed.history] == [r["learning_rate"] for r in whole.history]
 
 
+@pytest.mark.slow
 def test_a_schedule_changes_the_learning_rate_per_step_or_per_epoch(tiny, tmp_path):
     def last_rate(per: str) -> float:
         schedule = f"{{name: ExponentialLR, gamma: 0.5, per: {per}}}"

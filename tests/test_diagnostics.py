@@ -63,6 +63,7 @@ def test_the_folder_holds_the_report_the_picture_and_the_config(measured, tiny):
     assert config.load_config(out / "diagnose.yaml") == tiny(*SMALL, *overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_the_picture_is_a_png(measured, tmp_path):
     assert draw(tmp_path / "diagnose.png", lambda: diagnosis.diagnosis_figure(measured[1]))
@@ -119,7 +120,8 @@ def test_an_unbiased_estimator_shows_no_bias(measured):
         assert abs(row.bias) <= Z * row.bias_error
 
 
-@pytest.mark.parametrize("factor", [1.3, pytest.param(0.8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [1.3, pytest.param(0.8, marks=pytest.mark.long)])
 def test_a_factor_on_every_estimate_shows_as_a_relative_bias(run, monkeypatch, factor):
     gradients = GLR.gradients
 
@@ -135,6 +137,7 @@ def test_a_factor_on_every_estimate_shows_as_a_relative_bias(run, monkeypatch, f
         assert row.bias_error < abs(factor - 1) / 2 / Z  # precise enough to tell it from no bias
 
 
+@pytest.mark.slow
 def test_another_objective_shows_as_a_bias(run):
     # `layerwise` estimates another objective than J: with much noise it shows.
     report = run("estimator.name=layerwise", "noise.scale=3", "diagnose.copies=[200]", "diagnose.reference_passes=2000")
@@ -143,6 +146,7 @@ def test_another_objective_shows_as_a_bias(run):
     assert abs(first.bias) > Z * first.bias_error
 
 
+@pytest.mark.slow
 def test_a_longer_reference_has_a_smaller_error(run):
     cheap = ("diagnose.copies=[2]", "diagnose.draws=2")
     few = run(*cheap, "diagnose.reference_passes=40").reference_error
@@ -151,6 +155,7 @@ def test_a_longer_reference_has_a_smaller_error(run):
         assert many[site] < few[site] / 2  # five times smaller, up to chance
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(run):
     def numbers(report: Diagnosis) -> list[tuple[float, ...]]:
         return [(row.cosine, row.bias, row.variance) for row in report.qualities]
@@ -183,6 +188,7 @@ def test_the_reference_is_one_that_the_network_and_the_loss_allow(run, overrides
     assert {row.site for row in report.qualities} == {"1", "3"}
 
 
+@pytest.mark.slow
 def test_a_threshold_network_shows_no_bias_against_the_other_estimator(run):
     report = run("model.activation=threshold", "diagnose.copies=[64]", "diagnose.reference_passes=20000")
     for row in report.qualities:
@@ -221,6 +227,7 @@ def trained(tiny, tmp_path_factory) -> Path:
     return out / "checkpoints" / checkpoint.name_of(3)
 
 
+@pytest.mark.slow
 def test_it_measures_at_a_checkpoint_with_learned_scales_and_dropout(tiny, tmp_path, trained):
     settings = tiny(*SMALL, "noise.learn=unit", "model.dropout=0.1", "diagnose.reference_passes=200")
     initial = diagnose(settings, tmp_path / "initial")
@@ -231,6 +238,7 @@ def test_it_measures_at_a_checkpoint_with_learned_scales_and_dropout(tiny, tmp_p
         assert abs(row.bias) <= Z * row.bias_error
 
 
+@pytest.mark.slow
 def test_it_measures_at_the_scale_that_the_schedule_has_at_the_checkpoint(tiny, tmp_path):
     scheduled = ["noise.scale=0.9", "noise.schedule={1: 0.6, 2: 0.2}"]
     train(tiny(*scheduled, "training.epochs=4"), tmp_path / "run")
@@ -265,6 +273,7 @@ def test_a_wrong_checkpoint_is_one_line_and_exit_code_2(capsys, tiny_yaml, tmp_p
     assert str(path) in line
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table(capsys, tiny_yaml, tmp_path):
     small = ["diagnose.draws=2", "diagnose.reference_passes=40"]
     assert cli.main(["diagnose", str(tiny_yaml), *SMALL, *small, "--out", str(tmp_path / "out")]) == 0
@@ -282,14 +291,3 @@ def test_a_constant_estimator_draws_its_picture_without_a_warning(tiny, tmp_path
         assert row.bias == pytest.approx(0, abs=1e-5)
         assert row.variance == pytest.approx(0, abs=1e-9)
     assert [str(warning.message) for warning in recwarn] == []
-
-
-def test_the_table_tells_where_redraws_stay_inside_a_column_space(run, tmp_path):
-    report = run(
-        "model={name: vgg8, width: 2, activation: relu}",
-        'estimator.redraw={"0": column_space, "*": copies}',
-        "diagnose.draws=2",
-    )
-    assert report.spaces == {"0": 20}
-    assert "redraws inside the column space of 0 (20 dimensions), reference" in str(report)
-    assert json.loads((tmp_path / "out" / "diagnose.json").read_text())["spaces"] == {"0": 20}

@@ -73,6 +73,7 @@ def test_copies_lower_the_variance_and_raise_both_cosines(measured):
             assert many.forward_passes > few.forward_passes
 
 
+@pytest.mark.slow
 def test_a_larger_scale_is_farther_from_the_gradient_without_noise(run):
     # Smoothing, which no K removes: far more of it where the weights are large.
     overrides = ("model.init_scale=8", "diagnose.copies=[400]", "diagnose.draws=2", "diagnose.scales=[0.1, 6]")
@@ -81,6 +82,7 @@ def test_a_larger_scale_is_farther_from_the_gradient_without_noise(run):
     assert large.cosine.mean - large.target_cosine.mean > 0.1
 
 
+@pytest.mark.slow
 def test_the_target_is_the_gradient_of_autograd_without_noise(tiny, tmp_path):
     # With many copies at a tiny σ, the estimate is that gradient.
     settings = tiny(
@@ -95,6 +97,7 @@ def test_the_mean_over_the_sites_is_that_of_their_cosines(measured):
         assert p.target_cosine.mean == pytest.approx(sum(site.mean for site in p.sites.values()) / 2)
 
 
+@pytest.mark.slow
 def test_threshold_units_are_compared_with_the_smallest_scale(run):
     grid = run("model.activation=threshold", "diagnose.reference_passes=400", "diagnose.draws=4")
     assert grid.target == SMALLEST
@@ -105,6 +108,7 @@ def test_threshold_units_are_compared_with_the_smallest_scale(run):
     assert "the target favours the smallest σ: choose σ by accuracy" in str(grid).splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(run):
     def numbers(grid: Grid) -> list[tuple[Cosine, Cosine]]:
         return [(p.cosine, p.target_cosine) for p in grid.pairs]
@@ -115,6 +119,7 @@ def test_the_same_seed_gives_the_same_numbers(run):
     assert numbers(run(*small, "seed=1")) != first
 
 
+@pytest.mark.slow
 def test_scales_of_the_grid_replace_those_of_the_configuration(run):
     small = ("diagnose.copies=[2]", "diagnose.draws=2", "diagnose.reference_passes=40")
     plain = [p.cosine for p in run(*small).pairs]
@@ -127,6 +132,7 @@ def test_scales_of_the_grid_replace_those_of_the_configuration(run):
         assert [p.cosine for p in run(*small, *own).pairs] == plain
 
 
+@pytest.mark.slow
 def test_it_measures_at_a_checkpoint_and_at_the_weights_of_a_warm_start(tiny, tmp_path):
     train(tiny("model.activation=sigmoid", "noise.learn=unit", "model.dropout=0.1"), tmp_path / "run")
     weights = tmp_path / "run" / "checkpoints" / checkpoint.name_of(3)
@@ -175,6 +181,7 @@ def test_pairs_without_a_figure_are_never_recommended():
 # ---------------------------------------------------------------- what is written
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_the_picture_is_a_png(tmp_path):
     pairs = [pair(0.1, 10, 0.80, 2), pair(0.1, 20, float("nan"), 4), pair(0.5, 10, 0.70, 2), pair(0.5, 20, 0.88, 4)]
@@ -253,7 +260,7 @@ def test_a_wrong_grid_is_one_line_before_anything_is_written(capsys, tiny_yaml, 
     assert not out.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_terminal_shows_a_bar_and_a_table_that_fits(start, tiny_yaml, tmp_path):
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))

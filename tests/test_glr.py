@@ -41,6 +41,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 # ---------------------------------------------------------------- the example of the README
 
 
+@pytest.mark.slow
 def test_a_threshold_network_learns_the_zero_one_loss_with_a_torch_optimizer():
     # Two classes by the sign of x0 + x1, a margin apart. Neither the network nor the loss has a derivative.
     stream, init = weights(), weights(1)
@@ -516,6 +517,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_the_gradients_are_the_same_bits_for_any_number_of_threads(options):
     # Several work items: example blocks of 4, and few directions a block. Wide enough that torch's own threads start.

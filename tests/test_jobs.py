@@ -23,6 +23,7 @@ def _replicate(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_replicate_tabulates_every_seed_and_runs_nothing_twice(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
@@ -51,6 +52,7 @@ def test_replicate_reports_an_error_in_one_line(tmp_path):
     assert "noise.scale" in run.stderr
 
 
+@pytest.mark.slow
 def test_training_in_the_loop_beats_a_wrong_model_on_hardware_that_drifts(capsys):
     main = runpy.run_path(str(JOBS / "analog.py"))["main"]
     found = main(["--epochs", "4", "--seeds", "1"])
@@ -61,7 +63,7 @@ def test_training_in_the_loop_beats_a_wrong_model_on_hardware_that_drifts(capsys
     assert printed[-3].split()[-1] == f"{last['GLR']:.3f}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_trains_through_jpeg_to_nine_tenths_of_its_accuracy_without(capsys):
     main = runpy.run_path(str(JOBS / "black_box.py"))["main"]
     found = main(["--epochs", "4", "--seeds", "1"])

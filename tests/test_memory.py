@@ -12,7 +12,7 @@ pytestmark = [
         not sys.platform.startswith("linux") or not Path("/proc/self/clear_refs").exists(),
         reason="reads the peak of resident memory from Linux's /proc",
     ),
-    pytest.mark.slow,
+    pytest.mark.long,
 ]
 
 # A process of its own for each measurement: an allocator does not give back what an earlier step has used. The base

@@ -34,7 +34,7 @@ def by_integration(z: Tensor, y: int, scale: Tensor, law: str) -> float:
 
 
 @pytest.mark.parametrize("ratio", [1.0, 2.5, 8.0])
-@pytest.mark.parametrize("classes", [2, 5, 10])
+@pytest.mark.parametrize("classes", [2, 5, pytest.param(10, marks=pytest.mark.long)])
 @pytest.mark.parametrize("law", LAWS)
 def test_error_is_at_most_the_stated_one(law: str, classes: int, ratio: float) -> None:
     stream = torch.Generator().manual_seed(classes)
@@ -87,6 +87,7 @@ def test_derivatives_are_those_of_finite_differences(law: str, unit: bool) -> No
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_single_precision_agrees_with_double(law: str) -> None:
     z = 5 * torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
@@ -106,6 +107,7 @@ def test_groups_of_nodes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(Misclassification(Gaussian())(z, y, torch.tensor(1.0)), whole, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_precise_rules_have_more_nodes_and_hopeless_scales_are_refused() -> None:
     nodes = [len(_trapezoid(Gaussian(), 10, ratio)[0]) for ratio in (1.0, 2.0, 8.0)]
     assert nodes == sorted(set(nodes))

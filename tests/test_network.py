@@ -139,6 +139,7 @@ def mean_and_error(name: str, estimator: str, copies: int) -> tuple[Tensor, Tens
     return values.mean(0), values.std(0) / len(values) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("name", networks())
 @pytest.mark.parametrize("estimator", ["conditional", "joint"])
@@ -168,6 +169,7 @@ def test_targets_and_inputs_keep_their_order_over_example_blocks() -> None:
         assert all((grad.abs() < 1e-12).all() for grad in one.grads.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alter", ["hook", "prune"])
 def test_a_layer_that_a_hook_or_a_reparametrisation_altered_still_gets_its_gradient(alter):
     """The layer's own rule would ignore a hook that triples the output, and fail on a pruned weight."""

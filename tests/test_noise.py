@@ -105,6 +105,7 @@ def rows_of_streams(law: str, sampler: str) -> Tensor:
     return torch.stack([draw(sampler, LAWS[law](), rows, 1, 3, Key(1, step))[:, 0] for step in range(1000)])
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("row", [0, 1, 4])
 @pytest.mark.parametrize(("law", "sampler"), ALLOWED)
@@ -118,6 +119,7 @@ def test_every_row_of_a_sampler_has_the_law_with_independent_units(law: str, sam
         assert (of(drawn).T.corrcoef() - torch.eye(3, dtype=torch.float64)).abs().max() < bound
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_examples_of_one_call_are_uncorrelated(sampler: str) -> None:

@@ -21,6 +21,7 @@ def planned(tiny_yaml, out, *arguments: object) -> dict:
     return json.loads((out / "plan.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_plan_prints_items_predictions_and_a_simulation_and_writes_them(tiny_yaml, tmp_path, capsys):
     content = planned(tiny_yaml, tmp_path / "out")
@@ -63,6 +64,7 @@ def test_numbers_and_assumptions_can_be_given(tiny_yaml, tmp_path, capsys):
     assert content["config"]["estimator"]["copies"] == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["conditional", "layerwise", "joint", "pathwise"])
 def test_every_estimator_and_loss_can_be_planned(tiny, tmp_path, estimator):
     copies = 100 if estimator == "pathwise" else 8
@@ -99,6 +101,7 @@ def test_an_item_that_would_take_long_is_predicted_only(tiny, tmp_path, monkeypa
     )
 
 
+@pytest.mark.slow
 def test_planning_leaves_no_trace_in_training(tiny, tmp_path):
     # The bench steps its own network's optimizer; two plans of one configuration see the same load.
     first, second = (plan_step(tiny(), tmp_path / name, [1, 8]) for name in "ab")
@@ -152,6 +155,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tiny_yaml, tmp_path, capsys
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_folders_are_numbered(tiny_yaml, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):
@@ -159,6 +163,7 @@ def test_folders_are_numbered(tiny_yaml, tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().out.splitlines()[-1].endswith(f"runs/plan-tiny-{number}")
 
 
+@pytest.mark.slow
 def test_plan_refuses_the_weights_that_train_would_refuse(tiny_yaml, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"

@@ -325,6 +325,7 @@ def test_a_state_of_another_network_or_another_learn_is_refused(batch):
 # ---------------------------------------------------------------- a run, read back
 
 
+@pytest.mark.slow
 def test_a_run_is_read_back_in_one_line(tiny, tmp_path):
     summary = glr_dist.train(tiny(), tmp_path / "run")
     run = glr_dist.load_run(str(tmp_path / "run"), device="cpu")

@@ -144,6 +144,7 @@ def head() -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_the_head_asks_for_the_token_that_a_local_run_left_and_the_remedy_gives_it(head):
     refused = _ray("job", "list", "--address", head.address, environment=head.environment)
     assert refused.returncode != 0
@@ -154,7 +155,7 @@ def test_the_head_asks_for_the_token_that_a_local_run_left_and_the_remedy_gives_
 
 
 KINDS = {"inline": (), "layers": ("execution.kind=layers", "execution.actors=2")}
-EACH_KIND = pytest.mark.parametrize("kind", ["inline", pytest.param("layers", marks=pytest.mark.slow)])
+EACH_KIND = pytest.mark.parametrize("kind", ["inline", pytest.param("layers", marks=pytest.mark.long)])
 
 
 @EACH_KIND
@@ -182,7 +183,7 @@ def test_a_job_trains_and_its_results_outlive_it(head, kind):
             id="a bad configuration",
         ),
         pytest.param(
-            "lost", (*TINY, "--out", "runs/lost"), "train: --out: ", id="a relative folder", marks=pytest.mark.slow
+            "lost", (*TINY, "--out", "runs/lost"), "train: --out: ", id="a relative folder", marks=pytest.mark.long
         ),
     ],
 )
@@ -197,12 +198,14 @@ def test_an_error_fails_the_job_with_one_line(head, name, arguments, said):
     assert not any("Traceback" in line for line in log)
 
 
+@pytest.mark.long
 def test_the_runtime_environment_reaches_the_job(head):
     given = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text())["env_vars"]
     assert head.submit("environment", "env").returncode == 0
     assert {f"{key}={value}" for key, value in given.items()} <= set(head.log("environment").splitlines())
 
 
+@pytest.mark.long
 @EACH_KIND
 def test_a_stopped_job_says_where_and_keeps_its_last_epoch(head, kind):
     name, out = f"stops-{kind}", head.folder / f"stopped-{kind}"

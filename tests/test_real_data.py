@@ -8,7 +8,7 @@ from glr_dist.diagnostics import diagnose
 from glr_dist.training.train import train
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_first_layer_cosine_jumps_once_a_frame_spans_it(glr_data, tmp_path):
     """784-100-50-30-10, sigmoid, σ = 0.3: ≥ 0.87 at K = 100, half a frame of pairs, and ≥ 0.99 at a whole one."""
     settings = config.build(
@@ -31,7 +31,7 @@ def test_first_layer_cosine_jumps_once_a_frame_spans_it(glr_data, tmp_path):
         assert abs(row.bias) <= 4.5 * row.bias_error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_an_epoch_without_a_derivative_anywhere_learns_and_repeats_bit_for_bit(name, glr_data, tmp_path):
     """Threshold units and 0-1 loss; one and two threads give the same parameters."""

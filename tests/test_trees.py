@@ -115,6 +115,7 @@ def test_an_output_that_is_not_decided_is_an_error(wrap: Any, output: Any, said:
         GLR(pair(wrap), 0.5, copies=8, output=output).gradients(*batch())
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("kind", ["mapping", "tuple"])
 def test_a_network_of_several_inputs_gets_its_gradient(kind: str) -> None:

@@ -21,8 +21,7 @@ class ItemWork:
         noise: elements of noise that it draws and scores.
         activations: elements of noisy logits, and of what follows them up to the next site.
         passes: passes that it runs one after another.
-        frames: numbers of units of the sites, or of their column spaces, whose orthonormal frames it draws from.
-        bases: FLOPs of the bases of the column spaces of all examples; items of a site and shared pass share them.
+        frames: sites whose orthonormal frames it draws from.
         delta: the site whose δ it returns, or None.
         grads: names of the parameters whose gradients it returns.
         scales: sites whose scale gradients it returns.
@@ -32,8 +31,7 @@ class ItemWork:
     noise: float
     activations: float
     passes: int
-    frames: tuple[int, ...] = ()
-    bases: float = 0.0
+    frames: tuple[Site, ...] = ()
     delta: Site | None = None
     grads: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()

@@ -180,6 +180,7 @@ def test_a_folder_that_cannot_take_the_results_is_one_line(capsys, tiny_yaml, tm
     assert file.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_and_a_changed_setting_are_one_line(capsys, tiny_yaml, tmp_path):
     run = ["train", str(tiny_yaml), "--out", str(tmp_path / "run")]
     assert cli.main(run) == 0

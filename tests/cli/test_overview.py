@@ -48,6 +48,7 @@ def test_the_lines_of_a_configuration_are_those_of_its_run(monkeypatch, tiny, tm
     assert_expected_is_loaded(tiny(*overrides), tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist"])
 def test_the_lines_of_each_data_set_are_those_of_a_run(tiny, tmp_path, glr_data, name):
     assert_expected_is_loaded(tiny(f"data={{name: {name}, root: {glr_data}}}"), tmp_path / "run")
@@ -147,7 +148,9 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize(("command", "last"), [("train", "parameters"), ("tune", "trials")])
+@pytest.mark.parametrize(
+    ("command", "last"), [("train", "parameters"), pytest.param("tune", "trials", marks=pytest.mark.long)]
+)
 def test_the_lines_are_printed_before_torch_is_imported(python, tiny_yaml, tmp_path, command, last):
     (path := tmp_path / "search.yaml").write_text(SEARCH)
     words = [tiny_yaml] if command == "train" else [path, "tune.space={noise.scale.nosuch: {choice: [1, 2]}}"]

@@ -236,6 +236,7 @@ def digest(out: Path) -> str:
     return str(summary["params_sha256"])
 
 
+@pytest.mark.slow
 def test_the_commands_work_on_a_user_s_network_data_and_loss(folder, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     assert cli.main(["train", str(folder.config), "--out", str(out)]) == 0
@@ -268,6 +269,7 @@ def test_the_commands_work_on_a_user_s_network_data_and_loss(folder, tmp_path, c
     assert "need images of one class each" in error_line(capsys, "evaluate", out)
 
 
+@pytest.mark.slow
 def test_another_working_directory_and_a_resume_give_the_same_bits(folder, tmp_path, monkeypatch):
     first = tmp_path / "first"
     assert cli.main(["train", str(folder.config), "--out", str(first)]) == 0
@@ -329,6 +331,7 @@ def test_foreign_initial_weights_depend_on_the_seed_alone(folder, tmp_path):
     assert initial("seed=1") != first
 
 
+@pytest.mark.slow
 def test_sequences_train_with_a_recurrent_module_of_torch(folder, tmp_path, capsys):
     model = f"model={{name: '{folder.net}:Reader', units: 6, opened: true, output: scores}}"
     data = f"data={{name: '{folder.data}:sequences'}}"
@@ -538,6 +541,7 @@ def test_a_user_s_file_does_not_hide_a_package(folder, tmp_path):
     assert "project" not in str(colorsys.__file__)
 
 
+@pytest.mark.slow
 def test_a_state_dict_begins_a_run(folder, tmp_path):
     from safetensors.torch import save_file
 
@@ -566,6 +570,7 @@ def test_frozen_parameters_stay(folder, tmp_path):
     assert not torch.equal(before["model.second.weight"], after["model.second.weight"])
 
 
+@pytest.mark.slow
 def test_the_starter_trains(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -577,7 +582,7 @@ def test_the_starter_trains(tmp_path, monkeypatch, capsys):
     assert "exists; choose another folder" in error_line(capsys, "init", "project")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_tune_searches_arguments_of_the_user_s_network(folder, tmp_path, start):
     folder.config.write_text(

@@ -28,6 +28,7 @@ def test_config_prints_yaml_that_loads_to_the_same_config(tiny_yaml, tmp_path, c
     assert load_config(printed) == load_config(tiny_yaml, overrides)
 
 
+@pytest.mark.slow
 def test_overrides_may_stand_before_and_after_options(tiny_yaml, tmp_path, capsys):
     seeds = []
     for number, order in enumerate(
@@ -41,6 +42,7 @@ def test_overrides_may_stand_before_and_after_options(tiny_yaml, tmp_path, capsy
     assert seeds == [7, 7]
 
 
+@pytest.mark.long
 def test_plain_lines_where_there_is_no_terminal(start, tiny_yaml, tmp_path):
     process = start("train", tiny_yaml, "--out", tmp_path / "run")
     said, errors = process.communicate(timeout=TIMEOUT)
@@ -93,7 +95,7 @@ def test_a_line_is_not_longer_than_the_terminal(monkeypatch, capsys, columns, wh
     assert second.endswith("/" + "x" * 100)
 
 
-@pytest.mark.parametrize("columns", [80, pytest.param(160, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("columns", [80, pytest.param(160, marks=pytest.mark.long)])
 def test_a_progress_bar_in_a_terminal(start, tiny_yaml, tmp_path, columns):
     pty = pytest.importorskip("pty")
     import fcntl
@@ -125,6 +127,7 @@ def test_a_progress_bar_in_a_terminal(start, tiny_yaml, tmp_path, columns):
     assert all(part.strip().replace(":", "").isdigit() for part in elapsed_and_left.split("<"))
 
 
+@pytest.mark.slow
 def test_results_go_to_a_new_numbered_folder_by_default(tiny_yaml, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     short = ["train", str(tiny_yaml), "training.epochs=1", "estimator.copies=2"]
@@ -137,6 +140,7 @@ def test_results_go_to_a_new_numbered_folder_by_default(tiny_yaml, tmp_path, mon
     assert len(list(Path("runs").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_no_configuration(tiny_yaml, tmp_path, capsys):
     out = tmp_path / "run"
     assert cli.main(["train", str(tiny_yaml), "--out", str(out)]) == 0

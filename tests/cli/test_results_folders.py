@@ -19,6 +19,7 @@ from glr_dist.errors import ClusterError
 TIMEOUT = 300  # seconds after which a process is taken to hang
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_trainings_that_start_at_the_same_time_all_run(start, tiny_yaml, tmp_path):
     processes = [start("train", tiny_yaml, "training.epochs=1", f"seed={seed}", cwd=tmp_path) for seed in range(2)]
@@ -66,6 +67,7 @@ def no_cluster(monkeypatch) -> None:
         monkeypatch.setattr(module, "connect", refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -144,6 +146,7 @@ def test_a_command_that_is_interrupted_while_it_imports_torch_says_so(start, tin
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_in_its_first_epoch_can_be_resumed(tiny_yaml, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
 
@@ -176,6 +179,7 @@ def test_a_wrong_address_is_refused_before_anything_slow(tiny_yaml, tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["search.yaml", "tiny.yaml"]
 
 
+@pytest.mark.slow
 def test_a_run_that_needs_no_cluster_asks_for_none(tiny_yaml, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     assert cli.main(["train", str(tiny_yaml), "--out", str(tmp_path / "run")]) == 0
@@ -183,7 +187,7 @@ def test_a_run_that_needs_no_cluster_asks_for_none(tiny_yaml, tmp_path, monkeypa
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("command", ["train", pytest.param("tune", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("command", ["train", pytest.param("tune", marks=pytest.mark.long)])
 def test_a_command_that_cannot_join_its_cluster_leaves_no_folder(start, tiny_yaml, tmp_path, command):
     search = "tune: {space: {noise.scale: {loguniform: [0.1, 1]}}, trials: 3, algorithm: random}\n"
     (path := tmp_path / "search.yaml").write_text(tiny_yaml.read_text() + search)

@@ -57,7 +57,7 @@ def test_an_error_of_the_system_is_named_as_it_is(monkeypatch, capsys, tiny_yaml
     "backend",
     [
         "module://matplotlib_inline.backend_inline",
-        *(pytest.param(backend, marks=pytest.mark.slow) for backend in ("nonsense", "tkagg")),
+        *(pytest.param(backend, marks=pytest.mark.long) for backend in ("nonsense", "tkagg")),
     ],
 )
 def test_a_picture_that_cannot_be_drawn_costs_nothing_but_a_warning(python, tiny_yaml, tmp_path, backend):

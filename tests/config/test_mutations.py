@@ -180,7 +180,7 @@ FIELDS = {
     ],
     ids=["configuration", "search", "suite"],
 )
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 10))])
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, 10))])
 def test_a_mutated_file_is_loaded_or_refused_in_one_short_line(
     tmp_path: Path, text: str, load: Callable[[Path, list[str]], object], number: int, part: int
 ):

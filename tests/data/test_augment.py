@@ -65,6 +65,7 @@ def test_noise_has_its_scale_and_pixels_stay_in_range():
     assert augmented(X, Augment(noise=1.0), 0, 0).min() >= 0
 
 
+@pytest.mark.slow
 def test_a_run_with_augmentation_continues_with_the_same_bits(tiny, tmp_path):
     changed = "data.augment={crop: 1, noise: 0.05}"
     whole = train(tiny(changed), tmp_path / "whole")

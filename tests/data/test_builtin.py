@@ -147,6 +147,7 @@ def test_the_real_sets_have_their_sizes_ranges_and_classes(glr_data, name):
     )
 
 
+@pytest.mark.slow
 def test_the_real_sets_are_found_by_the_environment_variable(glr_data, monkeypatch):
     monkeypatch.setenv("GLR_DATA", str(glr_data))
     assert data.root_of(Data()) == glr_data.resolve()

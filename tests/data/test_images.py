@@ -221,6 +221,7 @@ def test_tiny_imagenet_in_its_layout(tmp_path, monkeypatch):
         data.load(Data(name="tiny_imagenet", root=str(root)))
 
 
+@pytest.mark.long
 def test_the_real_part_of_tiny_imagenet(glr_data):
     if not (glr_data / "tiny-imagenet-200").is_dir():
         pytest.skip("needs tiny-imagenet-200 in GLR_DATA")

@@ -62,15 +62,23 @@ def made(unit: str, law: str, learn: str, **options: Any) -> tuple[GLR, Tensor, 
     return net, x, y
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    ("law", "unit"),
+    [
+        pytest.param(law, unit, marks=[pytest.mark.long] * (law in ("laplace", "logistic") and unit != "threshold"))
+        for law in LAWS
+        for unit in UNITS
+    ],
+)
 def test_flips_estimate_the_gradient_of_j(unit: str, law: str) -> None:
     learn = {"gaussian": "unit", "laplace": "none"}.get(law, "site")
     net, x, y = made(unit, law, learn)
     agrees(estimates(net, x, y, zero_one), reference(net, UNITS[unit][1], law, learn))
 
 
+@pytest.mark.long
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("kind", ["threshold", "threshold_zero_one"])
 @pytest.mark.parametrize("options", [{}, {"passes": 2}, {"block_elements": 2**12, "items_per_site": 1}], ids=str)
@@ -153,6 +161,7 @@ def test_flips_at_a_last_site_or_with_another_estimator_are_refused() -> None:
 # ---------------------------------------------------------------- biased twins fail
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("bug", ["density at the other side", "a level too many", "scale forgotten"])
 def test_faults_are_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:

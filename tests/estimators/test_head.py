@@ -267,6 +267,7 @@ def test_tokens_and_pixels_are_means_of_expectations() -> None:
 # ---------------------------------------------------------------- biased twins fail
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("name", ["conditional", "joint"])
 def test_integrating_out_what_is_not_the_output_is_biased(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,6 +294,7 @@ def test_integrating_out_what_is_not_the_output_is_biased(name: str, monkeypatch
         agrees(estimates(biased, x, y, zero_one), reference, 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("name", ["conditional", "joint"])
 def test_an_expectation_that_ignores_the_scale_of_a_unit_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +310,7 @@ def test_an_expectation_that_ignores_the_scale_of_a_unit_is_caught(name: str, mo
         check("threshold_zero_one", case)
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 def test_noise_that_is_integrated_out_and_drawn_as_well_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug: the last site's noise is in the expectation, and in the logits too."""
@@ -325,6 +328,7 @@ def test_noise_that_is_integrated_out_and_drawn_as_well_is_caught(monkeypatch: p
         check("threshold_zero_one", case)
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 def test_the_reference_of_the_twins_is_the_one_that_passes() -> None:
     """Without the bugs the same case agrees."""

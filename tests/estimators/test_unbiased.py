@@ -9,11 +9,11 @@ Which combinations run is read from `glr_dist.config`, so that one that becomes 
 
 By default a set runs in which every pair of choices that is allowed together occurs, chosen to be cheap. The whole
 first product, all of `pathwise`, and of the others this set and a second such set, chosen to be small, run in the lane
-`slow`, and with thrice the precision.
+`long`, and with thrice the precision.
 
-A test takes steps until each tensor's standard error is at most 2 % of its gradient's norm, in the lane `slow` 0.5 %
+A test takes steps until each tensor's standard error is at most 2 % of its gradient's norm, in the lane `long` 0.5 %
 (at least 32 steps; it fails if that takes too many), then no component may be further than 4.5 standard errors from the
-exact gradient: at most 9 % of its norm, in the lane `slow` 2.25 %.
+exact gradient: at most 9 % of its norm, in the lane `long` 2.25 %.
 The stop looks at the standard errors alone, never at the difference. The examples are two, repeated many times in the
 batch: their noise is independent. The standard error is taken over steps all the same, since the examples of a call
 share their orthogonal frames.
@@ -44,7 +44,7 @@ from .closed_forms import Problem, cdf, gradient
 pytestmark = pytest.mark.montecarlo
 
 PRECISION = 0.02  # standard error / norm of the gradient, for each tensor
-SLOW_PRECISION = 0.005
+LONG_PRECISION = 0.005
 Z = 4.5
 LEAST_STEPS, MOST_STEPS = 32, 4096
 UNITS = 2  # D of each site
@@ -90,7 +90,7 @@ class Case(NamedTuple):
     @property
     def precision(self) -> float:
         """Standard error that the full product asks for; a law without pairs of ±ε varies too much for less."""
-        return SLOW_PRECISION if LAWS[self.law]().symmetric else PRECISION
+        return LONG_PRECISION if LAWS[self.law]().symmetric else PRECISION
 
     def estimator(self) -> config.Estimator:
         """The options, as the config reads them."""
@@ -153,15 +153,21 @@ def covering(found: list[Case], cost: Callable[[Case], int] = lambda case: 1) ->
     return chosen
 
 
-def in_lanes(found: list[Case], slow: list[Case]) -> Any:
-    """Parametrizes a test by (case, needed): a cheap covering set of those found, then it and those of `slow`."""
+def in_lanes(found: list[Case], long: list[Case]) -> Any:
+    """Parametrizes a test by (case, needed): a cheap covering set of those found, then it and those of `long`.
+
+    Estimates under the Gumbel law, which has no pairs of ±ε, take the most steps and run in the lane `long` alone.
+    """
     default = covering(found, lambda case: case.cost)
-    precise = [*default, *(case for case in slow if case not in default)]
+    precise = [*default, *(case for case in long if case not in default)]
     return pytest.mark.parametrize(
         ("case", "needed"),
         [
-            *(pytest.param(case, PRECISION, id=str(case)) for case in default),
-            *(pytest.param(case, case.precision, id=f"{case}-precise", marks=pytest.mark.slow) for case in precise),
+            *(
+                pytest.param(case, PRECISION, id=str(case), marks=[pytest.mark.long] * (case.law == "gumbel"))
+                for case in default
+            ),
+            *(pytest.param(case, case.precision, id=f"{case}-precise", marks=pytest.mark.product) for case in precise),
         ],
     )
 
@@ -308,6 +314,7 @@ def check(kind: str, case: Case, repeats: int | None = None, needed: float = PRE
     agrees(estimates(net, x, y, LOSSES[p.loss]), reference, needed)
 
 
+@pytest.mark.slow
 @in_lanes(every_estimate("zero_one"), every_estimate("zero_one"))
 def test_threshold_network_with_the_zero_one_loss(case: Case, needed: float) -> None:
     check("threshold_zero_one", case, needed=needed)
@@ -328,6 +335,7 @@ def test_threshold_network_with_cross_entropy(case: Case, needed: float) -> None
     check("threshold", case, needed=needed)
 
 
+@pytest.mark.slow
 @in_lanes([*PATHWISE, *SIGMOID], [*PATHWISE, *covering(SIGMOID)])
 def test_sigmoid_network_with_cross_entropy(case: Case, needed: float) -> None:
     check("sigmoid", case, needed=needed)
@@ -350,13 +358,14 @@ CUT: dict[str, Callable[[int], dict[str, Any]]] = {  # options for a number of e
 
 
 # In frames, whose errors the examples share, these take the most steps; the other samplers have them in every lane.
-SLOW_CUTS = {("orthogonal", "passes and copies site by site"), ("orthogonal", "example blocks, the last one short")}
+LONG_CUTS = {("orthogonal", "passes and copies site by site"), ("orthogonal", "example blocks, the last one short")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "cut"),
     [
-        pytest.param(sampler, cut, marks=[pytest.mark.slow] if (sampler, cut) in SLOW_CUTS else [])
+        pytest.param(sampler, cut, marks=[pytest.mark.long] if (sampler, cut) in LONG_CUTS else [])
         for sampler in choices(config.Estimator, "sampler")
         if sampler != "auto"
         for cut in CUT
@@ -400,6 +409,7 @@ def test_one_threshold_unit_has_the_laws_density_as_its_slope(law: str, name: st
 # ---------------------------------------------------------------- the references themselves
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["joint", "layerwise"])
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("kind", ["threshold_zero_one", "threshold", "sigmoid"])
@@ -418,6 +428,7 @@ def leave_one_out_inside_pairs(losses: Tensor, baseline: str, shared: Tensor) ->
     return (losses - (copies.sum(0) - copies).view_as(losses) / (len(copies) - 1)) if baseline else losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sampler"), [("conditional", "iid"), ("layerwise", "iid"), ("joint", "iid"), ("conditional", "orthogonal")]
 )
@@ -444,6 +455,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_the_config_refuses_as_biased_is_biased(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = REFUSED[reason]

@@ -72,9 +72,10 @@ def test_a_wrong_address_is_refused_at_once_in_one_line(monkeypatch, place, word
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda number: number.name
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)], ids=lambda number: number.name
 )
 def test_a_signal_ends_the_wait_for_a_silent_cluster_within_two_seconds(start, tiny_yaml, tmp_path, silent, number):
     def seconds() -> float:
@@ -135,6 +136,7 @@ print(json.dumps([folders, [os.path.exists(folder) for folder in folders]]))
 """
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_local_ray_works_under_a_long_tmpdir_and_leaves_no_folder(python, tmp_path):
     long = tmp_path / ("x" * 75)
@@ -167,6 +169,7 @@ with connected(1):
 """
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_local_ray_listens_on_loopback_only_and_requires_a_token(python, tmp_path):
     others = {each.address for name in psutil.net_if_addrs() for each in psutil.net_if_addrs()[name]} - {"127.0.0.1"}

@@ -42,7 +42,7 @@ def trained(executor: object, before_step: Callable[[int], None] = lambda step: 
     return net.state_dict()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_twelve_killed_or_frozen_actors_in_one_run_change_no_bit(local_ray):
     from glr_dist.execution.layers import Layers
 
@@ -117,7 +117,7 @@ print("the same bits")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_that_leaves_and_one_that_joins_change_no_bit(python):
     done = python(NODES, Path(__file__).parents[1])
     assert done.stdout.endswith("the same bits\n"), done.stderr[-2000:]
@@ -143,7 +143,7 @@ def gone(processes: Iterable[psutil.Process], seconds: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=lambda number: number.name
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)], ids=lambda number: number.name
 )
 def test_a_stopped_run_keeps_its_epochs_and_leaves_no_process(start, tiny_yaml, tmp_path, number):
     out = tmp_path / "run"
@@ -161,7 +161,7 @@ def test_a_stopped_run_keeps_its_epochs_and_leaves_no_process(start, tiny_yaml, 
     assert not damaged
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_driver_is_killed_resumes_to_the_same_parameters(start, tiny_yaml, tmp_path):
     overrides = ("execution.kind=layers", "execution.actors=2", "training.epochs=60")
     killed = start("train", tiny_yaml, *overrides, "--out", tmp_path / "killed")
@@ -178,6 +178,7 @@ def test_a_run_whose_driver_is_killed_resumes_to_the_same_parameters(start, tiny
     assert gone(children, 15)
 
 
+@pytest.mark.long
 def test_a_finished_run_leaves_no_process_and_reports_its_actors(start, tiny_yaml, tmp_path):
     process = start("train", tiny_yaml, *LONG[:2], "training.epochs=30", "--out", tmp_path / "run")
     children = after_epochs(process, 1)
@@ -208,7 +209,7 @@ def test_a_request_that_does_not_fit_ends_in_one_line(local_ray, tiny_yaml, tmp_
 # ---------------------------------------------------------------- the end of Ray itself
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_to_the_process_group_ends_a_run_like_sigterm_to_the_driver(start, tiny_yaml, tmp_path):
     """Some batch systems send SIGTERM to the process group of a job."""
     process = start("train", tiny_yaml, *LONG, "--out", tmp_path / "run", start_new_session=True)
@@ -222,7 +223,7 @@ def test_sigterm_to_the_process_group_ends_a_run_like_sigterm_to_the_driver(star
     assert gone(children, 15)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["layers", "replicas"])
 def test_sigterm_to_every_process_of_a_job_ends_a_run(start, tiny_yaml, tmp_path, kind):
     """A batch system that tracks processes by control group also reaches those in other sessions."""
@@ -241,13 +242,14 @@ def on_two(kind: str) -> tuple[str, ...]:
     return f"execution.kind={kind}", "execution.actors=2", "training.epochs=4000", "estimator.example_block=256"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "victim"),
     [
         ("layers", "raylet"),
-        pytest.param("layers", "gcs_server", marks=pytest.mark.slow),
-        pytest.param("replicas", "raylet", marks=pytest.mark.slow),
-        pytest.param("replicas", "gcs_server", marks=pytest.mark.slow),
+        ("layers", "gcs_server"),
+        ("replicas", "raylet"),
+        ("replicas", "gcs_server"),
     ],
 )
 def test_a_killed_ray_process_ends_a_run_with_one_line_and_keeps_its_epochs(start, tiny_yaml, tmp_path, kind, victim):
@@ -287,6 +289,7 @@ list(pool.run([Call("work", (100,))]))
 """
 
 
+@pytest.mark.long
 def test_a_busy_actor_and_all_of_ray_end_soon_after_the_driver_is_killed(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -300,7 +303,7 @@ def test_a_busy_actor_and_all_of_ray_end_soon_after_the_driver_is_killed(tmp_pat
     assert gone(children, 40)  # a second or two on an idle machine; Ray's agents alone would notice after a minute
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["layers", "replicas"])
 def test_actors_whose_package_differs_by_one_number_are_refused(start, tiny_yaml, tmp_path, kind):
     package = Path(glr_dist.__file__).parent
@@ -320,7 +323,7 @@ def test_actors_whose_package_differs_by_one_number_are_refused(start, tiny_yaml
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_actors_ray_kills_for_lack_of_memory_ends_with_advice(start, tiny_yaml, tmp_path):
     environment = {**os.environ, "RAY_memory_usage_threshold": "0.01"}  # Ray thinks that the node is full
     process = start("train", tiny_yaml, *LONG, "--out", tmp_path / "run", env=environment)
@@ -332,7 +335,7 @@ def test_a_run_whose_actors_ray_kills_for_lack_of_memory_ends_with_advice(start,
         assert remedy in line
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["layers", "replicas"])
 def test_no_process_of_a_local_run_listens_beyond_the_loopback_interface(start, tiny_yaml, tmp_path, kind):
     process = start("train", tiny_yaml, *on_two(kind), "--out", tmp_path / "run")

@@ -169,14 +169,15 @@ DEATHS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("kind", "victim"),
     [
         ("layers", "gcs_server"),
-        pytest.param("layers", "raylet", marks=pytest.mark.slow),
-        pytest.param("replicas", "gcs_server", marks=pytest.mark.slow),
-        pytest.param("replicas", "raylet", marks=pytest.mark.slow),
+        ("layers", "raylet"),
+        ("replicas", "gcs_server"),
+        ("replicas", "raylet"),
     ],
 )
 def test_a_run_that_loses_its_cluster_ends_with_one_line_and_keeps_its_epochs(head, train, tmp_path, kind, victim):
@@ -201,7 +202,7 @@ def test_a_run_that_loses_its_cluster_ends_with_one_line_and_keeps_its_epochs(he
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_head_that_is_frozen_for_a_while_does_not_end_a_run(head, train, tmp_path):
     process = train("layers")
     drained = threading.Thread(target=lambda: process.stdout.read())

@@ -35,7 +35,13 @@ def layers(local_ray: None) -> Iterator[dict[int, Layers]]:
         executor.close()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# One of each kind of work item; the other variants are long.
+BY_DEFAULT = ("conditional", "joint", "learned scales", "expected head, learned scales", "flips", "calls of one module")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in BY_DEFAULT)) for name in VARIANTS]
+)
 def test_the_parameters_are_bitwise_identical_to_inline(layers, name):
     expected = trained(name, Inline())  # with the default number of threads
     assert expected["loss"] != 0
@@ -118,7 +124,9 @@ def test_inline_and_any_number_of_actors_give_one_digest_on_real_data(layers, wh
     assert len(digests(settings, [Inline(), Inline(1), *layers.values()], steps=6)) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind == "ResNet-8")) for kind in KINDS]
+)
 def test_every_kind_of_network_gives_one_digest_inline_and_on_any_number_of_actors(layers, kind, tmp_path):
     (tmp_path / "run.yaml").write_text(f"model: {KINDS[kind]}\nestimator: {{copies: 4}}\n")
     settings = config.load_config(tmp_path / "run.yaml")

@@ -79,8 +79,8 @@ OPTIONS = {
 # ---------------------------------------------------------------- work
 
 
-# On convolutions, whose products take longest, these are slow; the other networks have them in every lane.
-SLOW_ON_CONVOLUTIONS = {"two passes", "no pairs", "iid", "one block", "few items"}
+# On convolutions, whose products take longest, these are long; the other networks have them in every lane.
+LONG_ON_CONVOLUTIONS = {"two passes", "no pairs", "iid", "one block", "few items"}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ SLOW_ON_CONVOLUTIONS = {"two passes", "no pairs", "iid", "one block", "few items
             network,
             options,
             id=f"{kind}-{name}",
-            marks=pytest.mark.slow if kind == "convolutions" and name in SLOW_ON_CONVOLUTIONS else [],
+            marks=pytest.mark.long if kind == "convolutions" and name in LONG_ON_CONVOLUTIONS else [],
         )
         for kind, network in NETWORKS.items()
         for name, options in OPTIONS.items()

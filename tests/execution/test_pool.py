@@ -221,7 +221,7 @@ def test_calls_go_to_their_preferred_actor_unless_another_is_idle(make):
     assert {*to_one} == {found[0], found[1]}
 
 
-@pytest.mark.parametrize("actors", [1, 2])
+@pytest.mark.parametrize("actors", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_restarted_actor_gets_the_shared_values_again(make, actors):
     pool = make(actors, hang_timeout=5)
     values = pool.share("values", [1, 2, 3])
@@ -253,7 +253,9 @@ def test_actor_processes_are_named_after_their_role(make):
 # ---------------------------------------------------------------- actors that die, freeze or cannot start
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)], ids=lambda number: number.name
+)
 def test_lost_calls_are_repeated(make, number):
     pool = make(2, hang_timeout=2)
     victim, _ = healthy_pids(pool)
@@ -267,6 +269,7 @@ def test_lost_calls_are_repeated(make, number):
     assert victim not in healthy_pids(pool)  # a new actor took its place
 
 
+@pytest.mark.long
 def test_if_all_actors_die_calls_wait_until_one_has_restarted(make):
     pool = make(2)
     pids = healthy_pids(pool)

@@ -47,6 +47,7 @@ def test_layers_by_hand():
     assert found.waiting == pytest.approx(1 - 8 / (2 * found.seconds))
 
 
+@pytest.mark.slow
 def test_without_communication_costs_the_actors_share_equal_items():
     work = load(*[1.0] * 64, serial=2.0)
     for actors in (1, 2, 4, 8, 16, 32, 64):

@@ -289,7 +289,7 @@ LONG = ("training.epochs=5", *STEPS[1:], "model.activation=tanh", "estimator.cop
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_on_replicas_advances_by_epochs_and_continues(local_ray, tiny, tmp_path):
     config = tiny("training.epochs=2", *STEPS[1:], *ON_TWO)
     trainer = trainer_of(config, tmp_path / "run")
@@ -302,7 +302,7 @@ def test_training_on_replicas_advances_by_epochs_and_continues(local_ray, tiny, 
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_worker_costs_only_the_current_epoch_and_changes_no_bit(local_ray, tiny, tmp_path, capfd):
     """Also of a run that begins with the parameters of another one, and is advanced before it is finished."""
     train(tiny("training.epochs=1", "model.activation=tanh"), tmp_path / "other")
@@ -342,7 +342,7 @@ def test_a_killed_worker_costs_only_the_current_epoch_and_changes_no_bit(local_r
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_that_a_user_must_fix_is_not_retried(local_ray, tiny_yaml, tmp_path, capsys):
     overrides = ["model.activation=relu", "training.optimizer={name: SGD, lr: 1e38}", *ON_TWO]
     assert cli.main(["train", str(tiny_yaml), "--out", str(tmp_path / "run"), *overrides]) == 2
@@ -368,12 +368,13 @@ def second_raises_user_error(device: torch.device) -> None:
     begun_alike(begin, int)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("function", "kind", "words"),
     [
         (second_raises, ClusterError, "max_failures=0 times; last failure: worker 1: KeyError: 'a bug'"),
-        pytest.param(second_raises_user_error, NoGradientError, "fix it", marks=pytest.mark.slow),
+        (second_raises_user_error, NoGradientError, "fix it"),
     ],
 )
 def test_an_error_in_one_worker_reaches_the_driver(local_ray, tmp_path, function, kind, words):
@@ -398,6 +399,7 @@ def test_workers_that_do_not_fit_are_refused(local_ray, tmp_path):
         assert "the cluster has" in str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGTERM], ids=lambda number: number.name)
 def test_a_stopped_run_leaves_nothing_behind(start, tiny_yaml, tmp_path, number):

@@ -22,13 +22,14 @@ def sent(value: object) -> object:
     return pickle.loads(pickle.dumps(value))
 
 
-# Two threads would show in a convolution or a long sum: one network of each kind; the rest is slow.
+# Two threads would show in a convolution or a long sum: one network of each kind; the rest is long.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "threads"),
     [
         *((name, 1) for name in VARIANTS),
         *(
-            pytest.param(name, 2, marks=[] if name in ("conditional", "mixed network") else pytest.mark.slow)
+            pytest.param(name, 2, marks=[] if name in ("conditional", "mixed network") else pytest.mark.long)
             for name in VARIANTS
         ),
     ],

@@ -67,6 +67,7 @@ def test_the_running_statistics_move_once_a_step_as_torchs(momentum: float | Non
         torch.testing.assert_close(own[0].state_dict()[name], value)
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("estimator", ["conditional", "layerwise"])
 def test_the_gradient_is_that_with_the_statistics_fixed(estimator: str) -> None:

@@ -68,6 +68,7 @@ def test_a_function_that_couples_the_examples_is_refused() -> None:
         GLR(model, 0.3, copies=4).estimate(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 def test_the_layers_around_a_decision_tree_get_their_gradients() -> None:
     rng = np.random.default_rng(0)

@@ -175,8 +175,9 @@ class Residual(nn.Module):
         return self.head(x.mean(1))
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
-@pytest.mark.parametrize("make", [_mlp, _cnn, pytest.param(Residual, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", [_mlp, _cnn, pytest.param(Residual, marks=pytest.mark.long)])
 def test_estimates_of_a_fixed_model_are_unbiased(make) -> None:
     """The reference is autograd of the noisy objective with the same noise and masks in the shared pass."""
     with torch.random.fork_rng():
@@ -205,10 +206,11 @@ def test_estimates_of_a_fixed_model_are_unbiased(make) -> None:
     assert abs(slopes.mean() - 1) < 4.5 * slopes.std() / steps**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "kinds"),
     [
-        pytest.param(lambda: resnet18(num_classes=3), {nn.BatchNorm2d, nn.ReLU}, marks=pytest.mark.slow),
+        pytest.param(lambda: resnet18(num_classes=3), {nn.BatchNorm2d, nn.ReLU}, marks=pytest.mark.long),
         (
             lambda: ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], 0.1, num_classes=3),
             {StochasticDepth},

@@ -540,8 +540,9 @@ class Encode(nn.Module):
         return self.head(self.layer(x.transpose(0, 1)).mean(0))
 
 
+@pytest.mark.long
 @pytest.mark.montecarlo
-@pytest.mark.parametrize("make", [Attend, pytest.param(Encode, marks=pytest.mark.slow), Steps])
+@pytest.mark.parametrize("make", [Attend, pytest.param(Encode, marks=pytest.mark.long), Steps])
 def test_estimates_of_an_opened_model_are_unbiased(make: type[nn.Module]) -> None:
     """The reference is autograd of the noisy objective with the same noise and masks in the shared pass."""
     model = opened(make())

@@ -93,9 +93,14 @@ MORE: dict[str, dict[str, Any]] = {  # for networks of many units
 }
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("vgg8", "resnet8") else name for name in ZOO]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name not in ("gru", "quantised_mlp", "spiking_mlp")))
+        for name in ZOO
+    ],
 )
 def test_every_parameter_gets_its_gradient(name: str) -> None:
     model = made(name).double()
@@ -109,6 +114,7 @@ def test_every_parameter_gets_its_gradient(name: str) -> None:
     assert {key: slope for key, slope in told.items() if slope.error > 0.5} == {}, "too few estimates to tell"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_two_threads_give_the_bits_of_one(name: str) -> None:
     x, y = batch(name, 5, torch.float32)
@@ -260,6 +266,7 @@ def test_patches_are_squares_beside_their_positions() -> None:
     assert torch.equal(found[0, :, 4:], torch.eye(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_it_is_exported_for_batches_of_any_size(name):
     section = build(ZooModel, {"name": name, **({"patch": 4} if name == "vit" else {})})

@@ -84,6 +84,7 @@ def test_elementwise_equal_to_another_library(art, shape, eps, kind, steps, norm
     assert np.abs(expected - x.numpy()).max() > 0.02
 
 
+@pytest.mark.slow
 def test_square_is_no_weaker_than_another_library(art):
     model, x = network(), images(64)
     y = predicted(model, x)
@@ -184,6 +185,7 @@ def test_square_respects_its_query_budget():
 # ---------------------------------------------------------------- L-BFGS
 
 
+@pytest.mark.slow
 def test_the_minimiser_finds_what_scipy_finds():
     """Several badly scaled quadratics in a box at once, against L-BFGS-B on each alone."""
     stream = torch.Generator().manual_seed(3)
@@ -212,6 +214,7 @@ def test_the_minimiser_finds_what_scipy_finds():
     assert all(((point >= 0) & (point <= 1)).all() for point in seen)
 
 
+@pytest.mark.slow
 def test_lbfgs_finds_the_distance_to_a_plane():
     """The smallest perturbation of a linear two-class classifier is |w·x + b| / |w| if no pixel reaches its bounds."""
     weight = torch.tensor([[0.6, -0.8], [-0.6, 0.8]])
@@ -230,6 +233,7 @@ def test_lbfgs_finds_the_distance_to_a_plane():
     assert (norms <= expected * 1.01 + 1e-4).all()
 
 
+@pytest.mark.slow
 def test_lbfgs_needs_smaller_l2_changes_than_pgd():
     model, x = network(), images(24)
     y = predicted(model, x)
@@ -249,6 +253,7 @@ def test_lbfgs_needs_smaller_l2_changes_than_pgd():
     assert (ours < theirs + 0.02).all()
 
 
+@pytest.mark.slow
 def test_lbfgs_attacks_examples_independently():
     model, x = network(), images(6)
     y = predicted(model, x)
@@ -258,6 +263,7 @@ def test_lbfgs_attacks_examples_independently():
     assert torch.allclose(together[:3], alone, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_lbfgs_does_not_change_misclassified_images():
     model, x = network(), images(6)
     y = (predicted(model, x) + 1) % 5
@@ -312,6 +318,7 @@ def test_gradient_attacks_refuse_a_network_without_gradients(name, activation):
         FOLLOWERS[name](WhiteBox(model), x, predicted(model, x), KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLLOWERS)
 def test_examples_without_a_gradient_are_marked_as_untested(name):
     """The unit is active for one image only, so the others have no gradient; they do not count as robust."""

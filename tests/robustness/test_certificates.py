@@ -104,6 +104,7 @@ def matrix_of(f, shape):
     return (f(basis) - f(0 * basis)).flatten(1).T.detach().numpy()
 
 
+@pytest.mark.slow
 @given(
     channels=st.sampled_from([(1, 1, 1), (3, 2, 1), (2, 4, 2)]),
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -225,6 +226,7 @@ def certificates(net, x, y, options, lipschitz=None):
     return levels.batch(slice(None))[0], report_of(options, verdicts, lipschitz, **run)
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("input_noise", [None, 0.5])
 def test_the_certificate_of_a_linear_classifier_is_the_distance_to_its_boundary(input_noise):
@@ -251,6 +253,7 @@ def test_the_certificate_of_a_linear_classifier_is_the_distance_to_its_boundary(
     assert tested >= 10
 
 
+@pytest.mark.slow
 def test_an_attack_does_not_contradict_a_right_certificate_and_finds_a_wrong_one():
     net, w = two_classes()
     options = Certification(n=4000, attack={"examples": 12, "eps": (0.1, 0.3), "steps": 6, "draws": 200})
@@ -292,6 +295,7 @@ def test_the_gradient_that_the_attack_follows(input_noise):
 # ---------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 def test_a_run_is_certified(run, capsys):
     folder = run("threshold")
     assert cli.main(["certify", str(folder), *SMALL, "--actors", "0"]) == 0
@@ -322,6 +326,7 @@ def test_a_run_is_certified(run, capsys):
         certify(folder, small("n=700"), actors=0)
 
 
+@pytest.mark.slow
 def test_noise_on_the_input_certifies_a_network_without_noise(run):
     report = certify(run("bp"), small("input_noise=0.2", "name=input"), actors=0)
     assert report.lipschitz == 5
@@ -332,6 +337,7 @@ def test_noise_on_the_input_certifies_a_network_without_noise(run):
     )  # 600 of 600 draws
 
 
+@pytest.mark.slow
 def test_a_certificate_does_not_depend_on_threads_blocks_or_the_other_images(run, monkeypatch):
     folder = run("threshold")
     report = certify(folder, small(), actors=0)
@@ -343,6 +349,7 @@ def test_a_certificate_does_not_depend_on_threads_blocks_or_the_other_images(run
     assert other.images != report.images
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_actors_give_the_same_certificates(run, local_ray):
     folder = run("threshold")
@@ -351,6 +358,7 @@ def test_actors_give_the_same_certificates(run, local_ray):
     assert certify(folder, small(), actors=2) == report
 
 
+@pytest.mark.slow
 def test_a_stopped_certification_continues(run, monkeypatch, capsys):
     folder, settings = run("threshold"), small()
     expected = certify(folder, settings, actors=0)
@@ -413,6 +421,7 @@ def test_a_network_without_noise_needs_noise_on_the_input(run, capsys):
     assert "input_noise=0.25" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_network_that_normalises_its_input_is_certified_in_pixel_space(run, tmp_path):
     """Half the deviation is the slope twice as large."""
     slopes = []

@@ -38,6 +38,7 @@ def error_of(capsys, *arguments):
     return lines[0]
 
 
+@pytest.mark.slow
 def test_runs_are_evaluated_and_compared(run, tmp_path, monkeypatch, capsys):
     folders = [str(run("threshold")), str(run("bp"))]
     assert cli.main(["evaluate", folders[0], *FEW, "--suite", "quick", folders[1]]) == 0
@@ -61,6 +62,7 @@ def test_runs_are_evaluated_and_compared(run, tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_and_evaluated_by_one_command(tiny_yaml, tmp_path, capsys, monkeypatch):
     suite, out = tmp_path / "mine.yaml", tmp_path / "out"
     suite.write_text(
@@ -114,6 +116,7 @@ def test_a_folder_without_a_run_is_one_line(tmp_path, run, capsys):
     assert "RUN_DIR" in error_of(capsys, "evaluate")
 
 
+@pytest.mark.slow
 def test_a_run_named_twice_is_evaluated_once(run, capsys):
     folder = run("threshold")
     assert cli.main(["evaluate", str(folder), f"{folder}/", *FEW, "attacks=[]"]) == 0
@@ -158,7 +161,7 @@ def test_ctrl_c_keeps_finished_blocks_and_the_same_command_continues(run, start,
 
 
 @pytest.mark.process
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["nonsense", "module://nowhere"])
 def test_a_backend_of_matplotlib_that_does_not_exist_costs_no_result(run, backend):
     folder = run("bp")
@@ -172,6 +175,7 @@ def test_a_backend_of_matplotlib_that_does_not_exist_costs_no_result(run, backen
     assert "# Robustness of bp (paper-test)" in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_the_job_takes_the_commands_arguments(run):
     folder = run("threshold")

@@ -68,6 +68,7 @@ def cells(text):
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_runs_are_compared_with_the_papers_results(evaluated, tmp_path):
     folders = [evaluated("lrtz"), evaluated("other", right=4, refused=False, hidden=(20,))]
@@ -163,6 +164,7 @@ def named(name, split="test"):
     return suite.model_copy(update={"name": name, "split": split})
 
 
+@pytest.mark.slow
 def test_the_only_shared_report_is_compared_or_the_named_one(evaluated, tmp_path):
     for run, right in (("one", 2), ("two", 3)):
         evaluated(run, suite=named("paper"), right=right)
@@ -258,6 +260,7 @@ def mutated(content, stream):
     return json.dumps(content).encode()
 
 
+@pytest.mark.slow
 def test_a_mutated_report_is_compared_or_refused_in_one_short_line(evaluated, tmp_path, monkeypatch):
     monkeypatch.setattr("glr_dist.robustness.compare.draw", lambda *_: False)
     folder, stream = evaluated("one"), np.random.default_rng(0)

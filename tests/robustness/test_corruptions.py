@@ -127,7 +127,7 @@ def test_severities_have_their_own_draws():
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        pytest.param(name, shape, marks=pytest.mark.slow if (name, shape[0]) == ("glass_blur", 1) else [])
+        pytest.param(name, shape, marks=pytest.mark.long if (name, shape[0]) == ("glass_blur", 1) else [])
         for name in CORRUPTIONS
         for shape in [(7, 3, 61, 67), (1, 1, 201, 203)]  # many images; an image that several threads share
     ],

@@ -72,6 +72,7 @@ def one_by_one(monkeypatch):
 # ---------------------------------------------------------------- contents of the report
 
 
+@pytest.mark.slow
 def test_a_threshold_network_is_attacked_by_applicable_attacks_only(run):
     folder = run("threshold")
     (report,) = evaluate([folder], small("examples=160"))
@@ -102,6 +103,7 @@ def test_a_threshold_network_is_attacked_by_applicable_attacks_only(run):
     assert not [path for path in files.folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_without_noise_the_adaptive_attack_equals_the_white_box_attack(run):
     suite = small("examples=128", "attacks=[{name: fgsm, eps: 0.1}]", "corruptions.names=[]")
     (report,) = evaluate([run("bp")], suite)
@@ -110,6 +112,7 @@ def test_without_noise_the_adaptive_attack_equals_the_white_box_attack(run):
     assert attacks["fgsm", "white_box"].rate.accuracy < report.clean.accuracy - 0.2
 
 
+@pytest.mark.slow
 def test_clean_accuracy_equals_that_of_the_run(run):
     folder = run("threshold")
     nothing = ("attacks=[]", "corruptions.names=[]", "examples=null")
@@ -122,6 +125,7 @@ def test_clean_accuracy_equals_that_of_the_run(run):
     assert report.robust_accuracies == report.corruptions == ()
 
 
+@pytest.mark.slow
 def test_only_images_that_the_surrogate_gets_right(run):
     few = ("examples=60", "surrogate_right=true", "surrogate.training.epochs=1", "corruptions.names=[contrast]")
     (report,) = evaluate([run("threshold")], small(*few, "attacks=[{name: torch_lbfgs, examples: 20}]"))
@@ -137,6 +141,7 @@ def test_only_images_that_the_surrogate_gets_right(run):
     assert "the paper's L-BFGS" in page
 
 
+@pytest.mark.long
 def test_predictions_by_vote_are_attacked_through_their_noise(run):
     few = ("examples=64", "corruptions.names=[]", f"attacks=[{ATTACKS}]", "inference={votes: 7, draws: 5}")
     (report,) = evaluate([run("threshold")], small(*few))
@@ -156,6 +161,7 @@ def test_predictions_by_vote_are_attacked_through_their_noise(run):
         evaluate([run("bp")], small(*few))
 
 
+@pytest.mark.slow
 def test_corruption_errors_are_relative_to_the_named_baseline(run):
     folder = run("bp")
     suite = small("examples=128", "attacks=[]", f"baseline={folder}")
@@ -167,6 +173,7 @@ def test_corruption_errors_are_relative_to_the_named_baseline(run):
 # ---------------------------------------------------------------- reproducibility
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_report_does_not_depend_on_the_number_of_actors(run, local_ray, monkeypatch):
     """Two evaluations in this process, one on one actor and one on two actors give the same bytes."""
@@ -181,6 +188,7 @@ def test_the_report_does_not_depend_on_the_number_of_actors(run, local_ray, monk
     assert other.replace(b'"other"', b'"quick"').replace(b'"seed": 1', b'"seed": 0') != contents[0]
 
 
+@pytest.mark.slow
 def test_evaluating_several_runs_equals_evaluating_each(run):
     folders = [run("threshold"), run("bp")]
     cheap = ("corruptions.names=[contrast]", "corruptions.severities=[5]", "attacks=[{name: fgsm, eps: 0.2}]")
@@ -193,6 +201,7 @@ def test_evaluating_several_runs_equals_evaluating_each(run):
 # ---------------------------------------------------------------- continuation
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_stopped_continues(run, blocks):
     folder, suite = run("threshold"), small("examples=70", FAST)
     (expected,) = evaluate([folder], suite)
@@ -215,6 +224,7 @@ def test_an_evaluation_that_was_stopped_continues(run, blocks):
     assert not kept.exists()
 
 
+@pytest.mark.slow
 def test_the_block_of_an_altered_line_is_measured_again(run, blocks, one_by_one):
     """A "1" in the place of a "0" would be another accuracy."""
     folder, suite = run("threshold"), small("examples=64", "attacks=[]")
@@ -233,6 +243,7 @@ def test_the_block_of_an_altered_line_is_measured_again(run, blocks, one_by_one)
     assert blocks.measured == total - known + 1
 
 
+@pytest.mark.slow
 def test_untested_examples_are_counted_over_all_blocks(run, blocks):
     """Inactive units pass no gradient. The number of such images does not depend on blocks, threads or their order."""
     folder = run("bp")
@@ -258,6 +269,7 @@ def test_untested_examples_are_counted_over_all_blocks(run, blocks):
     assert reports[0][0][3]
 
 
+@pytest.mark.slow
 def test_the_ledger_of_another_evaluation_is_not_used(run, blocks, one_by_one, capsys):
     folder = run("threshold")
     suite = small("examples=64", "attacks=[]")
@@ -272,6 +284,7 @@ def test_the_ledger_of_another_evaluation_is_not_used(run, blocks, one_by_one, c
     assert "starting anew" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_finished_evaluation_is_measured_again(run, blocks):
     folder, suite = run("threshold"), small("examples=64", "attacks=[]")
     evaluate([folder], suite)
@@ -340,6 +353,7 @@ def test_an_input_that_bypasses_the_sites_refuses_the_adaptive_attacks(run, monk
 NOTHING = ("examples=64", "attacks=[]", "corruptions.names=[]")
 
 
+@pytest.mark.slow
 def test_each_suite_and_split_has_a_report_of_its_own(run):
     folder = run("bp")
     (test,) = evaluate([folder], small(*NOTHING))
@@ -371,6 +385,7 @@ def test_a_report_of_an_older_network_is_replaced(run):
     assert read_report(folder, "quick-test") == after
 
 
+@pytest.mark.slow
 def test_a_damaged_report_is_replaced_with_a_warning(run, capsys):
     folder = run("bp")
     (before,) = evaluate([folder], small(*NOTHING))
@@ -416,6 +431,7 @@ def test_a_refused_evaluation_leaves_no_folder_behind(run, tmp_path):
 # ---------------------------------------------------------------- pictures
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_pictures_are_png_and_pdf(run):
     folder = run("bp")
@@ -444,6 +460,7 @@ def test_a_picture_that_fails_is_a_warning(run, monkeypatch, capsys, figure, err
     assert page.startswith("# Robustness of bp (quick-test)")
 
 
+@pytest.mark.slow
 def test_pictures_of_an_older_report_do_not_stay(run):
     folder = run("bp")
     files = ReportFiles(folder, "quick-test")

@@ -152,6 +152,7 @@ def test_a_search_that_is_cut_off_still_gives_a_bound():
 # ---------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 def test_a_threshold_network_is_certified_and_nothing_stays_open(run, capsys):
     folder = run("threshold")
     assert cli.main(["certify", str(folder), *SMALL, "eps=[0.05, 0.02]", "--actors", "0"]) == 0
@@ -180,6 +181,7 @@ def test_a_differentiable_network_is_certified_by_intervals_and_attacked_by_its_
     assert far.certified.accuracy <= far.attacked.accuracy < 0.5
 
 
+@pytest.mark.slow
 def test_the_certificates_do_not_depend_on_threads_and_continue_after_a_stop(run, monkeypatch):
     folder = run("threshold")
     report = certify(folder, small(), actors=0)

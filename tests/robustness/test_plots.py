@@ -43,6 +43,7 @@ def test_each_attack_starts_at_the_clean_accuracy(full):
             assert len(line.get_xdata()) in (4, 5)
 
 
+@pytest.mark.slow
 def test_each_corruption_starts_at_the_clean_accuracy(full):
     panels = [axes for axes in severity_figure(full).axes if axes.containers]
     assert len(panels) == 15
@@ -51,6 +52,7 @@ def test_each_corruption_starts_at_the_clean_accuracy(full):
         assert (line.get_xdata()[0], line.get_ydata()[0]) == (0, 90)
 
 
+@pytest.mark.slow
 def test_curves_differ_in_line_style_or_marker(full):
     for axes in [*eps_figure(full).axes, severity_figure(full).axes[0]]:
         looks = [(str(line._dash_pattern), line.get_marker(), line.get_linewidth()) for line in curves(axes).values()]
@@ -58,6 +60,7 @@ def test_curves_differ_in_line_style_or_marker(full):
         assert len(set(looks)) == len(looks)
 
 
+@pytest.mark.slow
 def test_the_legends_cover_nothing_and_list_what_cannot_be_tested(full):
     figure = eps_figure(full)
     figure.canvas.draw()
@@ -74,6 +77,7 @@ def test_the_legends_cover_nothing_and_list_what_cannot_be_tested(full):
         assert figure.bbox.contains(legend.x1, legend.y1)
 
 
+@pytest.mark.slow
 def test_the_legend_of_the_corruptions_covers_no_panel(full):
     figure = severity_figure(full)
     figure.canvas.draw()

@@ -127,6 +127,7 @@ SPOILED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda function: function.__name__)
 def test_an_unusable_surrogate_is_trained_again(cache, digits, capsys, spoil):
     first = surrogate(digits)

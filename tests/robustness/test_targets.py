@@ -34,6 +34,7 @@ def estimates(net, x, y, loss, draws, scale=0.5):
     return torch.stack([LikelihoodRatio(made, net, seed).gradients(x, y, loss).double() for seed in range(draws)])
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("sigma", [0.5, 1.5])
 def test_the_gradient_of_a_threshold_unit_is_the_density_at_the_threshold(sigma):
@@ -75,6 +76,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_gradient_of_a_differentiable_network_matches_autograd_under_noise(name):

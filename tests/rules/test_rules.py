@@ -70,6 +70,7 @@ def test_rule_is_the_vector_jacobian_product(kind: type[nn.Module], data: st.Dat
         torch.testing.assert_close(found[name], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RULES)
 @fixed
 @given(data=st.data())

@@ -47,6 +47,7 @@ def test_auto_tracks_where_a_server_is_named(monkeypatch, tmp_path):
     assert tracking.resolved(Tracking(kind="none")).kind == "none"
 
 
+@pytest.mark.slow
 def test_a_run_is_tracked_if_the_environment_names_a_server(tiny, tmp_path, monkeypatch, database):
     tracked_run(tiny("training.epochs=1"), tmp_path / "untracked")
     assert not (tmp_path / "untracked" / "tracking.json").exists()
@@ -88,6 +89,7 @@ def test_a_folder_of_any_name_holds_its_database(monkeypatch, tmp_path, database
     assert {path.name for path in folder.iterdir()} == {"mlflow.db", ".mlflow.db.lock", "mlartifacts"}
 
 
+@pytest.mark.slow
 def test_a_database_is_created_in_a_folder_of_any_name(monkeypatch, tmp_path):
     folder = tmp_path / "pct%20x a?b#c[d]"
     folder.mkdir()
@@ -141,6 +143,7 @@ def test_a_database_that_another_process_locks_is_waited_for_with_a_limit(tmp_pa
             connect(f"sqlite:///{tmp_path}/mlflow.db")
 
 
+@pytest.mark.slow
 def test_a_database_whose_creation_was_interrupted_is_created_again(monkeypatch, tmp_path, database):
     class CrashError(BaseException):
         """Stands for the end of the process."""
@@ -181,6 +184,7 @@ assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
 """
 
 
+@pytest.mark.long
 def test_processes_that_start_at_once_create_a_database_and_experiment_once(python, tmp_path):
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     done = python(FOUR, uri)
@@ -189,6 +193,7 @@ def test_processes_that_start_at_once_create_a_database_and_experiment_once(pyth
     assert len(client.search_runs([client.get_experiment_by_name("four").experiment_id])) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uri", ["file:///nowhere", "nonsense://host", "sqlite:////proc/x/mlflow.db"])
 def test_an_impossible_location_is_a_warning_and_the_run_finishes(tiny, tmp_path, capsys, uri):
     tracked_run(tiny("training.epochs=1", f"tracking={{kind: mlflow, uri: '{uri}'}}"), tmp_path / "run")

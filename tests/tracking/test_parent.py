@@ -13,6 +13,7 @@ from glr_dist.config import Tracking
 from glr_dist.tracking.state import State
 
 
+@pytest.mark.slow
 def test_a_parent_and_its_children(database, tiny, tmp_path):
     place = Tracking(kind="mlflow", uri=database, experiment="search")
     client = MlflowClient(database)
@@ -32,6 +33,7 @@ def test_a_parent_and_its_children(database, tiny, tmp_path):
     assert client.get_run(parent.run_id).info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_trials_that_could_not_be_uploaded_are_uploaded_later_under_a_parent(database, tiny, tmp_path, capsys):
     away, folders = tmp_path / "away", [tmp_path / "0", tmp_path / "1", tmp_path / "untracked"]
     away.touch()

@@ -63,6 +63,7 @@ PATTERNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", PATTERNS)
 def test_patterns_of_sites_arrive_as_parameters(tiny, database, tmp_path, scales):
     """MLflow refuses many characters in the names of parameters, and one bad name would spoil the others."""
@@ -111,6 +112,7 @@ def test_certificates_are_uploaded_and_again_only_if_the_server_lost_them(follow
 CURVE = "robust_by_1000_eps/quick-test/fgsm_transfer"
 
 
+@pytest.mark.slow
 def test_a_report_is_uploaded_and_nothing_twice(followed, capsys):
     out, client = followed
     smaller = ["examples=100", "surrogate.training.epochs=2", "corruptions.names=[glass_blur, contrast]"]
@@ -162,6 +164,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "status", "early"), ENDS.values(), ids=ENDS)
 def test_a_run_has_the_status_of_its_end_and_continues_as_the_same_run(tiny, database, tmp_path, error, status, early):
     out, client = tmp_path / "run", MlflowClient(database)
@@ -204,6 +207,7 @@ def test_a_run_that_was_not_tracked_is_not_synced(tiny, tmp_path):
         tracking.sync(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_with_more_epochs_is_uploaded_again(tiny, database, tmp_path, capsys):
     out, client = tmp_path / "run", MlflowClient(database)
     settings = ["estimator.copies=2", f"tracking={{kind: mlflow, uri: '{database}'}}"]

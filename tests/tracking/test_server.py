@@ -90,7 +90,7 @@ def with_pauses(trainer: Trainer, after_epoch: Callable[[int], None]) -> list[fl
 
 
 @pytest.mark.process
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_is_down_at_first_or_for_a_while(server, tiny, tmp_path, capfd, monkeypatch):
     secret = server.uri.replace("://", "://me:hush-hush@")
     # A server that was never started: a warning, no wait, nothing lost.

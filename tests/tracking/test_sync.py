@@ -61,6 +61,7 @@ def copies(client: MlflowClient, run: Path) -> int:
     return len(client.search_runs([experiment], f"tags.`glr_dist.key` = '{State.read(run).key}'"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_deleted_is_created_again(run, own, capsys):
     deleted = State.read(run).run_id
     check(run, own).delete_run(deleted)
@@ -70,6 +71,7 @@ def test_a_run_that_was_deleted_is_created_again(run, own, capsys):
     check(run, own)
 
 
+@pytest.mark.slow
 def test_a_database_that_was_moved_is_not_replaced_by_an_empty_one(run, own, capsys):
     path = sqlite_path(own)
     moved = path.rename(path.with_name("elsewhere.db"))
@@ -83,6 +85,7 @@ def test_a_database_that_was_moved_is_not_replaced_by_an_empty_one(run, own, cap
     assert copies(client, run) == 1
 
 
+@pytest.mark.slow
 def test_an_older_copy_of_a_database_receives_the_rest(tiny, own, tmp_path):
     path, run = sqlite_path(own), tmp_path / "run"
     config = tiny("training.epochs=2", f"tracking={{kind: mlflow, uri: '{own}', tags: {{mine: yes!}}}}")
@@ -102,7 +105,7 @@ def test_an_older_copy_of_a_database_receives_the_rest(tiny, own, tmp_path):
     check(run, own)
 
 
-@pytest.mark.parametrize("name", ["", "config.yaml", pytest.param("summary.json", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["", "config.yaml", pytest.param("summary.json", marks=pytest.mark.long)])
 def test_artifacts_that_were_deleted_are_uploaded_again(run, own, name):
     artifacts = Path(MlflowClient(own).get_run(State.read(run).run_id).info.artifact_uri.removeprefix("file://"))
     if name:
@@ -113,12 +116,14 @@ def test_artifacts_that_were_deleted_are_uploaded_again(run, own, name):
     check(run, own)
 
 
+@pytest.mark.slow
 def test_a_model_that_was_deleted_is_uploaded_again(run, own):
     MlflowClient(own).delete_logged_model(State.read(run).model_id)
     tracking.sync(run)
     check(run, own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["option", "variable"])
 def test_a_run_is_uploaded_to_another_server_and_back(run, own, database, tmp_path, monkeypatch, capsys, by):
     path = tmp_path / "other" / "mlflow.db"

@@ -62,6 +62,7 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(unsteady):
     assert summary["best_epoch"] == best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("planned", "best", "kept"),
     [
@@ -79,6 +80,7 @@ def test_a_better_epoch_replaces_the_best_one_and_an_equal_one_does_not(tiny, tm
     assert checkpoints(tmp_path / "run") == kept
 
 
+@pytest.mark.slow
 def test_the_test_set_does_not_choose(tiny, tmp_path, monkeypatch):
     # A test set on which every network is perfect changes nothing.
     trainer, perfect = Trainer(tiny(*UNSTEADY), tmp_path / "run"), {"accuracy": 1.0, "loss": 0.0}
@@ -103,6 +105,7 @@ def test_the_best_checkpoint_is_loaded_by_name(unsteady):
         load_run(out, checkpoint="bets")
 
 
+@pytest.mark.slow
 def test_a_best_checkpoint_that_is_gone_or_damaged_is_named(tiny, tmp_path):
     out = tmp_path / "run"
     path = out / "checkpoints" / checkpoint.name_of(train(tiny(*UNSTEADY), out)["best_epoch"])
@@ -117,6 +120,7 @@ def test_a_best_checkpoint_that_is_gone_or_damaged_is_named(tiny, tmp_path):
     assert "best_params_sha256" not in train(tiny(*UNSTEADY), out, resume=True)
 
 
+@pytest.mark.slow
 def test_a_stray_file_of_a_later_epoch_does_not_hide_the_best(unsteady, tiny, tmp_path):
     trainer = Trainer(tiny(*UNSTEADY), tmp_path / "run")
     trainer.folder.checkpoints.mkdir()
@@ -124,6 +128,7 @@ def test_a_stray_file_of_a_later_epoch_does_not_hide_the_best(unsteady, tiny, tm
     assert trainer.run()["best_params_sha256"] == unsteady[1]["best_params_sha256"]
 
 
+@pytest.mark.slow
 def test_each_checkpoint_has_a_report_of_its_own(tiny, tmp_path, capsys):
     out = tmp_path / "run"
     summary = train(tiny(*UNSTEADY), out)
@@ -149,6 +154,7 @@ def test_each_checkpoint_has_a_report_of_its_own(tiny, tmp_path, capsys):
 # ---------------------------------------------------------------- interrupted
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_write_or_deletion_keeps_the_best_checkpoint(unsteady, tiny, tmp_path):
     settings, whole, kept = tiny(*UNSTEADY), unsteady[1], checkpoints(unsteady[0])
     for number in itertools.count(0, 11):  # another kind of place in each epoch
@@ -169,6 +175,7 @@ def test_a_crash_at_any_write_or_deletion_keeps_the_best_checkpoint(unsteady, ti
     assert number >= 33
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_that_was_the_best_is_made_again(tiny, tmp_path, planted):
     out, settings = tmp_path / "run", tiny("training.epochs=4", "estimator.copies=2")
     planted([0.4, 0.1, 0.2, 0.9])
@@ -180,7 +187,7 @@ def test_a_damaged_newest_checkpoint_that_was_the_best_is_made_again(tiny, tmp_p
     assert (again["best_epoch"], again["best_params_sha256"]) == (4, whole["best_params_sha256"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_keeps_its_best_checkpoint(start, tiny, tiny_yaml, tmp_path):
     out, settings = tmp_path / "run", (*UNSTEADY, "training.epochs=12")
     process = start("train", tiny_yaml, *settings, "--out", out)

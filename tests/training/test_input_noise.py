@@ -77,6 +77,7 @@ def test_the_steps_of_a_run_see_the_noise_and_its_evaluation_does_not(tiny, tmp_
     assert records[-1]["validation_accuracy"] == accuracy
 
 
+@pytest.mark.slow
 def test_a_run_without_it_is_what_it_was(tiny, tmp_path):
     plain = train(tiny("training.epochs=1"), tmp_path / "plain")
     noisy = train(tiny("training.epochs=1", "noise.input.scale=0.1"), tmp_path / "noisy")

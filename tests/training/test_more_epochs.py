@@ -57,15 +57,16 @@ REFUSED = {
 }
 
 
-TOGETHER = ("none", "steps", "exponential", "noise", "learned noise", "dropout")  # slow alone
+TOGETHER = ("none", "steps", "exponential", "noise", "learned noise", "dropout")  # long alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
         *(pytest.param(overrides, id=name) for name, overrides in ALLOWED_TOGETHER.items()),
         *(
-            pytest.param(overrides, id=name, marks=pytest.mark.slow if name in TOGETHER else [])
+            pytest.param(overrides, id=name, marks=pytest.mark.long if name in TOGETHER else [])
             for name, overrides in ALLOWED.items()
         ),
     ],
@@ -81,6 +82,7 @@ def test_more_epochs_give_the_run_that_had_them_from_the_beginning(tiny, tmp_pat
     assert RunFolder(out).config() == more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "schedule"), REFUSED.items(), ids=REFUSED)
 def test_a_schedule_that_depends_on_the_number_of_epochs_is_refused(tiny, tmp_path, name, schedule):
     out, overrides = tmp_path / "run", (*SHORT, f"training.schedule={schedule}")
@@ -93,6 +95,7 @@ def test_a_schedule_that_depends_on_the_number_of_epochs_is_refused(tiny, tmp_pa
     assert train(tiny(*overrides), out, resume=True) == first  # which continues as before
 
 
+@pytest.mark.slow
 def test_fewer_epochs_than_trained_are_refused_and_fewer_than_configured_are_not(tiny, tmp_path):
     out = tmp_path / "run"
     stopped_at(Trainer(tiny(*SHORT, "training.epochs=9"), out), step=10)  # in the fourth epoch
@@ -108,6 +111,7 @@ def test_fewer_epochs_than_trained_are_refused_and_fewer_than_configured_are_not
     assert {**early, "seconds": 0} == {**ended, "seconds": 0}
 
 
+@pytest.mark.slow
 def test_another_setting_stays_refused_beside_more_epochs(tiny, tmp_path):
     out = tmp_path / "run"
     train(tiny(*SHORT), out)
@@ -117,6 +121,7 @@ def test_another_setting_stays_refused_beside_more_epochs(tiny, tmp_path):
     assert RunFolder(out).summary()["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_only_the_number_of_epochs_changes_in_the_configuration(tiny, tmp_path):
     out = tmp_path / "run"
     train(tiny(*SHORT), out)
@@ -124,6 +129,7 @@ def test_only_the_number_of_epochs_changes_in_the_configuration(tiny, tmp_path):
     assert RunFolder(out).config() == tiny(*SHORT, "training.epochs=3")
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_write_leaves_a_folder_that_can_be_resumed(tiny, tmp_path):
     more = tiny(*SHORT, "training.epochs=3")
     whole = train(more, tmp_path / "whole")
@@ -145,6 +151,7 @@ def test_a_crash_at_any_write_leaves_a_folder_that_can_be_resumed(tiny, tmp_path
     assert number >= 8
 
 
+@pytest.mark.slow
 def test_a_report_from_before_is_not_taken_for_one_of_the_longer_run(tiny, tmp_path):
     out, suite = tmp_path / "run", load_suite("quick", ["examples=20", "attacks=[]", "corruptions.names=[]"])
     train(tiny(*SHORT), out)
@@ -154,6 +161,7 @@ def test_a_report_from_before_is_not_taken_for_one_of_the_longer_run(tiny, tmp_p
         compare([out], tmp_path / "compare")
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_configuration(tiny, tiny_yaml, tmp_path, capsys):
     out = tmp_path / "run"
     assert cli.main(["train", str(tiny_yaml), *SHORT, "--out", str(out)]) == 0
@@ -167,6 +175,7 @@ def test_the_command_needs_no_configuration(tiny, tiny_yaml, tmp_path, capsys):
     assert "already trained 4 epochs" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_killed_longer_run_is_resumed_to_the_uninterrupted_one(start, tiny, tiny_yaml, tmp_path):
     out = tmp_path / "run"
     train(tiny(*SHORT), out)

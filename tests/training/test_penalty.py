@@ -91,6 +91,7 @@ def test_a_penalty_changes_the_gradient_of_a_step_by_its_own_and_nothing_else(ti
         assert torch.equal(runs[0.3][name], runs[None][name])
 
 
+@pytest.mark.slow
 def test_a_run_records_the_norm_which_the_penalty_keeps_small(tiny, tmp_path):
     last = {}
     for factor in (1e-9, 0.3):

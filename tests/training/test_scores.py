@@ -119,6 +119,7 @@ def test_metrics_that_do_not_fit_are_refused():
 # ---------------------------------------------------------------- the loop
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_run_and_chooses_its_best_epoch(tiny, tmp_path, monkeypatch):
     from glr_dist.training import trainer as module
 
@@ -129,6 +130,7 @@ def test_early_stopping_ends_a_run_and_chooses_its_best_epoch(tiny, tmp_path, mo
     assert (summary["epochs"], summary["best_epoch"]) == (4, 2)
 
 
+@pytest.mark.slow
 def test_limits_of_steps_and_of_time(tiny, tmp_path):
     whole = Trainer(tiny(), tmp_path / "whole")
     steps = whole.steps + 3
@@ -150,6 +152,7 @@ def distance(trainer: Trainer, before: list[torch.Tensor]) -> float:
         return float(torch.stack(squares).sum().sqrt())
 
 
+@pytest.mark.slow
 def test_the_norm_of_the_gradient_is_clipped(tiny, tmp_path):
     sgd = "training.optimizer={name: SGD, lr: 1.0}"
     one = ["training.max_steps=1", sgd]
@@ -178,6 +181,7 @@ def test_the_learning_rate_warms_up(tiny, tmp_path):
     assert moved("warm", "training.warmup=10") == pytest.approx(moved("at once") / 10, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_is_tested_and_kept_and_survives_a_resume(tiny, tmp_path):
     decay = "training.ema=0.8"
     trainer = Trainer(tiny(decay), tmp_path / "whole")
@@ -223,6 +227,7 @@ def coarse(outputs, targets):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["mse", "coarse_of_test:coarse"])
 def test_a_regression_with_any_loss(tmp_path, capsys, loss, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -129,6 +129,7 @@ def test_metrics_have_one_line_for_each_epoch(finished):
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.slow
 def test_each_epoch_has_the_scale_of_the_schedule(tiny, tmp_path):
     out = tmp_path / "run"
     train(tiny("noise.scale=0.8", "noise.schedule={1: 0.2, 2: {'1': 0.4, '*': 0.1}}"), out)
@@ -146,6 +147,7 @@ def test_the_run_learns(finished):
     assert finished[1]["test_accuracy"] > 0.3  # ten classes
 
 
+@pytest.mark.slow
 def test_as_many_checkpoints_are_kept_as_configured(tiny, tmp_path):
     train(tiny("training.epochs=4", "training.keep_checkpoints=3", "estimator.copies=2"), tmp_path / "run")
     names = [path.name for path in checkpoint.listed(tmp_path / "run" / "checkpoints")]
@@ -193,10 +195,11 @@ BY_DEFAULT = {"by site", "laplace iid", "logistic sobol", "layerwise", "pathwise
 BY_DEFAULT |= {"penalty, input noise"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param(overrides, id=name, marks=[] if name in BY_DEFAULT else pytest.mark.slow)
+        pytest.param(overrides, id=name, marks=[] if name in BY_DEFAULT else pytest.mark.long)
         for name, overrides in VARIANTS.items()
     ],
 )
@@ -220,7 +223,7 @@ def test_another_seed_gives_other_parameters(tiny, tmp_path):
     assert len(shas) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_variant_is_another_run(tiny, tmp_path):
     # The table above would show nothing if the overrides did not reach the run.
     shas = []
@@ -240,7 +243,7 @@ print(train(config.load_config(path, overrides), Path(out))["params_sha256"])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_environment_s_number_of_threads_changes_no_bit(python, tiny, tiny_yaml, tmp_path):
     before = torch.get_num_threads()
     done = python(RUN, tiny_yaml, tmp_path / "one", *VARIANTS["wide"], OMP_NUM_THREADS="1")
@@ -255,7 +258,7 @@ def test_the_environment_s_number_of_threads_changes_no_bit(python, tiny, tiny_y
 
 # ---------------------------------------------------------------- resumed
 
-# Each of the first cases has several features that a checkpoint must hold; single features run in the lane `slow`.
+# Each of the first cases has several features that a checkpoint must hold; single features run in the lane `long`.
 RESUMED_TOGETHER = {
     "dropout, learned scales, momentum, schedule by step": [
         "model.dropout=0.3",
@@ -292,11 +295,12 @@ RESUMED = {
 RESUMED_TOGETHER["penalty, input noise"] = ["training.penalty.spectral=0.1", "noise.input={scale: 0.2, ramp: 2}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
         *(pytest.param(overrides, id=name) for name, overrides in RESUMED_TOGETHER.items()),
-        *(pytest.param(overrides, id=name, marks=pytest.mark.slow) for name, overrides in RESUMED.items()),
+        *(pytest.param(overrides, id=name, marks=pytest.mark.long) for name, overrides in RESUMED.items()),
     ],
 )
 def test_a_run_stopped_in_mid_epoch_and_resumed_is_the_uninterrupted_run(tiny, tmp_path, overrides):
@@ -313,8 +317,13 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_is_the_uninterrupted_run(tiny, t
     assert lasting(metrics(out)) == lasting(metrics(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("GRU", "ResNet-8", "VGG-8"))) for kind in KINDS]
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.long] * (kind in ("GRU", "LeNet-5", "ResNet-8", "VGG-8", "ViT")))
+        for kind in KINDS
+    ],
 )
 def test_every_kind_of_network_resumes_to_the_bits_of_the_uninterrupted_run(tiny, tmp_path, kind):
     settings = tiny("training.epochs=2", "estimator.copies=2", f"model={KINDS[kind]}")
@@ -323,6 +332,7 @@ def test_every_kind_of_network_resumes_to_the_bits_of_the_uninterrupted_run(tiny
     assert train(settings, tmp_path / "cut", resume=True)["params_sha256"] == whole["params_sha256"]
 
 
+@pytest.mark.slow
 def test_a_configuration_turns_the_verification_off(tiny, tmp_path):
     model = "model={name: 'kinds:straight_through'}"
     with pytest.raises(SiteError, match=r"'1\.weight' acts .* through a jump.*training\.verify: false"):
@@ -335,7 +345,7 @@ def test_a_configuration_turns_the_verification_off(tiny, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["GRU", "spiking MLP", "shared batch norm", "black box"])
 def test_a_run_resumed_on_another_number_of_actors_gives_the_bits_of_the_inline_run(tiny, tmp_path, local_ray, kind):
     common = ("training.epochs=2", "estimator.copies=2", f"model={KINDS[kind]}")
@@ -345,6 +355,7 @@ def test_a_run_resumed_on_another_number_of_actors_gives_the_bits_of_the_inline_
     assert train(one, tmp_path / "cut", resume=True)["params_sha256"] == whole["params_sha256"]
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_write_loses_nothing_but_the_epoch_under_way(tiny, tmp_path):
     settings = tiny("training.epochs=2", "estimator.copies=2", "model.hidden=[2]")
     whole = train(settings, tmp_path / "whole")
@@ -374,6 +385,7 @@ def test_a_run_that_crashed_before_its_config_was_written_can_be_resumed(tiny, t
     assert train(tiny("training.epochs=1"), tmp_path / "run", resume=True)["epochs"] == 1
 
 
+@pytest.mark.slow
 def test_a_last_line_of_metrics_that_a_crash_cut_off_is_dropped(tiny, tmp_path):
     settings, out = tiny(), tmp_path / "run"
     stopped_at(Trainer(settings, out), step=8)
@@ -383,6 +395,7 @@ def test_a_last_line_of_metrics_that_a_crash_cut_off_is_dropped(tiny, tmp_path):
     assert [record["epoch"] for record in metrics(out)] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_config_but_no_checkpoint_begins_anew(tiny, tmp_path):
     settings, out = tiny(), tmp_path / "run"
     stopped_at(Trainer(settings, out), step=2)
@@ -394,6 +407,7 @@ def test_a_new_folder_may_be_resumed(tiny, tmp_path):
     assert train(tiny("training.epochs=1"), tmp_path / "new", resume=True)["epochs"] == 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_resumed_to_the_same_summary(tiny, tmp_path):
     out = tmp_path / "run"
     first = train(tiny(), out)
@@ -403,6 +417,7 @@ def test_a_finished_run_is_resumed_to_the_same_summary(tiny, tmp_path):
     assert [record["epoch"] for record in metrics(out)] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_finished_run_whose_metrics_are_gone_says_so_or_goes_on(tiny, tmp_path):
     out = tmp_path / "run"
     first = train(tiny(), out)
@@ -432,6 +447,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncate, flip, empty])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(tiny, tmp_path, capsys, damage):
     settings, out = tiny("training.epochs=4"), tmp_path / "run"
@@ -496,6 +512,7 @@ def test_a_run_is_not_resumed_with_another_setting(tiny, tmp_path, override):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_changed_schedule_of_the_noise_is_told_as_a_whole(tiny, tmp_path):
     out = tmp_path / "run"
     train(tiny("noise.schedule={1: 0.2}"), out)
@@ -504,6 +521,7 @@ def test_a_changed_schedule_of_the_noise_is_told_as_a_whole(tiny, tmp_path):
         Trainer(tiny("noise.schedule={1: 0.2, 2: 0.1}"), out, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override", ["execution.threads=1", "data.root=/elsewhere", "training.keep_checkpoints=5", "diagnose.draws=3"]
 )
@@ -556,6 +574,7 @@ def test_a_folder_that_was_edited_together_with_the_command_is_refused_in_one_li
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_the_learning_curve_is_a_png(finished, tmp_path):
     draw(tmp_path / "curve.png", lambda: curve_figure(metrics(finished[0])))
@@ -639,7 +658,7 @@ def long_run(tiny, tmp_path_factory) -> dict:
     return train(tiny(*LONG), tmp_path_factory.mktemp("long") / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_is_resumed_to_the_uninterrupted_one(start, tiny, tiny_yaml, tmp_path, long_run):
     out = tmp_path / "run"
     process = started(start, tiny_yaml, out, 2)
@@ -653,7 +672,7 @@ def test_a_killed_run_is_resumed_to_the_uninterrupted_one(start, tiny, tiny_yaml
     assert yaml.safe_load((out / "config.yaml").read_text())["seed"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["GRU", "spiking MLP", "mixture of experts"])
 def test_a_killed_run_of_another_kind_of_network_is_resumed_too(start, tiny, tiny_yaml, tmp_path, kind):
     overrides = ("training.epochs=3", "training.batch_size=128", "estimator.copies=64", f"model={KINDS[kind]}")
@@ -665,7 +684,7 @@ def test_a_killed_run_of_another_kind_of_network_is_resumed_too(start, tiny, tin
     assert summary["params_sha256"] == train(tiny(*overrides), tmp_path / "whole")["params_sha256"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_stopped_run_says_how_to_resume_and_is_resumed(start, tiny, tiny_yaml, tmp_path, long_run, number):
     out = tmp_path / "run"
@@ -684,7 +703,7 @@ def test_a_stopped_run_says_how_to_resume_and_is_resumed(start, tiny, tiny_yaml,
 # ---------------------------------------------------------------- what it is for
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_digits_with_threshold_units_reach_their_accuracy(tmp_path):
     summary = train(config.load_config(CONFIGS / "digits.yaml", ["execution.device=cpu"]), tmp_path / "run")
     assert summary["test_accuracy"] >= 0.96

@@ -51,6 +51,7 @@ def scales(trainer: Trainer) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------- the parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "checkpoint"])
 def test_a_run_begins_with_the_parameters_of_another_one(other, tiny, tmp_path, place):
     out, summary = other
@@ -106,6 +107,7 @@ def test_other_scales_begin_as_configured(learned, other, tiny, tmp_path, learn)
         assert all(torch.equal(scale, torch.full_like(scale, 2)) for scale in scales(trainer).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("learn", "said"), [("unit", False), ("site", True), ("none", False)])
 def test_the_command_says_whose_parameters_and_scales_it_begins_with(learned, tiny_yaml, tmp_path, capsys, learn, said):
     run = ["train", str(tiny_yaml), *SHORT, f"noise.learn={learn}", f"model.weights={learned}", "--out"]
@@ -120,6 +122,7 @@ def test_the_command_says_whose_parameters_and_scales_it_begins_with(learned, ti
 # ---------------------------------------------------------------- the digest, and resuming
 
 
+@pytest.mark.slow
 def test_the_digest_is_recorded_and_the_other_run_is_not_read_again(other, tiny, tmp_path):
     shutil.copytree(other[0], tmp_path / "other")
     settings, out = tiny(*SHORT, f"model.weights={tmp_path / 'other'}"), tmp_path / "run"
@@ -137,6 +140,7 @@ def test_the_digest_is_recorded_and_the_other_run_is_not_read_again(other, tiny,
     assert RunFolder(out).config() == stored
 
 
+@pytest.mark.slow
 def test_equal_weights_of_another_place_are_the_same_run(other, tiny, tmp_path):
     shutil.copytree(other[0], tmp_path / "moved")
     settings = [
@@ -148,6 +152,7 @@ def test_equal_weights_of_another_place_are_the_same_run(other, tiny, tmp_path):
     assert train(settings[1], tmp_path / "run", resume=True)["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_other_weights_than_the_run_began_with_are_refused(other, learned, tiny, tmp_path):
     out = tmp_path / "run"
     train(tiny(*SHORT, f"model.weights={other[0]}"), out)
@@ -170,6 +175,7 @@ def test_a_digest_that_is_given_is_checked(other, tiny, tmp_path):
         tiny(given)
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_write_of_the_beginning_can_be_resumed(other, tiny, tmp_path):
     settings = tiny("estimator.copies=2", "training.epochs=1", f"model.weights={other[0]}")
     whole = train(settings, tmp_path / "whole")
@@ -270,6 +276,7 @@ def test_a_surrogate_has_no_weights_of_another_run():
 # ---------------------------------------------------------------- executors and searches
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_no_bit(other, tiny, tmp_path):
     settings = [tiny(*SHORT, f"model.weights={other[0]}", f"execution.threads={n}") for n in (1, 2)]
     shas = {train(each, tmp_path / str(number))["params_sha256"] for number, each in enumerate(settings)}
@@ -277,7 +284,7 @@ def test_the_number_of_threads_changes_no_bit(other, tiny, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("kind", ["layers", pytest.param("replicas", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["layers", pytest.param("replicas", marks=pytest.mark.long)])
 def test_layers_and_replicas_begin_with_the_same_parameters(other, tiny, tmp_path, local_ray, monkeypatch, kind):
     monkeypatch.chdir(other[0].parent)  # a relative path, though workers have another working directory
     overrides = (*SHORT, "model.weights=run")
@@ -317,6 +324,7 @@ def test_weights_that_are_searched_need_absolute_paths(other, tmp_path):
         tune(load_search(path, ["tune.space={model.weights: {choice: [run]}}"]), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_trials_whose_weights_are_searched_are_resumed(other, tmp_path, capsys):
     path, out = tmp_path / "search.yaml", tmp_path / "out"
     path.write_text(SEARCH)
@@ -330,7 +338,7 @@ def test_trials_whose_weights_are_searched_are_resumed(other, tmp_path, capsys):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_trials_of_a_search_begin_with_the_same_parameters(other, tmp_path, local_ray, monkeypatch):
     path, out = tmp_path / "search.yaml", tmp_path / "out"
     path.write_text(SEARCH)

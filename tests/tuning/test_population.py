@@ -122,6 +122,7 @@ def test_the_worst_quarter_is_replaced_by_perturbed_copies_of_the_best_quarter(t
     assert by_scale(max(records, key=lambda r: by_scale(r, 6)), 6) >= by_scale(first[-1], 6)
 
 
+@pytest.mark.slow
 def test_copies_are_perturbed_or_resampled_and_stay_within_the_range(tiny_search, tmp_path):
     search = tiny_search("tune.algorithm=pbt", "training.epochs=12", "tune.trials=32")
     records = run_search(search, tmp_path, simulated(by_scale))
@@ -181,6 +182,7 @@ def test_a_failed_trial_is_replaced_and_the_search_ends_when_all_fail(tiny_searc
     assert sum(record.status == "finished" for record in records) == 8
 
 
+@pytest.mark.slow
 def test_the_population_waits_for_a_trial_that_was_lost_with_its_machine(tiny_search, tmp_path):
     search = tiny_search("tune.algorithm=pbt", "training.epochs=4", "tune.trials=4")
     expected = run_search(search, tmp_path / "whole", simulated(by_scale))
@@ -199,6 +201,7 @@ def test_the_population_waits_for_a_trial_that_was_lost_with_its_machine(tiny_se
 # ---------------------------------------------------------------- determinism
 
 
+@pytest.mark.slow
 def test_the_order_of_the_intervals_changes_nothing_but_the_seed_does(tiny_search, tmp_path):
     search = tiny_search("tune.algorithm=pbt", "training.epochs=6", "tune.trials=8")
     expected = run_search(search, tmp_path / "in order", simulated(by_scale))
@@ -209,6 +212,7 @@ def test_the_order_of_the_intervals_changes_nothing_but_the_seed_does(tiny_searc
     assert run_search(other, tmp_path / "other", simulated(by_scale))[1:8] != expected[1:8]
 
 
+@pytest.mark.slow
 def test_a_search_interrupted_after_any_interval_continues_as_if_it_had_not_been(tiny_search, tmp_path):
     search = tiny_search("tune.algorithm=pbt", "training.epochs=4", "tune.trials=4")
 
@@ -222,6 +226,7 @@ def test_a_search_interrupted_after_any_interval_continues_as_if_it_had_not_been
         assert run_search(search, out, simulated(value_of)) == expected
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_write_of_a_selection_loses_nothing(tiny_search, tmp_path, monkeypatch):
     search = tiny_search("tune.algorithm=pbt", "training.epochs=3", "tune.trials=8")
     expected = run_search(search, tmp_path / "whole", simulated(by_scale))
@@ -252,6 +257,7 @@ def test_a_crash_at_any_write_of_a_selection_loses_nothing(tiny_search, tmp_path
 # ---------------------------------------------------------------- real trials
 
 
+@pytest.mark.slow
 def test_a_trial_can_be_repeated_from_its_configuration(tiny_search, tmp_path):
     search = tiny_search(*PBT)
     records = run_search(search, tmp_path / "out", trained)
@@ -275,6 +281,7 @@ def test_a_trial_can_be_repeated_from_its_configuration(tiny_search, tmp_path):
     assert not (trial_folder(tmp_path / "out", stopped.number) / "summary.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_the_picture_of_a_population_is_a_png(tiny_search, tmp_path):
     search = tiny_search(*PBT)
@@ -285,7 +292,7 @@ def test_the_picture_of_a_population_is_a_png(tiny_search, tmp_path):
 
 @pytest.mark.usefixtures("pictures")
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_ray_the_population_is_the_same_and_nested_in_mlflow(local_ray, tiny_search, tmp_path, capsys):
     robust = [
         "tune.objectives=[robust/control/random_sign/eps_0.1/accuracy, validation/accuracy]",

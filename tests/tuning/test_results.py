@@ -41,6 +41,7 @@ def test_a_plot_that_fails_is_a_warning_after_the_results(tiny_search, tmp_path,
     assert line.startswith(f"warning: {tmp_path / 'search.png'}: cannot be drawn (")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_a_backend_of_a_notebook_is_not_asked_for(tiny_search, tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline_that_is_missing")

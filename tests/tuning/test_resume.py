@@ -192,6 +192,7 @@ def test_a_missing_checkpoint_of_a_parent_is_one_line(tiny_search, tmp_path):
 # ---------------------------------------------------------------- edited together
 
 
+@pytest.mark.slow
 def test_a_search_edited_together_with_the_command_meets_trials_of_another_network(capsys, tiny_search, tmp_path):
     out = tmp_path / "out"
     search = tiny_search("tune.trials=1")

@@ -84,6 +84,7 @@ def test_concurrent_trials_give_a_table_a_configuration_and_plots(cluster, tiny_
     assert read_report(best, "tune-validation").suite.split == "validation"
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_trial_with_actors_of_its_own_gives_the_same_bits(cluster, tiny_search, tmp_path):
     search = tiny_search("tune.trials=1", "tune.actors_per_trial=2")
@@ -111,6 +112,7 @@ def wait_until(condition, process):
         time.sleep(0.05)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_search_whose_driver_was_killed_continues_and_repeats_no_finished_trial(
     cluster, start, tiny_search, tiny_search_yaml, tmp_path
@@ -155,6 +157,7 @@ def test_ctrl_c_says_how_to_continue(cluster, start, tiny_search_yaml, tmp_path)
     assert errors == f"stopped with 0 of 4 trials done; continue with --resume --out {out}\n"
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_asha_stops_trials_that_fall_behind_and_trials_are_nested_in_mlflow(cluster, tiny_search, tmp_path):
     overrides = ["tune.scheduler=asha", "tune.algorithm=random", "tune.concurrent=1", "training.epochs=4"]
@@ -195,7 +198,7 @@ def test_asha_stops_trials_that_fall_behind_and_trials_are_nested_in_mlflow(clus
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_searches_at_once_have_folders_of_their_own(cluster, start, tiny_search_yaml, tmp_path):
     """Each best.yaml is the configuration of a trial that its own search trained."""
     environment = {**os.environ, "RAY_ADDRESS": cluster}
@@ -264,6 +267,7 @@ def test_asha_knows_the_trials_of_an_interrupted_search(tiny_search, tmp_path):
         assert scheduler.on_trial_result(None, new, {"epoch": 1, "validation/accuracy": 0.8}) == decision
 
 
+@pytest.mark.slow
 def test_a_trial_reports_each_epoch_and_continues_from_its_checkpoint(tiny_search, tmp_path):
     search = tiny_search("training.epochs=3")
     record = TrialRecord(number=0, point={"noise.scale": 0.7})
@@ -307,6 +311,7 @@ def test_a_failed_trial_has_a_reason_and_a_search_of_failed_trials_is_an_error(t
         best_trial(records, search.tune.objectives)
 
 
+@pytest.mark.slow
 def test_an_objective_that_the_attack_cannot_measure_fails_the_trial(tiny_search, tmp_path):
     name = "robust/transfer/fgsm/eps_0.1/accuracy"
     search = tiny_search(f"tune.objectives={name}", "tune.robustness={attacks: [{name: fgsm, threats: [transfer]}]}")

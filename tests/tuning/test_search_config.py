@@ -169,6 +169,7 @@ def test_an_invalid_search_is_one_line_before_anything_is_written(capsys, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_mutated_search_loads_or_is_one_line(tiny_search_yaml):
     """Replaces random parts of the section by values that are seldom right."""
     odd = [None, True, -1, 0, 1e308, float("nan"), 10**40, "", "x" * 500, [], [[]], {}, {"choice": [1]}, {"": None}]

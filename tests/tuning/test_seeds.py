@@ -30,6 +30,7 @@ def test_the_interval_is_students():
     assert margins(by_seed[:1]) == {}
 
 
+@pytest.mark.slow
 def test_a_trial_of_three_seeds_is_three_ordinary_runs(tiny_search, tmp_path):
     search, out = tiny_search(*SEEDS), tmp_path / "out"
     TrialRecord(number=0, point={"noise.scale": 0.7}).save(out)
@@ -59,6 +60,7 @@ def test_a_trial_of_three_seeds_is_three_ordinary_runs(tiny_search, tmp_path):
     assert list(row["by_seed"]) == ["5", "6", "7"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_trial_keeps_its_finished_seeds(tiny_search, tmp_path):
     search = tiny_search(*SEEDS)
     whole, cut = tmp_path / "whole", tmp_path / "cut"

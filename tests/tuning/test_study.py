@@ -82,6 +82,7 @@ def test_stopped_and_failed_trials_give_the_study_no_values(tiny_search):
     assert [trial.state.name for trial in study.optuna.trials] == ["COMPLETE", "PRUNED", "FAIL"]
 
 
+@pytest.mark.slow
 def test_the_field_that_matters_has_the_highest_importance(tiny_search):
     space = "tune.space={noise.scale: {loguniform: [0.05, 3]}, noise.floor: {uniform: [0.001, 0.01]}}"
     search = tiny_search("tune.trials=40", "tune.algorithm=random", space)

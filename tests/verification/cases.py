@@ -104,10 +104,19 @@ def check_slopes_of(model: nn.Module, x: Tree, y: Tree, **options: Any) -> None:
     assert {name: slope for name, slope in found.items() if slope.error > ERROR} == {}, "too few estimates to tell"
 
 
-def lanes(cases: Collection[str], slow: set[str]) -> list[ParameterSet]:
-    """Returns the names of cases as parameters of a test; marks slow ones."""
-    assert slow <= set(cases)
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in cases]
+def lanes(cases: Collection[str], long: set[str]) -> list[ParameterSet]:
+    """Returns the names of cases as parameters of a test: every fourth runs after each edit, every second by default.
+
+    Args:
+        cases: the names.
+        long: those that take longest, which run in the lane `long` alone.
+    """
+    assert long <= set(cases)
+    by_place = ([], [pytest.mark.long], [pytest.mark.slow], [pytest.mark.long])
+    return [
+        pytest.param(name, marks=[pytest.mark.long] if name in long else by_place[place % 4])
+        for place, name in enumerate(cases)
+    ]
 
 
 def built(build: Build) -> nn.Module:

@@ -525,7 +525,7 @@ CASES: dict[str, Case] = {**WRAPPERS, **CHAINS, **ORDERS, **VALUES, **FORMATS, *
 
 
 # Longer than the others.
-SLOW = {
+LONG = {
     "compiled",
     "integer index inside",
     "compiled sequence",
@@ -534,7 +534,7 @@ SLOW = {
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-@pytest.mark.parametrize("case", lanes(CASES, SLOW))
+@pytest.mark.parametrize("case", lanes(CASES, LONG))
 def test_a_feature_gets_its_gradient_or_a_remedy_that_works(case: str) -> None:
     check(CASES[case])
 

@@ -12,7 +12,7 @@ from torch import nn
 from glr_dist import GLR, SiteError
 from glr_dist.nn import fixed
 
-pytestmark = [pytest.mark.montecarlo, pytest.mark.slow]
+pytestmark = [pytest.mark.montecarlo, pytest.mark.product]
 
 transformers = pytest.importorskip("transformers", reason="transformers is not a dependency of the package")
 

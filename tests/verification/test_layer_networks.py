@@ -423,7 +423,7 @@ CASES: dict[str, Case] = {
 
 
 # Longer than the others.
-SLOW = {
+LONG = {
     "Linear",
     "Embedding before a sign",
     "LayerNorm over a grid",
@@ -476,6 +476,6 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("case", lanes(CASES, SLOW))
+@pytest.mark.parametrize("case", lanes(CASES, LONG))
 def test_a_layer_gets_its_gradient_or_a_remedy_that_works(case: str) -> None:
     check(CASES[case])

@@ -216,6 +216,7 @@ RIGHT: dict[str, tuple[Callable[[], nn.Module], dict[str, object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RIGHT)
 def test_a_network_that_is_accepted_gets_its_gradient(case: str) -> None:
     build, options = RIGHT[case]
@@ -326,11 +327,12 @@ REFUSED: dict[str, Refused] = {
     ),
 }
 STREAM = torch.Generator()
-SLOW = ("a norm before round", "a norm before floor")  # as "a norm before sign"
+LONG = ("a norm before round", "a norm before floor")  # as "a norm before sign"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in REFUSED]
+    "case", [pytest.param(case, marks=pytest.mark.long) if case in LONG else case for case in REFUSED]
 )
 def test_a_network_that_would_get_a_wrong_gradient_is_refused_and_its_remedy_works(case: str) -> None:
     build, options, said, remedy, remedied = REFUSED[case]
@@ -377,6 +379,7 @@ CHANGES: dict[str, Callable[[nn.Sequential], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_network_that_changes_after_a_step_goes_on_learning(change: str) -> None:
     first, last = descended(CHANGES[change])

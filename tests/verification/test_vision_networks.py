@@ -42,7 +42,7 @@ from torchvision.models.vgg import VGG, make_layers
 from glr_dist import GLR, SiteError
 from glr_dist.nn import fixed
 
-pytestmark = [pytest.mark.montecarlo, pytest.mark.slow]
+pytestmark = [pytest.mark.montecarlo, pytest.mark.product]
 
 
 def with_small_head(model: nn.Module, features: int) -> nn.Module:

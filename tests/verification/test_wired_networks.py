@@ -561,7 +561,7 @@ CASES: dict[str, Case] = {**BRANCHES, **WEIGHTS, **JUMPING, **IN_PLACE}
 
 
 # Longer than the others.
-SLOW = {
+LONG = {
     "dense connections",
     "Inception block",
     "U-net",
@@ -578,6 +578,6 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("case", lanes(CASES, SLOW))
+@pytest.mark.parametrize("case", lanes(CASES, LONG))
 def test_a_wiring_gets_its_gradient_or_a_remedy_that_works(case: str) -> None:
     check(CASES[case])
