@@ -15,15 +15,16 @@ from glr_dist import config
 from glr_dist.checks import all_finite, check_no_shared_statistics
 from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.estimators import ESTIMATORS, Gradients, Step
+from glr_dist.estimators.column_space import ColumnSpace, narrow_space, worthwhile_space
 from glr_dist.estimators.flips import thresholds_of
-from glr_dist.estimators.head import DERIVATIVE, EXPECTED, Head, check_expectation, head_of
+from glr_dist.estimators.head import DERIVATIVE, EXPECTED, SAMPLED, Head, check_expectation, head_of
 from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.losses import Loss, cross_entropy
 from glr_dist.network import Network
-from glr_dist.noise import LAWS, Noise, noise_of
+from glr_dist.noise import LAWS, Gaussian, Noise, noise_of
 from glr_dist.outputs import Output, call, selected
-from glr_dist.rules import direct_rule
+from glr_dist.rules import direct_parameters, direct_rule
 from glr_dist.sites import DEFAULT_TYPES, by_site
 from glr_dist.streams import Key, generator
 from glr_dist.summary import Summary, summary_of
@@ -50,8 +51,10 @@ class GLR(nn.Module):
         sampler: "iid", "orthogonal" (Gaussian noise), "sobol", or "auto": orthogonal for Gaussian noise, else iid.
         antithetic: use each ε with both signs (default True).
         baseline: "shared" (default), "leave_one_out" or "none".
-        redraw: "copies" (default): K draws of a site's noise; "flips": each of its piecewise constant units at the
-            levels that it does not have (`conditional` only); or a mapping from site-name patterns to these.
+        redraw: "copies" (default): K draws of a site's noise; "column_space": K draws of its component in the column
+            space of the layer's input (Gaussian law); "auto": that where it pays, else copies; "flips": each of its
+            piecewise constant units at the levels that it does not have (`conditional` only); or a mapping from
+            site-name patterns to these.
         head: noise of the last site: "sampled" (drawn, the default), "derivative" (drawn, with the loss's derivative at
             the noisy logits), "expected" (integrated out, if the loss offers its expectation) or "auto", the best that
             loss and network allow.
@@ -188,6 +191,7 @@ class GLR(nn.Module):
             "copies": by_site(self.options.copies, names, "estimator.copies"),
             "passes": by_site(self.options.passes, names, "estimator.passes"),
             "flips": self._flips(leaves(x)[0]),
+            "spaces": self._spaces(),
             "rules": {name: rule for name, rule in direct.items() if rule is not None},
         }
         if self.noise is None:
@@ -339,6 +343,8 @@ class GLR(nn.Module):
             draws = {EXPECTED: 0, DERIVATIVE: self.options.head_draws}
             last = self.network.sites[-1].name
             options["copies"] = {**options["copies"], last: draws.get(head.kind, options["copies"][last])}
+            if head.kind != SAMPLED:  # its noise is not redrawn to estimate δ
+                options["spaces"] = {name: space for name, space in options["spaces"].items() if name != last}
         learned = self.noise is not None and self.noise.learn != "none"
         return Step(
             network=self.network,
@@ -365,6 +371,24 @@ class GLR(nn.Module):
         return {
             name: thresholds_of(network, network.by_name[name], like) for name, how in chosen.items() if how == "flips"
         }
+
+    def _spaces(self) -> dict[str, ColumnSpace]:
+        """Returns the column spaces of each site that redraws only the noise inside them, by the site's name."""
+        network, learn = self.network, self.noise.learn if self.noise else "none"
+        chosen = by_site(self.options.redraw, [site.name for site in network.sites], "estimator.redraw")
+        allowed = type(self.noise) is Gaussian and learn == "none" and self.options.name in ("conditional", "layerwise")
+        spaces = {}
+        for site in network.sites:
+            if chosen[site.name] == "column_space" and type(self.noise) is not Gaussian:
+                raise ConfigError("estimator.redraw: 'column_space' needs glr_dist.Gaussian; use 'copies' there")
+            if not site.owned or not allowed:
+                continue
+            trained = direct_parameters(network, site)
+            if chosen[site.name] == "column_space":
+                spaces[site.name] = narrow_space(site, trained)
+            elif chosen[site.name] == "auto" and (space := worthwhile_space(site, trained)):
+                spaces[site.name] = space
+        return spaces
 
     def _head_for(self, loss: Loss) -> Head:
         """Returns the head for a loss; one of the last loss keeps what its expectation has computed."""

@@ -71,6 +71,8 @@ class Tape:
         starts: the chain's value before a block, by block index, for the blocks that a segment is rerun from.
         losses: the loss of each example [N].
         statistics: moments of the calls of batch norms in the pass, [3, C] by "module.call".
+        spaces: site -> the basis of its column space, and its logits with the noise outside it; kept by the first item
+            that needs them, and never sent.
     """
 
     logits: dict[str, Tensor] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class Tape:
     starts: dict[int, Tree] = field(default_factory=dict)
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    spaces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 _CALL = re.compile(r"\[\d+\]$")

@@ -22,6 +22,7 @@ class SiteRow:
         units: D, logits per example of one call.
         suffix: mean share of the network's FLOPs that a redraw of one call runs again.
         copies, passes: K and M.
+        redraw: how its noise is redrawn, with the number of dimensions of a column space.
         scale: least and greatest σ; None without noise.
         by_rule: parameters whose gradient is the layer's own rule, a product with its input.
         by_autograd: parameters whose gradient is a vector-Jacobian product inside the segment that ends here.
@@ -34,6 +35,7 @@ class SiteRow:
     suffix: float
     copies: int
     passes: int
+    redraw: str
     scale: tuple[float, float] | None
     by_rule: tuple[str, ...]
     by_autograd: tuple[str, ...]
@@ -68,14 +70,15 @@ class Summary:
     def _lines(self) -> Iterator[str]:
         width = max([len("site"), *(len(row.name) for row in self.rows)])
         kind = max([len("type"), *(len(row.kind) for row in self.rows)])
+        redraw = max([len("redraw"), *(len(row.redraw) for row in self.rows)])
         yield (
             f"{'site':<{width}}  {'type':<{kind}}  {'calls':>5}  {'D':>7}  {'suffix':>6}  {'K':>5}  {'M':>3}  "
-            f"{'sigma':>11}  gradient of"
+            f"{'redraw':<{redraw}}  {'sigma':>11}  gradient of"
         )
         for row in self.rows:
             yield (
                 f"{row.name:<{width}}  {row.kind:<{kind}}  {row.calls:>5}  {row.units:>7}  {row.suffix:>6.0%}  "
-                f"{row.copies:>5}  {row.passes:>3}  {_scale(row.scale):>11}  {_parameters(row)}"
+                f"{row.copies:>5}  {row.passes:>3}  {row.redraw:<{redraw}}  {_scale(row.scale):>11}  {_parameters(row)}"
             )
         yield (
             f"parameters: {self.trained:,} trained, of which {self.by_autograd:,} by autograd inside one segment; "
@@ -128,10 +131,20 @@ def _row(step: Step, name: str, sites: list[Site]) -> SiteRow:
         suffix=sum(site.suffix for site in sites) / len(sites),
         copies=step.copies[first.name],
         passes=step.passes[first.name],
+        redraw=_redraw(step, first),
         scale=(min(sigmas), max(sigmas)) if sigmas else None,
         by_rule=tuple(parameter for parameter in owned if parameter in own),
         by_autograd=tuple(parameter for parameter in owned if parameter not in own),
     )
+
+
+def _redraw(step: Step, site: Site) -> str:
+    """Returns how the noise of a site is redrawn, "-" if it is not."""
+    if step.options.name == "pathwise" or not step.copies[site.name]:
+        return "-"
+    if site.name in step.spaces:
+        return f"column_space ({step.redrawn(site)})"
+    return "flips" if site.name in step.flips else "copies"
 
 
 def _scale(scale: tuple[float, float] | None) -> str:

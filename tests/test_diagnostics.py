@@ -291,3 +291,14 @@ def test_a_constant_estimator_draws_its_picture_without_a_warning(tiny, tmp_path
         assert row.bias == pytest.approx(0, abs=1e-5)
         assert row.variance == pytest.approx(0, abs=1e-9)
     assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_the_table_tells_where_redraws_stay_inside_a_column_space(run, tmp_path):
+    report = run(
+        "model={name: vgg8, width: 2, activation: relu}",
+        'estimator.redraw={"0": column_space, "*": copies}',
+        "diagnose.draws=2",
+    )
+    assert report.spaces == {"0": 20}
+    assert "redraws inside the column space of 0 (20 dimensions), reference" in str(report)
+    assert json.loads((tmp_path / "out" / "diagnose.json").read_text())["spaces"] == {"0": 20}

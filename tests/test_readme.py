@@ -201,12 +201,13 @@ def test_the_example_of_the_estimators_learns_exclusive_or_and_its_scales(capsys
 @pytest.mark.slow
 def test_the_further_blocks_of_the_estimators_page_run(capsys):
     names: dict[str, Any] = {}
-    for number in range(5):
+    for number in range(6):
         exec(blocks("glr_dist/estimators/README.md", "python")[number], names)
     printed = capsys.readouterr().out
     assert "BatchNorm1d" in printed
     assert "5" in next(line for line in printed.splitlines() if line.startswith("cell ")).split()  # calls
     assert names["reader"].model.cell.weight.grad.any()
+    assert "column_space (40)" in printed
     assert names["net"].bind(names["x"], names["y"], names["CostlyMistakes"]()).head.kind == "expected"
 
 
@@ -240,7 +241,7 @@ def test_no_page_has_a_python_block_that_no_test_runs():
     tested = {
         "README.md": 2,
         "configs/README.md": 1,
-        "glr_dist/estimators/README.md": 5,
+        "glr_dist/estimators/README.md": 6,
         "glr_dist/execution/README.md": 1,
         "glr_dist/nn/README.md": 2,
     }

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from glr_dist import GLR
 from glr_dist.cli import main
+from glr_dist.losses import zero_one
+from glr_dist.nn import Heaviside
 from glr_dist.noise import Gaussian
 
 
@@ -41,8 +43,16 @@ def test_a_summary_tells_how_each_parameter_gets_its_gradient() -> None:
     assert (found.trained, found.frozen, found.by_autograd) == (20 + 10 + 30 + 15, 5, 10)
     assert (found.copies, found.forward_passes) == net.cost(x, torch.zeros(6, dtype=torch.long))
     lines = str(found).splitlines()
-    assert lines[0].split() == ["site", "type", "calls", "D", "suffix", "K", "M", "sigma", "gradient", "of"]
+    assert lines[0].split() == ["site", "type", "calls", "D", "suffix", "K", "M", "redraw", "sigma", "gradient", "of"]
     assert "2.shared.weight, 2.shared.bias by rule; 2.norm.weight, 2.norm.bias by autograd" in lines[2]
+
+
+def test_a_summary_tells_how_each_site_redraws() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4), Heaviside(), nn.Linear(4, 3))
+    net = GLR(model, 0.5, copies=8, redraw={"3": "flips", "*": "auto"}, head="expected")
+    found = net.summary(torch.randn(3, 1, 10, 10), zero_one)
+    assert [row.redraw for row in found.rows] == ["column_space (20)", "flips", "-"]
+    assert " column_space (20)  " in str(found)
 
 
 def test_a_summary_gives_the_range_of_learned_scales() -> None:

@@ -230,7 +230,7 @@ class Noise(Section):
         return self.schedule[max(passed)] if passed else self.scale
 
 
-Redraw = Literal["copies", "flips"]
+Redraw = Literal["copies", "column_space", "auto", "flips"]
 
 
 class Estimator(Section):
@@ -246,8 +246,9 @@ class Estimator(Section):
     baseline: Literal["none", "shared", "leave_one_out"] = "shared"
     redraw: Redraw | Annotated[dict[str, Redraw], Field(min_length=1)] = Field(
         "copies",
-        description="copies: K draws of the site's noise; flips: each piecewise constant unit at its other levels, "
-        "instead of draws",
+        description="copies: K draws of the site's noise; column_space: K draws of its component in the column space "
+        "of the layer's input (convolutions, layers over tokens); auto: column_space where it pays, else copies; "
+        "flips: each piecewise constant unit at its other levels, instead of draws",
     )
     head: Literal["sampled", "derivative", "expected", "auto"] = Field(
         "sampled",

@@ -83,10 +83,31 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
                 raise ConfigError(f"estimator.{key}: 'joint' varies all sites at once; give one number for all sites")
     if e.name != "conditional" and per_site(e.passes) != [1]:
         raise ConfigError(f"estimator.passes: {e.name!r} does not reuse the noise of a shared pass; only 1 is allowed")
-    flips = "flips" in (e.redraw.values() if isinstance(e.redraw, Mapping) else [e.redraw])
-    if flips and e.name != "conditional":
-        raise ConfigError(f"estimator.redraw: 'flips' works only with 'conditional', not with {e.name!r}; leave it out")
+    _check_redraw(e, noise)
     _check_head(e, loss)
+
+
+def _check_redraw(e: Estimator, noise: Noise) -> None:
+    ways = e.redraw.values() if isinstance(e.redraw, Mapping) else [e.redraw]
+    if "flips" in ways and e.name != "conditional":
+        raise ConfigError(f"estimator.redraw: 'flips' works only with 'conditional', not with {e.name!r}; leave it out")
+    if "column_space" not in ways:
+        return
+    if e.name == "joint":
+        raise ConfigError(
+            "estimator.redraw: 'column_space' works only with 'conditional' and 'layerwise', not with 'joint'; leave "
+            "it out"
+        )
+    if noise.law != "gaussian":
+        raise ConfigError(
+            f"estimator.redraw: 'column_space' needs the gaussian law, because a component of {noise.law} noise is not "
+            "independent of the rest; use 'copies' or 'auto'"
+        )
+    if noise.learn != "none":
+        raise ConfigError(
+            f"estimator.redraw: 'column_space' is not allowed with noise.learn={noise.learn}: the gradient of a scale "
+            "needs the whole noise; use 'copies' or 'auto'"
+        )
 
 
 def _check_head(e: Estimator, loss: str | None) -> None:

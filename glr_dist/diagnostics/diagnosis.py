@@ -62,18 +62,22 @@ class Quality:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Result of `diagnose`; `str` gives the table."""
+    """Result of `diagnose`; `str` gives the table.
+
+    `spaces` are the sites that redraw only the noise inside the column space of their input, with its dimensions.
+    """
 
     estimator: str
     head: str
+    spaces: dict[str, int]
     reference: str
     reference_error: dict[str, float]
     qualities: tuple[Quality, ...]
 
     def __str__(self) -> str:
         lines = [
-            f"estimator {self.estimator}, head {self.head}, reference {self.reference}; its relative error: "
-            + ", ".join(f"{site} {error:.4f}" for site, error in self.reference_error.items()),
+            f"estimator {self.estimator}, head {self.head}, {self._spaces()}reference {self.reference}; "
+            "its relative error: " + ", ".join(f"{site} {error:.4f}" for site, error in self.reference_error.items()),
             f"{'site':<12}{'K':>6}{'M':>5}{'cosine':>17}{'relative bias':>20}{'variance':>11}{'passes':>9}{'ms':>9}",
         ]
         lines += [
@@ -82,6 +86,10 @@ class Diagnosis:
             for q in self.qualities
         ]
         return "\n".join(lines)
+
+    def _spaces(self) -> str:
+        found = ", ".join(f"{site} ({units} dimensions)" for site, units in self.spaces.items())
+        return f"redraws inside the column space of {found}, " if found else ""
 
 
 def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosis:
@@ -123,13 +131,18 @@ def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosi
     with tqdm(total=CHUNKS + len(tried) * chosen.draws, disable=not sys.stderr.isatty(), desc="diagnose") as bar:
         batch = networks.batch(bar)
         name, reference = reference_of(config, networks.net, batch)
-        head = with_options(tried[0]).bind(batch.x, batch.y, batch.loss).head.kind
+        step = with_options(tried[0]).bind(batch.x, batch.y, batch.loss)
         qualities = [
             found for options in tried for found in _qualities(with_options(options), batch, chosen.draws, reference)
         ]
     errors = relative_errors(reference)
     diagnosis = Diagnosis(
-        config.estimator.name, head, name, errors, tuple(sorted(qualities, key=lambda quality: quality.site))
+        config.estimator.name,
+        step.head.kind,
+        {site: space.units for site, space in step.spaces.items()},
+        name,
+        errors,
+        tuple(sorted(qualities, key=lambda quality: quality.site)),
     )
     content = json.dumps(without_nan(asdict(diagnosis)), indent=2, allow_nan=False) + "\n"
     write_atomically(out / "diagnose.json", content.encode())

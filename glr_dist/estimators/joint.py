@@ -155,7 +155,7 @@ class Joint:
             noise=n * directions * sum(site.units for site in network.sites),
             activations=n * copies * elements_from(network.sites, first),
             passes=blocks_,
-            frames=network.sites,
+            frames=tuple(site.units for site in network.sites),
             grads=tuple(dict.fromkeys(name for site in step.learned() for name in site.owned)),
             scales=learned_scales(step, step.learned()),
         )

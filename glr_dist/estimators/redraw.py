@@ -77,7 +77,7 @@ class Redraw:
             )
             least = 2 if centred_within else 1
             limit = options.block_elements // (step.signs * options.example_block * site.width)
-            cut = blocks(step.copies[site.name] // step.signs, site.units if frames else None, limit, least)
+            cut = blocks(step.copies[site.name] // step.signs, step.redrawn(site) if frames else None, limit, least)
             parts = grouped(cut, options.items_per_site)
             for example_block in step.example_blocks:
                 for directions in parts:
@@ -146,8 +146,13 @@ class Redraw:
         n = len(z)
         eps = step.draw(site, item, block, n)
         directions = len(eps)
-        shift = scale * eps
-        v = torch.empty(step.signs, *eps.shape, dtype=z.dtype, device=z.device)
+        space = step.spaces.get(site.name)
+        if space is None:
+            shift = scale * eps
+        else:
+            basis, z = self._outside(step, item, site, tape)
+            shift = scale * space.expand(basis, eps, site)
+        v = torch.empty(step.signs, *shift.shape, dtype=z.dtype, device=z.device)
         torch.add(z, shift, out=v[0])
         if step.options.antithetic:
             torch.sub(z, shift, out=v[1])
@@ -168,10 +173,26 @@ class Redraw:
             even = weights.sum(0) if site.name in step.log_scales else None
             by_delta, by_scale = likelihood_ratio(step.noise_at(site), eps, odd, even)
             delta = by_delta.sum(0) / scale * share
+            if space is not None:
+                delta = space.expand(basis, delta[None], site)[0]
             units = None if by_scale is None else by_scale.sum((0, 1)) * share
         if site.name not in step.log_scales or units is None:
             return delta, None
         return delta, units if scale.dim() else units.sum()
+
+    @staticmethod
+    def _outside(step: Step, item: WorkItem, site: Site, tape: Tape) -> tuple[Tensor, Tensor]:
+        """Returns the basis of a site's column space, and its logits with the shared noise outside the space [n, *S].
+
+        `layerwise`, whose shared pass has no noise, draws it here.
+        """
+        if site.name not in tape.spaces:
+            space, z = step.spaces[site.name], tape.logits[site.name]
+            basis = space.basis(site.module, tape.inputs[site.name])
+            eps = step.shared_eps(site, item.shared_pass, item.example_block, len(z))
+            outside = eps - space.expand(basis, space.inside(basis, eps), site)[0]
+            tape.spaces[site.name] = basis, z + step.scales[site.name] * outside
+        return tape.spaces[site.name]
 
     def finish(self, step: Step, shared_pass: int, example_block: int, site: str, delta: Tensor, tape: Tape) -> Partial:
         noisy, uniforms = self._others(step, shared_pass, example_block), step.uniforms(shared_pass, example_block)
@@ -181,8 +202,16 @@ class Redraw:
         return sum(step.passes[site.name] * step.copies[site.name] for site in step.learned())
 
     def forward_passes(self, step: Step) -> float:
-        redraws = sum(step.passes[site.name] * step.copies[site.name] * site.suffix for site in step.learned())
+        redraws = sum(
+            step.passes[site.name] * step.copies[site.name] * self._share(step, site) for site in step.learned()
+        )
         return self.passes(step) + redraws
+
+    @staticmethod
+    def _share(step: Step, site: Site) -> float:
+        """FLOPs of a copy, as a share of the network's: the suffix, and noise inside a column space, drawn by pairs."""
+        space = step.spaces.get(site.name)
+        return site.suffix + (space.expand_flops / step.signs / step.network.flops if space else 0.0)
 
     def work(self, step: Step, item: WorkItem) -> ItemWork:
         assert item.site is not None
@@ -191,14 +220,16 @@ class Redraw:
         derivative = step.head.kind == DERIVATIVE and step.is_last(site)
         flips = site.name in step.flips
         copies = directions if flips else step.signs * directions
-        flops = (2 if derivative else 1) * site.suffix * network.flops * copies * n
+        flops = (2 if derivative else 1) * self._share(step, site) * network.flops * copies * n
+        space = step.spaces.get(site.name)
         formed = bool(site.owned) and not step.keeps_delta(site)
         return ItemWork(
             flops=flops + (gradient_flops(step, site, n) if formed else 0.0),
-            noise=n * (0 if flips else directions) * site.units,
+            noise=n * (0 if flips else directions) * step.redrawn(site),
             activations=n * max(copies, 1) * elements_from(network.sites, site),
             passes=max(len(item.directions), 1),
-            frames=(site,) if item.directions and not flips else (),
+            frames=(step.redrawn(site),) if item.directions and not flips else (),
+            bases=space.basis_flops * step.size if space else 0.0,
             delta=site if site.owned and not formed else None,
             grads=site.owned if formed else (),
             scales=learned_scales(step, (site,)),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from glr_dist.checks import all_finite
 from glr_dist.config import Estimator as Options
 from glr_dist.errors import NoGradientError
+from glr_dist.estimators.column_space import ColumnSpace
 from glr_dist.estimators.head import EXPECTED, SAMPLED_HEAD, Head, LastLogits, expected_losses
 from glr_dist.estimators.samplers import SAMPLERS, DirectionBlock
 from glr_dist.losses import Loss, per_example
@@ -102,6 +103,7 @@ class Step:
         log_scales: site -> log σ, for the sites where it is learned.
         seed, number: the run's seed and the step's number, which key all noise.
         flips: site -> the thresholds of the units behind it, for the sites whose units are flipped instead of redrawn.
+        spaces: site -> the column spaces of its inputs, for the sites that redraw only the noise inside them.
         head: how the noise of the last site enters.
         x, y, loss: inputs and targets, trees of tensors [N, …], and the per-example loss.
         replica: (rank, world size); each replica estimates from its own example blocks, and their sum is the estimate.
@@ -121,6 +123,7 @@ class Step:
     y: Tree
     loss: Loss
     flips: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    spaces: Mapping[str, ColumnSpace] = field(default_factory=dict)
     head: Head = SAMPLED_HEAD
     replica: tuple[int, int] = (0, 1)
 
@@ -167,6 +170,10 @@ class Step:
         """Returns the sites that need an estimate: they own a parameter or learn their scale."""
         return tuple(site for site in self.network.sites if site.owned or site.name in self.log_scales)
 
+    def redrawn(self, site: Site) -> int:
+        """Returns the number of dimensions of an example's noise that a redraw of the site varies."""
+        return self.spaces[site.name].units if site.name in self.spaces else site.units
+
     def is_last(self, site: Site) -> bool:
         """True for the last site of a pass."""
         return site.index == len(self.network.sites) - 1
@@ -183,11 +190,11 @@ class Step:
         return Key(self.seed, self.number, shared_pass, site, 0, example_block)
 
     def draw(self, site: Site, item: WorkItem, block: DirectionBlock, n: int) -> Tensor:
-        """Draws ε [R, n, *S] of one block of the item's directions at a site."""
+        """Draws ε [R, n, *S] of one block of the item's directions at a site, or coefficients c of a column space."""
         sampler = SAMPLERS[self.options.sampler]
         key = self.key(item.shared_pass, site.index, item.example_block)
-        eps = sampler(self.noise_at(site), key, block, n, site.units, self.network.dtype, self.device)
-        return eps.view(*eps.shape[:2], *site.shape)
+        eps = sampler(self.noise_at(site), key, block, n, self.redrawn(site), self.network.dtype, self.device)
+        return eps if site.name in self.spaces else eps.view(*eps.shape[:2], *site.shape)
 
     def shared_eps(self, site: Site, shared_pass: int, example_block: int, n: int) -> Tensor:
         """Draws ε [n, *S] of a shared pass."""

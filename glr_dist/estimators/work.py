@@ -21,7 +21,8 @@ class ItemWork:
         noise: elements of noise that it draws and scores.
         activations: elements of noisy logits, and of what follows them up to the next site.
         passes: passes that it runs one after another.
-        frames: sites whose orthonormal frames it draws from.
+        frames: numbers of units of the sites, or of their column spaces, whose orthonormal frames it draws from.
+        bases: FLOPs of the bases of the column spaces of all examples; items of a site and shared pass share them.
         delta: the site whose δ it returns, or None.
         grads: names of the parameters whose gradients it returns.
         scales: sites whose scale gradients it returns.
@@ -31,7 +32,8 @@ class ItemWork:
     noise: float
     activations: float
     passes: int
-    frames: tuple[Site, ...] = ()
+    frames: tuple[int, ...] = ()
+    bases: float = 0.0
     delta: Site | None = None
     grads: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()

@@ -37,14 +37,15 @@ def work_of(step: Step, item: WorkItem) -> ItemWork:
 
 
 def frame_work(step: Step, item: WorkItem) -> float:
-    """FLOPs of the orthonormal frames that an item draws from, if the actor does not have them yet.
+    """FLOPs of the orthonormal frames and bases that an item needs, if the actor does not have them yet.
 
-    They are made on the CPU, whatever the device. An actor keeps the last few, and items of all example blocks of a
-    shared pass and site draw from the same: a frame costs once for each actor that needs it.
+    Frames are made on the CPU, whatever the device. An actor keeps the last few, and items of all example blocks of a
+    shared pass and site draw from the same: a frame costs once for each actor that needs it. So does the basis of each
+    example's column space; an actor is charged for those of all examples.
     """
-    if step.options.sampler != "orthogonal":
-        return 0.0
-    return sum(_frames(item, site.units) for site in work_of(step, item).frames)
+    work = work_of(step, item)
+    frames = work.frames if step.options.sampler == "orthogonal" else ()
+    return work.bases + sum(_frames(item, units) for units in frames)
 
 
 def item_work(step: Step, item: WorkItem) -> float:

@@ -34,10 +34,14 @@ def state_of(step: Step) -> Packed:
 
 def tapes_for_items(step: Step, tapes: Mapping[int, Tape]) -> Packed:
     """Packs the parts of tapes that items need: inputs only of sites whose items form parameter gradients."""
-    needed = step.formed_by_items()
+    needed = step.formed_by_items()  # among them those with column spaces, which have fewer parameters than logits
     return packed(
         {
-            block: {**vars(tape), "inputs": {name: x for name, x in tape.inputs.items() if name in needed}}
+            block: {
+                **vars(tape),
+                "inputs": {name: x for name, x in tape.inputs.items() if name in needed},
+                "spaces": {},
+            }
             for block, tape in tapes.items()
         }
     )

@@ -123,6 +123,12 @@ VARIANTS = {
             "head": "expected",
         },
     ),
+    "column space": (
+        mixed,
+        CROSS_ENTROPY,
+        {"copies": 24, "passes": 2, "redraw": {"0.0": "column_space", "*": "auto"}},
+    ),
+    "column space, layerwise": (mixed, CROSS_ENTROPY, {"estimator": "layerwise", "copies": 24, "redraw": "auto"}),
     "sobol": (lambda: perceptron(Heaviside()), ZERO_ONE, {"copies": 32, "sampler": "sobol"}),
     "mixed network": (mixed, CROSS_ENTROPY, {"copies": 24, "passes": 2}),
     "mixed network, joint": (mixed, CROSS_ENTROPY, {"estimator": "joint", "copies": 24}),
