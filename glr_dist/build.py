@@ -49,8 +49,15 @@ def device_of(execution: Execution) -> torch.device:
     return torch.device(checked_device(chosen_device(execution) or ("cuda" if count else "cpu"), count))
 
 
-def network_of(config: Config, dataset: Dataset, device: torch.device) -> GLR:
+def network_of(config: Config, dataset: Dataset, device: torch.device, *, measure: bool = True) -> GLR:
     """Returns the network of a run with its keyed initial weights, prepared on the first examples.
+
+    Args:
+        config: the configuration.
+        dataset: the data.
+        device: where to compute.
+        measure: measure the constants of `model.normalize: train`, for which all training examples are read; False if
+            a checkpoint will give them.
 
     Raises:
         ConfigError: the network cannot be built, or torch.nn does not have a site type that the noise names.
@@ -59,7 +66,7 @@ def network_of(config: Config, dataset: Dataset, device: torch.device) -> GLR:
     noise = config.noise
     law = None if noise.law == "none" else LAWS[noise.law](noise.scale, noise.learn, noise.floor)
     net = GLR(
-        module_of(config, dataset).to(device),
+        module_of(config, dataset, measure=measure).to(device),
         law,
         config.estimator,
         sites=[_known(nn, name, nn.Module, "noise.sites") for name in noise.sites],
@@ -78,8 +85,13 @@ def network_of(config: Config, dataset: Dataset, device: torch.device) -> GLR:
     return net
 
 
-def module_of(config: Config, dataset: Dataset) -> nn.Module:
+def module_of(config: Config, dataset: Dataset, *, measure: bool = True) -> nn.Module:
     """Returns the module of a run, on the CPU, with its keyed initial weights and frozen parameters.
+
+    Args:
+        config: the configuration.
+        dataset: the data.
+        measure: as for `network_of`.
 
     Raises:
         ConfigError: it cannot be built, or a setting of the section `model` does not fit it.
@@ -112,7 +124,9 @@ def module_of(config: Config, dataset: Dataset) -> nn.Module:
     if not isinstance(dataset.train.images, Tensor):
         raise ConfigError("model.normalize: is not allowed: the inputs are several tensors; normalise the data instead")
     if model.normalize == "train":
-        return normalized(module, dataset.shape, *mean_and_std(dataset.train))
+        return normalized(
+            module, dataset.shape, *mean_and_std(dataset.train if measure else dataset.train.rows(slice(0, 1)))
+        )
     return normalized(module, dataset.shape, model.normalize.mean, model.normalize.std)
 
 

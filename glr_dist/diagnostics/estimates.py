@@ -61,7 +61,7 @@ class Networks:
         Raises:
             ConfigError: the checkpoint belongs to another network.
         """
-        net = network_of(config, self._dataset, self._device)
+        net = network_of(config, self._dataset, self._device, measure=self._kept is None)
         if self._begun is not None:
             begin_with(net, self._begun)
         if self._kept is not None:

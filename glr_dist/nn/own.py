@@ -23,7 +23,7 @@ def own_module(
     """Returns the module that an import path names, with initial weights that only `stream` decides.
 
     Parameters named `shape` or `input_shape`, and `classes` or `num_classes`, that the section does not give are those
-    of the data.
+    of the data. torchvision's builders, which pass further arguments on, get `num_classes` unless they load weights.
 
     Args:
         model: the section.
@@ -38,6 +38,8 @@ def own_module(
     function = imported(model.name, "model.name", code)
     reserved = {"opened", "fixed", "output"}
     arguments = {key: value for key, value in model.arguments.items() if key not in reserved}
+    if model.name.startswith("torchvision.models") and "weights" not in arguments:
+        arguments.setdefault("num_classes", classes)
     shape = tuple(shape)
     with _seeded(int(torch.randint(2**62, (), generator=stream))):
         module = called(

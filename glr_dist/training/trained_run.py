@@ -92,6 +92,6 @@ def load_run(
     where = device_of(build(Execution, {"device": device or config.execution.device}, "execution."))
     path, state = (load_best if checkpoint == "best" else load_newest)(files.checkpoints, where)
     dataset = dataset or data.load(config.data, config.code)
-    net = network_of(config, dataset, where)
+    net = network_of(config, dataset, where, measure=False)
     restore_network(net, state, path)
     return TrainedRun(files, config, dataset, net.eval(), state["epoch"], state["history"])

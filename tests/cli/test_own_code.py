@@ -516,6 +516,27 @@ def test_inputs_of_one_number_are_normalised(folder):
     assert torch.allclose(torch.stack([x.mean(), x.std(correction=0)]), torch.tensor([0.0, 1.0]), atol=1e-5)
 
 
+def test_a_run_that_is_read_back_takes_its_normalisation_from_the_checkpoint(tiny, tmp_path, monkeypatch):
+    from glr_dist import build
+
+    out = tmp_path / "run"
+    train(tiny("model.normalize=train", "training.epochs=1"), out)
+    x = load_run(out).data.test.batch(slice(0, 9))[0]
+    expected, measured = load_run(out)(x), build.mean_and_std
+    read = []
+    monkeypatch.setattr(build, "mean_and_std", lambda split: (read.append(len(split)), measured(split))[1])
+    assert torch.equal(load_run(out)(x), expected)
+    assert read == [1]  # not the training set, which may be large
+
+
+def test_a_builder_of_torchvision_gets_the_number_of_classes(tiny):
+    from glr_dist.build import module_of
+    from glr_dist.data import load
+
+    settings = tiny("model={name: 'torchvision.models:squeezenet1_1'}")
+    assert module_of(settings, load(settings.data)).classifier[1].out_channels == 10
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
