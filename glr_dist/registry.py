@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from glr_dist.losses import Loss
     from glr_dist.nn.models import ModelBuilder
     from glr_dist.noise import Noise
+    from glr_dist.training.evaluator import EvaluatorBuilder
 
 T = TypeVar("T")
 
@@ -152,3 +153,8 @@ LOSSES: Registry[Loss] = Registry(
 
 # Beside the optimizers of torch.optim, which are known by the names of their classes.
 OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer", {})
+
+# What a trainer evaluates by modules of later layers, by the section of the configuration that asks for it.
+EVALUATORS: Registry[EvaluatorBuilder] = Registry(
+    "evaluator", {"robustness": "glr_dist.robustness.while_training:WhileTraining"}
+)

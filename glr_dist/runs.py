@@ -20,7 +20,7 @@ CheckpointName = Literal["newest", "best"]  # a checkpoint of a run, as a user n
 
 # Settings that change where and how a run is computed, but not one bit of its result.
 _NO_EFFECT = (
-    *("execution", "tracking", "diagnose", "data.root", "data.download"),
+    *("execution", "tracking", "robustness", "diagnose", "data.root", "data.download"),
     *("training.verify", "training.keep_checkpoints"),
 )
 
@@ -52,6 +52,7 @@ class RunFolder:
         metrics_file: one JSON object per finished epoch, `metrics.jsonl`.
         summary_file: figures of the finished run, `summary.json`.
         curve_file: the learning curve, `learning_curve.png`; a PDF is beside it.
+        robustness_curve_file: robustness along the training, `robustness_curve.png`; a PDF is beside it.
         data_file: digests of the examples of each part, `data.json`.
         checkpoints: the folder of the checkpoints.
         code: copies of the user's own code, to read; they are never imported.
@@ -63,6 +64,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.summary_file = self.path / "summary.json"
         self.curve_file = self.path / "learning_curve.png"
+        self.robustness_curve_file = self.path / "robustness_curve.png"
         self.data_file = self.path / "data.json"
         self.checkpoints = self.path / "checkpoints"
         self.code = self.path / "code"

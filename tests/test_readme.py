@@ -54,6 +54,12 @@ RUNS = {
     "glr-dist train configs/digits.yaml model.weights=runs/my-run training.epochs=5 --out runs/warm": TINY,
     "glr-dist evaluate runs/my-run --suite quick --checkpoint best": SMALL,
     "glr-dist train configs/digits.yaml --out runs/lrt": TINY,
+    "glr-dist train configs/digits.yaml robustness.every=5 robustness.at_end=paper --out runs/watched": [
+        *TINY,
+        "robustness.examples=20",
+        "robustness.suite={name: few, attacks: [{name: random_sign}], corruptions: {names: []}}",
+        "robustness.at_end={name: few, examples: 20, attacks: [{name: random_sign}], corruptions: {names: []}}",
+    ],
     "glr-dist train configs/digits.yaml estimator.name=pathwise model.activation=sigmoid --out runs/bp": TINY[:1],
     "glr-dist evaluate runs/lrt runs/bp --suite quick examples=200": SMALL,
     "glr-dist compare runs/bp runs/lrt": [],

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from glr_dist.cli.arguments import add_runs, runs_of
 from glr_dist.cli.results import check_runs
-
-if TYPE_CHECKING:
-    from glr_dist.robustness.suite import Suite
-    from glr_dist.runs import CheckpointName
 
 HELP = "attack and corrupt the test images of runs, and report the remaining accuracy"
 
@@ -36,29 +29,14 @@ def run(options: argparse.Namespace) -> int:
     runs, overrides = runs_of(options.words)
     suite = load_suite(options.suite, overrides)
     check_runs(runs)
-    return evaluate_runs(runs, suite, options.device, options.actors, options.checkpoint)
-
-
-def evaluate_runs(
-    runs: Sequence[Path],
-    suite: Suite,
-    device: str | None = None,
-    actors: int | None = None,
-    which: CheckpointName = "newest",
-    continued_by: str = "the same command",
-) -> int:
-    """Evaluates runs, prints and uploads their reports; returns the exit code.
-
-    Takes the arguments of `robustness.evaluate.evaluate`; `continued_by` names the command that continues it.
-    """
     from glr_dist.robustness.evaluate import evaluate
     from glr_dist.robustness.page import markdown
     from glr_dist.robustness.report_files import ReportFiles
 
     try:
-        reports = evaluate(runs, suite, device=device, actors=actors, which=which)
+        reports = evaluate(runs, suite, device=options.device, actors=options.actors, which=options.checkpoint)
     except KeyboardInterrupt:
-        print(f"stopped; {continued_by} continues", file=sys.stderr)
+        print("stopped; the same command continues", file=sys.stderr)
         return 130
     from glr_dist.tracking import send_report
 

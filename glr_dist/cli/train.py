@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ from glr_dist.cli.overview import expected, show_lines, show_loaded, show_tracki
 from glr_dist.cli.results import results_folder
 
 if TYPE_CHECKING:
-    from glr_dist.robustness.suite import Suite
     from glr_dist.training.trainer import Trainer
 
 HELP = "train a network and test it once at the end"
@@ -28,7 +28,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_out(command)
     command.add_argument("--resume", action="store_true", help="continue the run in DIR (default: the newest one)")
     command.add_argument(
-        "--evaluate", metavar="SUITE", help="evaluate the robustness of the finished run, as glr-dist evaluate --suite"
+        "--evaluate", metavar="SUITE", help="evaluate the finished run; short for robustness.at_end=SUITE"
     )
 
 
@@ -37,10 +37,12 @@ def run(options: argparse.Namespace) -> int:
     from glr_dist.config import load_config
     from glr_dist.runs import RunFolder
 
-    config = load_config(options.config or RunFolder(options.out).config_file, options.overrides)
+    at_end = [] if options.evaluate is None else [f"robustness.at_end={json.dumps(options.evaluate)}"]
+    config = load_config(options.config or RunFolder(options.out).config_file, [*options.overrides, *at_end])
+    from glr_dist.robustness.training_settings import training_settings
     from glr_dist.tracking import check_location
 
-    suite = _suite_of(options.evaluate)
+    training_settings(config.robustness)  # a wrong name ends the command before anything is loaded
     check_location(config.tracking)
     lines = expected(config)
     with results_folder(options, "{}", holds_results=lambda out: bool(RunFolder(out).metrics())) as out:
@@ -50,7 +52,10 @@ def run(options: argparse.Namespace) -> int:
         def stopped() -> str:
             if not RunFolder(out).exists:
                 return "stopped before the run began"
-            return f"stopped after epoch {RunFolder(out).last_epoch()}; continue with --resume --out {out}"
+            again = "" if options.evaluate is None else f" --evaluate {shlex.quote(options.evaluate)}"
+            finished = config.robustness.at_end is not None and RunFolder(out).summary_file.exists()
+            when = "before the end of the evaluation" if finished else f"after epoch {RunFolder(out).last_epoch()}"
+            return f"stopped {when}; continue with --resume --out {out}{again}"
 
         try:
             with explained(lambda: f"; {stopped()}"), _resumable(out, stopped):
@@ -75,23 +80,16 @@ def run(options: argparse.Namespace) -> int:
     show_whole("results", out)
     if tracking is not None and tracking.address is not None:
         show_whole("page", tracking.address)
-    if suite is None:
+    evaluator = trainer.evaluator
+    if evaluator is None or evaluator.report is None:
         show_whole("next", next_command("evaluate", out))
         return 0
-    from glr_dist.cli.evaluate import evaluate_runs
+    from glr_dist.robustness.page import markdown
+    from glr_dist.robustness.report_files import ReportFiles
 
-    print(flush=True)
-    again = f"{next_command('evaluate', out)} --suite {shlex.quote(options.evaluate)}"
-    return evaluate_runs([out], suite, continued_by=again)
-
-
-def _suite_of(name: str | None) -> Suite | None:
-    """Returns the suite that evaluates the finished run, so that a wrong name ends the command before the training."""
-    if name is None:
-        return None
-    from glr_dist.robustness.suite import load_suite
-
-    return load_suite(name)
+    print(f"\n{markdown(evaluator.report)}")
+    print(f"results  {ReportFiles(out.absolute(), evaluator.report.name).page}")
+    return 0
 
 
 @contextmanager

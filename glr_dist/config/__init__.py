@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
-from glr_dist.config.files import dump, flat, overridden, read
+from glr_dist.config.files import dump, flat, overridden, read, suite_of_file
 from glr_dist.config.messages import build
 from glr_dist.config.sections import (
     AnyData,
@@ -29,6 +30,7 @@ from glr_dist.config.sections import (
     OwnModel,
     Penalty,
     Positive,
+    Robustness,
     Schedule,
     Section,
     Training,
@@ -58,6 +60,7 @@ __all__ = [
     "OwnModel",
     "Penalty",
     "Positive",
+    "Robustness",
     "Schedule",
     "Section",
     "Tracking",
@@ -75,6 +78,8 @@ __all__ = [
     "per_site",
     "read",
     "resolve_sampler",
+    "suite_of_file",
+    "with_suites",
 ]
 
 
@@ -89,6 +94,7 @@ class Config(Section):
     training: Training = Training()
     execution: Execution = Execution()
     tracking: Tracking = Tracking()
+    robustness: Robustness = Robustness()
     diagnose: Diagnose = Diagnose()
     code: str | None = Field(
         None, description="folder of modules and data files of your own; recorded by the run if it needs them"
@@ -119,11 +125,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing, not YAML, or invalid.
     """
-    values = overridden(read(path), overrides)
+    values = with_suites(overridden(read(path), overrides))
     config = build(Config, values)
     if config.code is None and has_own_files(config):
         config = config.model_copy(update={"code": folder_of(path)})
     return config
+
+
+def with_suites(values: dict[str, Any]) -> dict[str, Any]:
+    """Replaces the files of suites that the section `robustness` names by their content, in place; returns the values.
+
+    A run keeps its suites itself, since it may continue in another folder or without the files.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    section = values.get("robustness")
+    for key in ("suite", "at_end"):
+        if isinstance(section, dict) and isinstance(named := section.get(key), str) and Path(named).suffix:
+            section[key] = suite_of_file(named)
+    return values
 
 
 def has_own_files(config: Config) -> bool:

@@ -137,6 +137,16 @@ def read(path: str | Path) -> dict[str, Any]:
     return values or {}
 
 
+def suite_of_file(path: str | Path) -> dict[str, Any]:
+    """Reads a suite of attacks and corruptions; one without a `name` gets that of its file.
+
+    Raises:
+        ConfigError: as `read`.
+    """
+    named = re.sub(r"[^A-Za-z0-9_.+-]", "-", Path(path).stem).lstrip("_.+-")[:64]
+    return {"name": named or "suite", **read(path)}
+
+
 def dump(values: Mapping[str, Any]) -> str:
     """Returns plain values as YAML that `read` reads back."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

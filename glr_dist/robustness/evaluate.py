@@ -16,11 +16,12 @@ from glr_dist.robustness.progress import Progress
 from glr_dist.robustness.report import Report, report_name
 from glr_dist.robustness.report_files import ReportFiles
 from glr_dist.robustness.scoring import report_of
-from glr_dist.robustness.subject import Subject, load_subject
+from glr_dist.robustness.subject import Subject, load_subject, subject_of
 from glr_dist.robustness.suite import Suite
 from glr_dist.robustness.workers import measurements, pending
 from glr_dist.runs import CheckpointName, RunFolder
 from glr_dist.training import checkpoint
+from glr_dist.training.trained_run import TrainedRun
 
 
 def evaluate(
@@ -86,6 +87,35 @@ def evaluate(
     return [reports[number] for number in range(len(files))]
 
 
+def evaluate_in_training(
+    run: TrainedRun, suite: Suite, ledger: Path, earlier: Subject | None
+) -> tuple[Report, Subject]:
+    """Evaluates a network that is being trained, in this process; writes no report.
+
+    Args:
+        run: the run, with the network of its last epoch.
+        suite: the suite.
+        ledger: the file of the finished blocks, from which a stopped evaluation of the same network continues.
+        earlier: the subject of an earlier evaluation of this run, whose images and other networks are used again.
+
+    Returns:
+        The report, and the subject.
+
+    Raises:
+        UserError: the suite does not fit the run.
+        OSError: the ledger cannot be written.
+    """
+    subject = subject_of(run, suite, earlier=earlier)
+    opened = Ledger.open(ledger, subject.fingerprint(suite), subject.conditions(suite), suite.block)
+    with Progress([opened], passing=True) as progress:
+        for (_, condition, block), measurement in measurements([subject], suite, pending([opened]), actors=0):
+            opened.add(condition, block, measurement)
+            progress.update(opened, condition)
+    report = _report(subject, suite, opened)
+    opened.remove()
+    return report, subject
+
+
 @contextmanager
 def _claimed(files: ReportFiles) -> Iterator[None]:
     """Claims the report's files for this process; leaves no empty folder behind.
@@ -104,18 +134,21 @@ def _claimed(files: ReportFiles) -> Iterator[None]:
 
 def _finish(files: ReportFiles, subject: Subject, suite: Suite, ledger: Ledger) -> Report:
     """Writes the report, removes the ledger, then draws the pictures."""
-    blocks = ledger.in_order()
-    report = report_of(
+    report = _report(subject, suite, ledger)
+    write_report(files, report)
+    ledger.remove()
+    write_pictures(files, report, subject, ledger.conditions, ledger.in_order())
+    return report
+
+
+def _report(subject: Subject, suite: Suite, ledger: Ledger) -> Report:
+    return report_of(
         suite,
         ledger.conditions,
-        blocks,
+        ledger.in_order(),
         run=subject.folder.name,
         config=subject.config.model_dump(mode="json"),
         checkpoint=subject.checkpoint,
         epoch=subject.epoch,
         params_sha256=checkpoint.digest(subject.net.state_dict()),
     )
-    write_report(files, report)
-    ledger.remove()
-    write_pictures(files, report, subject, ledger.conditions, blocks)
-    return report

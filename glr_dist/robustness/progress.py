@@ -12,13 +12,19 @@ from glr_dist.robustness.ledger import Ledger
 
 
 class Progress:
-    """A progress bar over the blocks; without a terminal, one line for each finished condition."""
+    """A progress bar over the blocks; without a terminal, one line for each finished condition.
 
-    def __init__(self, ledgers: Sequence[Ledger]) -> None:
-        self._ledgers = ledgers
+    Args:
+        ledgers: the ledgers of the evaluation.
+        passing: show nothing but a bar, which vanishes at the end.
+    """
+
+    def __init__(self, ledgers: Sequence[Ledger], *, passing: bool = False) -> None:
+        self._ledgers, self._passing = ledgers, passing
         self._printed: set[tuple[Ledger, str]] = set()
         total = sum(ledger.missing for ledger in ledgers)
-        self._bar = tqdm(total=total, disable=not sys.stderr.isatty(), unit="block", dynamic_ncols=True)
+        silent = not sys.stderr.isatty()
+        self._bar = tqdm(total=total, disable=silent, unit="block", dynamic_ncols=True, leave=not passing)
 
     def update(self, ledger: Ledger, condition: Condition) -> None:
         """Reports that one more block of a condition is measured."""
@@ -27,6 +33,8 @@ class Progress:
             # The total shrinks when an attack is refused: its other blocks are never measured.
             self._bar.total = self._bar.n + 1 + sum(each.missing for each in self._ledgers)
             self._bar.update()
+            return
+        if self._passing:
             return
         pending = any(ledger.is_pending(condition, block) for block in ledger.blocks(condition))
         if not pending and (ledger, condition.label) not in self._printed:

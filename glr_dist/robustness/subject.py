@@ -24,7 +24,7 @@ from glr_dist.robustness.surrogate import trained_surrogate
 from glr_dist.robustness.targets import shifted, spreads
 from glr_dist.runs import CheckpointName, deciding
 from glr_dist.training import checkpoint
-from glr_dist.training.trained_run import load_run
+from glr_dist.training.trained_run import TrainedRun, load_run
 
 _BATCH = 1000  # images of a pass that finds those that the surrogate classifies correctly
 
@@ -89,39 +89,70 @@ def load_subject(folder: Path, suite: Suite, device: str | None = None, which: C
     Raises:
         UserError: the folder is not a run, its checkpoint is damaged, or the suite does not fit the run.
     """
-    run = load_run(folder.absolute(), device, checkpoint=which)
-    net = run.net
-    if not run.data.of_images:
-        raise ConfigError(
-            f"{folder}: attacks and corruptions need images of one class each, not the inputs of {run.data.name}"
-        )
-    if suite.inference.votes and net.noise is None:
-        raise ConfigError(f"inference.votes: {suite.inference.votes} is not allowed: {folder} has no noise; use 0")
-    where = next(net.parameters()).device
-    split = run.data.test if suite.split == "test" else run.data.validation
+    return subject_of(load_run(folder.absolute(), device, checkpoint=which), suite, which)
+
+
+def subject_of(
+    run: TrainedRun, suite: Suite, which: CheckpointName = "newest", earlier: Subject | None = None
+) -> Subject:
+    """Returns the subject of a run.
+
+    Args:
+        run: the run.
+        suite: the suite.
+        which: the checkpoint of the run that its network is.
+        earlier: an earlier subject of the same run and suite, whose images and other networks are used again.
+
+    Raises:
+        UserError: the suite does not fit the run.
+    """
+    net, folder, where = run.net, run.folder.path, run.device
+    check_suite(suite, run.config, of_images=run.data.of_images, where=str(folder))
+    if earlier is None:
+        surrogate, baseline, split = _others(run, suite)
+    else:
+        surrogate, baseline, split = earlier.surrogate, earlier.baseline, earlier.images
     conditions = conditions_of(suite, len(split))
-    needs = networks_of(suite, conditions)
+    images = split.rows(slice(0, conditions[0].examples)).to(where)
+    net.prepare(images.batch(slice(0, 2))[0])  # here, since it must not run in parallel with other threads
+    smoothed: tuple[GLR, ...] = ()
+    untestable = ""
+    if "smoothed" in networks_of(suite, conditions) and net.noise is not None:
+        try:
+            smoothed = tuple(_smoothed(net, images.batch(slice(0, suite.block))[0], suite))
+        except SiteError as error:
+            untestable = str(error)
+    return Subject(folder, run.config, which, run.epoch, net, images, smoothed, untestable, surrogate, baseline)
+
+
+def check_suite(suite: Suite, config: Config, *, of_images: bool, where: str) -> None:
+    """Checks that a suite can evaluate a run.
+
+    Raises:
+        ConfigError: the inputs are not images, or votes need noise that the run does not have; names the run `where`.
+    """
+    if not of_images:
+        raise ConfigError(
+            f"{where}: attacks and corruptions need images of one class each, not the inputs of {config.data.name}"
+        )
+    if suite.inference.votes and config.noise.law == "none":
+        raise ConfigError(f"inference.votes: {suite.inference.votes} is not allowed: {where} has no noise; use 0")
+
+
+def _others(run: TrainedRun, suite: Suite) -> tuple[GLR | None, GLR | None, Split]:
+    """Returns the surrogate and the baseline, if the suite needs them, and the images that it may evaluate."""
+    where = run.device
+    split = run.data.test if suite.split == "test" else run.data.validation
+    needs = networks_of(suite, conditions_of(suite, len(split)))
     surrogate = baseline = None
     if "surrogate" in needs:
         surrogate = trained_surrogate(surrogate_config(suite.surrogate, run.config), run.data, str(where)).net
         if suite.surrogate_right:
             split = split.rows(_right(surrogate, split.to(where)))
-            conditions = conditions_of(suite, len(split))
     if "baseline" in needs:
         named = suite.baseline != "surrogate"
         baseline = _baseline(Path(suite.baseline), run.config, str(where)) if named else surrogate
-    images = split.rows(slice(0, conditions[0].examples)).to(where)
-    net.prepare(images.batch(slice(0, 2))[0])  # here, since it must not run in parallel with other threads
-    smoothed: tuple[GLR, ...] = ()
-    untestable = ""
-    if "smoothed" in needs and net.noise is not None:
-        try:
-            smoothed = tuple(_smoothed(net, images.batch(slice(0, suite.block))[0], suite))
-        except SiteError as error:
-            untestable = str(error)
-    return Subject(
-        folder.absolute(), run.config, which, run.epoch, net, images, smoothed, untestable, surrogate, baseline
-    )
+    return surrogate, baseline, split
 
 
 def _right(net: GLR, split: Split) -> Tensor:

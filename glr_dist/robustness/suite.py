@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -20,7 +19,7 @@ from glr_dist.config import (
     Training,
     build,
     overridden,
-    read,
+    suite_of_file,
 )
 from glr_dist.errors import ConfigError
 
@@ -239,10 +238,10 @@ SUITES: dict[str, Suite] = {
 }
 
 
-def load_suite(suite: str, overrides: Sequence[str] = ()) -> Suite:
+def load_suite(suite: str, overrides: Sequence[str] = (), field: str = "--suite") -> Suite:
     """Loads a suite by name or from a YAML file, and applies `section.key=value` overrides.
 
-    A file that gives no `name` has its own.
+    A file that gives no `name` has its own. `field` is what an error names.
 
     Raises:
         ConfigError: the suite or file does not exist, or a field is invalid.
@@ -250,10 +249,9 @@ def load_suite(suite: str, overrides: Sequence[str] = ()) -> Suite:
     if suite in SUITES:
         values = SUITES[suite].model_dump(mode="json")
     elif Path(suite).exists() or Path(suite).suffix:
-        named = re.sub(r"[^A-Za-z0-9_.+-]", "-", Path(suite).stem).lstrip("_.+-")[:64]
-        values = {"name": named or "suite", **read(Path(suite))}
+        values = suite_of_file(suite)
     else:
-        raise ConfigError(f"--suite: {suite!r} is neither a suite ({', '.join(SUITES)}) nor a file")
+        raise ConfigError(f"{field}: {suite!r} is neither a suite ({', '.join(SUITES)}) nor a file")
     return build(Suite, overridden(values, overrides))
 
 

@@ -56,7 +56,7 @@ def trained_surrogate(config: Config, dataset: Dataset, device: str | None = Non
 
 def _digest(config: Config, dataset: Dataset) -> str:
     """Returns a digest of everything that determines the surrogate."""
-    values = config.model_dump(mode="json", exclude={"execution", "tracking", "diagnose", "code"})
+    values = config.model_dump(mode="json", exclude={"execution", "tracking", "robustness", "diagnose", "code"})
     values["data"] = {key: value for key, value in values["data"].items() if key not in ("root", "download")}
     digest = hashlib.sha256(json.dumps([__version__, values], sort_keys=True).encode())
     digest.update(dataset.train.digest().encode())

@@ -35,23 +35,6 @@ def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
     return {names[name]: number for name, number in numbers.items()}
 
 
-def report_metrics(report: Report) -> dict[str, float]:
-    """Returns the results of a robustness report by their names in MLflow.
-
-    An example is `robust/paper-test/fgsm_transfer_eps_0.1`. MLflow's pages group metrics by everything before the last
-    slash: here by kind, suite and split.
-    """
-    metrics = {}
-    for name, value in report.metrics().items():
-        kind, *parts = name.split("/")
-        if parts != ["accuracy"] and parts[-1] == "accuracy":
-            parts.pop()
-        if kind == "robust" and parts[0] != "all_attacks":  # the attack comes first, its threat model second
-            parts[:2] = reversed(parts[:2])
-        metrics[f"{kind}/{report.name}/{'_'.join(parts)}"] = value
-    return metrics
-
-
 def report_curves(report: Report) -> dict[str, list[tuple[int, float]]]:
     """Returns the curves of a robustness report by their names in MLflow: steps and accuracies.
 

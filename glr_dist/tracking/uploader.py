@@ -17,11 +17,12 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 from glr_dist.config import load_config, read
 from glr_dist.figures import pdf_of
 from glr_dist.robustness.certificates.files import CertificateFiles, certificate_names, read_certificates
+from glr_dist.robustness.metric_names import report_metrics
 from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
 from glr_dist.runs import RunFolder
 from glr_dist.tracking import system_metrics
 from glr_dist.tracking.audit import forget_missing
-from glr_dist.tracking.metric_names import metrics_of, report_curves, report_metrics
+from glr_dist.tracking.metric_names import metrics_of, report_curves
 from glr_dist.tracking.model import log_model
 from glr_dist.tracking.provenance import dataset_of
 from glr_dist.tracking.report_table import TAG, table_of
@@ -89,6 +90,8 @@ class Uploader:
                     self._run.summary_file,
                     self._run.curve_file,
                     pdf_of(self._run.curve_file),
+                    self._run.robustness_curve_file,
+                    pdf_of(self._run.robustness_curve_file),
                 )
             ]
             parts += [self._model, self._summary, *self._report_parts(), *self._certificate_parts()]

@@ -71,6 +71,8 @@ class _WorkerTrainer(Trainer):
 
     def __init__(self, config: Config, out: Path, device: torch.device) -> None:
         super().__init__(config, out, resume=True, device=device)
+        if distributed.get_rank() != 0:
+            self.evaluator = None  # the first worker evaluates the network that all have
 
     def _folder_of(self, out: Path) -> RunFolder:
         return RunFolder(out) if distributed.get_rank() == 0 else ReadOnlyRunFolder(out)

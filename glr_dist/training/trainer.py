@@ -28,10 +28,12 @@ from glr_dist.training import checkpoint
 from glr_dist.training.average import Average
 from glr_dist.training.best import best_record, digest_of, score_of
 from glr_dist.training.curve import curve_figure
+from glr_dist.training.evaluator import evaluator_of
 from glr_dist.training.input_noise import check_inputs, scale_after, with_input_noise
 from glr_dist.training.more_epochs import check_schedule, check_trained
 from glr_dist.training.penalty import SpectralPenalty
 from glr_dist.training.progress import Progress
+from glr_dist.training.robustness_curve import has_robustness, robustness_curve_figure
 from glr_dist.training.scores import check_metrics, scores
 from glr_dist.training.summary import summary_of
 from glr_dist.training.warm_start import adopted, begin_with, pinned, weights_of
@@ -55,6 +57,7 @@ class Trainer:
         carried: keys of the learned noise scales that came with those weights; None unless they were read now.
         of_images: True if the data are images, each with its class.
         notes: what a user should know about the data, one line each.
+        evaluator: evaluates the network after some epochs and at the end, if the configuration asks for it.
         on_epoch: called with the metrics of each epoch once they and the checkpoint are on disk; an exception that it
             raises ends the run.
 
@@ -73,7 +76,9 @@ class Trainer:
             split.to(self.device) for split in (dataset.train, dataset.validation, dataset.test)
         )
         check_metrics(config.training, self.train, self.validation, self.test)
-        self.notes, self.of_images = dataset.notes, dataset.of_images
+        self.of_images = dataset.of_images
+        self.evaluator = evaluator_of(config, dataset)
+        self.notes = (*dataset.notes, *(() if self.evaluator is None else self.evaluator.notes))
         self.net = network_of(config, dataset, self.device)
         self.loss = loss_of(config)
         self._average = None if config.training.ema is None else Average(self.net, config.training.ema)
@@ -93,10 +98,12 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.carried: list[str] | None = None
         self.on_epoch: Callable[[dict[str, Any]], None] = lambda record: None
+        if self.evaluator is not None:
+            self.evaluator.check(self)
         self._open(resume)
 
     def run(self) -> dict[str, Any]:
-        """Trains to the last epoch, tests the final network once, and writes the summary.
+        """Trains to the last epoch, tests the final network once, writes the summary, and evaluates the finished run.
 
         Returns:
             The summary.
@@ -108,7 +115,10 @@ class Trainer:
         """
         with claim(self.folder.path):
             self.advance(self.config.training.epochs)
-            return self._finish()
+            summary = self._finish()
+            if self.evaluator is not None:
+                self.evaluator.at_end(self)
+            return summary
 
     def advance(self, epochs: int) -> None:
         """Trains until `epochs` epochs are done, counted from the beginning of the run.
@@ -190,6 +200,9 @@ class Trainer:
                 record |= {f"spectral_norm/{layer}": norm for layer, norm in self.penalty.norms().items()}
         if (early := self.config.training.early_stopping) is not None:
             record["score"] = score_of(record, early.metric)
+        self.history.append(record)
+        if self.evaluator is not None and self.evaluator.due(self):
+            record |= self.evaluator.after_epoch(self)
         self._keep(record)
         self._report(progress, record)
         self.on_epoch(record)
@@ -340,13 +353,12 @@ class Trainer:
 
     def _keep(self, record: dict[str, Any]) -> None:
         """Writes the epoch's metrics and then its checkpoint: resuming drops metrics that no checkpoint holds."""
-        self.history.append(record)
         self.folder.append_metrics(record)
         self.folder.write_checkpoint(checkpoint.name_of(self.epoch), self._save)
 
     def _save(self, path: Path) -> None:
         state = {
-            "network": self._kept(),
+            "network": self.kept(),
             **({} if self._average is None else {"last_network": self.net.state_dict()}),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict() if self.schedule is not None else None,
@@ -360,7 +372,7 @@ class Trainer:
         best = best_record(self.history)["epoch"] if self.history else None
         checkpoint.prune(path.parent, self.config.training.keep_checkpoints, self.epoch, best)
 
-    def _kept(self) -> dict[str, Tensor]:
+    def kept(self) -> dict[str, Tensor]:
         """Returns the state of the network that the run keeps: with averaged weights, if it averages them."""
         return self.net.state_dict() if self._average is None else self._average.state_dict()
 
@@ -370,13 +382,15 @@ class Trainer:
         summary = summary_of(
             self.config,
             self.net.step,
-            checkpoint.digest(self._kept()),
+            checkpoint.digest(self.kept()),
             self.history,
             test=found,
             best_digest=digest_of(self.folder.checkpoints, best_record(self.history)["epoch"]),
         )
         self.folder.write_summary(summary)
         draw(self.folder.curve_file, lambda: curve_figure(self.history))
+        if has_robustness(self.history):
+            draw(self.folder.robustness_curve_file, lambda: robustness_curve_figure(self.history))
         return summary
 
     # ------------------------------------------------------------ progress

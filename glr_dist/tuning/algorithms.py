@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from glr_dist.config import Config
 from glr_dist.errors import ConfigError
 from glr_dist.text import hint
-from glr_dist.tuning.objectives import EVERY_EPOCH
+from glr_dist.tuning.objectives import EVERY_EPOCH, training_metrics
 from glr_dist.tuning.points import field_parts, grid_size
 from glr_dist.tuning.ranges import Space
 
@@ -136,6 +136,13 @@ def _check_population_base(tune: Tune, base: Config) -> None:
         raise ConfigError(
             f"tune.interval: {tune.interval} leaves pbt no selection in {base.training.epochs} training.epochs"
         )
+    trained, every = training_metrics(base.robustness), base.robustness.every
+    for name in tune.objectives:
+        if name in trained and every is not None and tune.interval % every:
+            raise ConfigError(
+                f"tune.interval: {tune.interval} is not a multiple of robustness.every={every}, after which "
+                f"'{name}' is measured"
+            )
     noise = base.noise
     wrong = {"law": noise.law == "none", "learn": noise.learn != "none", "schedule": bool(noise.schedule)}
     for key in (key for key in wrong if wrong[key]):
@@ -152,8 +159,10 @@ def _check_no_grace(tune: Tune) -> None:
 
 def _check_asha(tune: Tune) -> None:
     if tune.watched is None:
-        known = " or ".join(EVERY_EPOCH)
-        raise ConfigError(f"tune.scheduler: 'asha' needs an objective that every epoch reports: {known}")
+        known = ", ".join(EVERY_EPOCH)
+        raise ConfigError(
+            f"tune.scheduler: 'asha' needs an objective that epochs report: {known}, or one of robustness.every"
+        )
 
 
 def _check_asha_base(tune: Tune, base: Config) -> None:

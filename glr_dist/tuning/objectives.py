@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from glr_dist.config import Robustness
 from glr_dist.errors import ConfigError
-from glr_dist.robustness.conditions import conditions_of
-from glr_dist.robustness.measurement import Measurement
-from glr_dist.robustness.scoring import report_of
 from glr_dist.robustness.suite import Suite
+from glr_dist.robustness.training_settings import perfect_report, training_settings
 from glr_dist.text import hint
 
 # Metrics of the noise-free network on all validation images, with their keys in the record of each epoch.
 EVERY_EPOCH = {"validation/accuracy": "validation_accuracy", "validation/loss": "validation_loss"}
-_MINIMIZED = ("validation/loss", "corruption/mce")
+_EVALUATED = ("robust", "corruption", "clean", "certified")  # the groups of metrics of robustness
 
 
 def direction(name: str) -> Literal["minimize", "maximize"]:
     """Returns the direction of an objective, in Optuna's words."""
-    return "minimize" if name in _MINIMIZED else "maximize"
+    minimized = name == "validation/loss" or (name.startswith("corruption/") and name.endswith("/mce"))
+    return "minimize" if minimized else "maximize"
 
 
 def cost(name: str, value: float) -> float:
@@ -28,34 +28,51 @@ def cost(name: str, value: float) -> float:
 
 
 def epoch_metrics(record: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the objectives in an epoch's record (a line of `metrics.jsonl`)."""
-    return {name: record[key] for name, key in EVERY_EPOCH.items() if key in record}
+    """Returns the objectives in an epoch's record (a line of `metrics.jsonl`).
+
+    Metrics of robustness stand there under their own names, after the epochs that `robustness.every` evaluates.
+    """
+    found = {name: record[key] for name, key in EVERY_EPOCH.items() if key in record}
+    return found | {name: value for name, value in record.items() if is_evaluated(name)}
+
+
+def is_evaluated(name: str) -> bool:
+    """Returns whether a name is that of a metric of robustness."""
+    return name.partition("/")[0] in _EVALUATED
 
 
 def suite_metrics(suite: Suite) -> list[str]:
     """Returns the names of the metrics that a suite reports when every attack is applicable."""
-    conditions = conditions_of(suite, 1)
-    correct = [Measurement(correct="1", tested="1", baseline="0")]
-    measurements = {condition.label: correct for condition in conditions}
-    return list(report_of(suite, conditions, measurements, run="", config={}, epoch=0, params_sha256="").metrics())
+    return list(perfect_report(suite).metrics())
 
 
-def check_objectives(names: Sequence[str], suite: Suite | None) -> None:
+def training_metrics(section: Robustness) -> list[str]:
+    """Returns the names of the metrics that `robustness.every` reports while a run trains."""
+    return training_settings(section).metrics()
+
+
+def check_objectives(names: Sequence[str], suite: Suite | None, section: Robustness) -> None:
     """Refuses objectives that no trial can report.
 
     Args:
         names: the objectives.
         suite: the suite that trials are evaluated with, if any.
+        section: the section `robustness` of the configuration: the evaluations while a trial trains.
 
     Raises:
-        ConfigError: an objective is unknown or repeated.
+        ConfigError: an objective is unknown or repeated, or is measured on test images.
     """
-    known = [*EVERY_EPOCH, *(suite_metrics(suite) if suite is not None else ())]
+    trained = training_metrics(section)
+    known = [*EVERY_EPOCH, *(suite_metrics(suite) if suite is not None else ()), *trained]
     for number, name in enumerate(names):
         if name in names[:number]:
             raise ConfigError(f"tune.objectives: '{name}' is listed twice")
+        if name in trained and section.split == "test":
+            raise ConfigError(f"tune.objectives: '{name}' is measured on test images; use robustness.split: validation")
         if name in known:
             continue
-        if suite is None and name.split("/")[0] in ("robust", "corruption", "clean"):
-            raise ConfigError(f"tune.objectives: '{name}' needs a suite in tune.robustness that measures it")
+        if suite is None and not trained and is_evaluated(name):
+            raise ConfigError(
+                f"tune.objectives: '{name}' needs a suite in tune.robustness that measures it, or robustness.every"
+            )
         raise ConfigError(f"tune.objectives: '{name}' is not measured by this search; {hint(name, known)}")

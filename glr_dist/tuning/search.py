@@ -15,6 +15,7 @@ from glr_dist.files import write_atomically
 from glr_dist.robustness.conditions import conditions_of, networks_of
 from glr_dist.robustness.suite import surrogate_config
 from glr_dist.robustness.surrogate import trained_surrogate
+from glr_dist.robustness.training_settings import training_settings
 from glr_dist.runs import check_empty
 from glr_dist.tracking import parent_run, resolved, sync_children
 from glr_dist.training.warm_start import located, weights_of
@@ -160,7 +161,8 @@ def _save_search(search: Search, out: Path) -> None:
 
 
 def _train_surrogate(search: Search) -> None:
-    """Trains the surrogate of the transfer attacks once, before any trial would have to train it."""
-    suite, base = search.tune.robustness, search.base
-    if suite is not None and "surrogate" in networks_of(suite, conditions_of(suite, 1)):
-        trained_surrogate(surrogate_config(suite.surrogate, base), data.load(base.data, base.code))
+    """Trains the surrogates of the transfer attacks once, before any trial would have to train them."""
+    base, during = search.base, training_settings(search.base.robustness)
+    for suite in (search.tune.robustness, during.suite, during.at_end):
+        if suite is not None and "surrogate" in networks_of(suite, conditions_of(suite, 1)):
+            trained_surrogate(surrogate_config(suite.surrogate, base), data.load(base.data, base.code))

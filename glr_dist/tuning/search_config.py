@@ -21,6 +21,7 @@ from glr_dist.config import (
     has_own_files,
     overridden,
     read,
+    with_suites,
 )
 from glr_dist.errors import ConfigError
 from glr_dist.imported import is_import_path
@@ -28,7 +29,7 @@ from glr_dist.robustness.suite import Corruptions, Suite, SuiteName
 from glr_dist.runs import deciding
 from glr_dist.text import one_line, shown
 from glr_dist.tuning.algorithms import ALGORITHMS, MAX_TRIALS, SCHEDULERS, check_algorithm, check_scheduler
-from glr_dist.tuning.objectives import EVERY_EPOCH, check_objectives
+from glr_dist.tuning.objectives import check_objectives, suite_metrics
 from glr_dist.tuning.points import edge_points, field_parts, grid_size, with_point
 from glr_dist.tuning.ranges import Range, parse_space
 
@@ -113,7 +114,6 @@ class Tune(Section):
             )
         if self.seeds > 1:
             self._check_seeds()
-        check_objectives(self.objectives, self.robustness)
         SCHEDULERS[self.scheduler].check(self)
         return self
 
@@ -130,8 +130,9 @@ class Tune(Section):
 
     @property
     def watched(self) -> str | None:
-        """The first objective that every epoch reports, by which asha compares trials."""
-        return next((name for name in self.objectives if name in EVERY_EPOCH), None)
+        """The first objective that epochs report, by which asha compares trials."""
+        at_end = [] if self.robustness is None else suite_metrics(self.robustness)
+        return next((name for name in self.objectives if name not in at_end), None)
 
     @property
     def number(self) -> int:
@@ -218,7 +219,9 @@ class Search:
         tune = self.tune.model_dump(mode="json", exclude={*_MAY_DIFFER}) | {"space": self._space()}
         if ALGORITHMS[self.tune.algorithm].population:
             tune["trials"] = self.tune.number  # the selections depend on it
-        return deciding(self.base) | {f"tune.{key}": value for key, value in tune.items()}
+        robustness = self.base.robustness.model_dump(mode="json", exclude={"at_end"})
+        evaluated = {f"robustness.{key}": value for key, value in robustness.items()}
+        return deciding(self.base) | evaluated | {f"tune.{key}": value for key, value in tune.items()}
 
 
 def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:
@@ -227,7 +230,7 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:
     Raises:
         ConfigError: the file is missing, is not YAML, has no section `tune`, or is invalid.
     """
-    values = overridden(read(path), overrides)
+    values = with_suites(overridden(read(path), overrides))
     tune = values.pop("tune", None)
     if not isinstance(tune, Mapping):
         raise ConfigError(
@@ -242,6 +245,7 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:
             f"execution.kind: '{base.execution.kind}' cannot be used in a search; set tune.actors_per_trial instead"
         )
     search = Search(values, base, build(Tune, tune, "tune."))
+    check_objectives(search.tune.objectives, search.tune.robustness, base.robustness)
     ALGORITHMS[search.tune.algorithm].check_base(search.tune, base)
     SCHEDULERS[search.tune.scheduler].check_base(search.tune, base)
     _check_edges(search)
@@ -260,9 +264,9 @@ def _searches_own_code(tune: Mapping[str, Any]) -> bool:
 
 
 def _check_edges(search: Search) -> None:
-    white_box = [name for name in search.tune.objectives if name.startswith("robust/white_box/")]
+    white_box = [name for name in search.tune.objectives if name.startswith("robust/") and "white_box" in name]
     for field, value, point in edge_points(search.tune.space):
-        if field_parts(field)[0] in ("execution", "tracking", "diagnose"):
+        if field_parts(field)[0] in ("execution", "tracking", "robustness", "diagnose"):
             raise ConfigError(f"tune.space.{field}: changes no result; search another field")
         try:
             config = search.config_at(point)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from glr_dist.tuning.objectives import EVERY_EPOCH
+from glr_dist.tuning.objectives import EVERY_EPOCH, is_evaluated
 from glr_dist.tuning.progress import SearchProgress
 from glr_dist.tuning.results import write_trials
 from glr_dist.tuning.trial_queue import TrialQueue
@@ -67,7 +67,7 @@ def _unfinished(record: TrialRecord, result: Mapping[str, Any], *, died: bool) -
     """Returns the record of a trial that the scheduler stopped, or whose process died."""
     if died:
         return record.updated(status="lost", reason=f"its process died {MAX_RESTARTS + 1} times")
-    metrics = {name: result[name] for name in EVERY_EPOCH if name in result}
+    metrics = {name: value for name, value in result.items() if name in EVERY_EPOCH or is_evaluated(name)}
     return record.updated(
         status="stopped",
         metrics=metrics,

@@ -19,7 +19,7 @@ from glr_dist.robustness.evaluate import evaluate
 from glr_dist.text import one_line, shortened
 from glr_dist.tracking import Paused, tracked
 from glr_dist.training.trainer import Trainer
-from glr_dist.tuning.objectives import EVERY_EPOCH, epoch_metrics
+from glr_dist.tuning.objectives import EVERY_EPOCH, epoch_metrics, is_evaluated, suite_metrics
 from glr_dist.tuning.search_config import Search
 from glr_dist.tuning.table import point_name
 from glr_dist.tuning.trial_record import TrialRecord, read_record, trial_folder
@@ -172,13 +172,18 @@ class TrialRunner:
         trainer = Trainer(config, folder, resume=True)
         epochs = config.training.epochs
         last = until or epochs
+        watched = self.search.tune.watched if self.search.tune.scheduler != "none" else None
         metrics: dict[str, float] = {}
 
         def on_epoch(epoch: dict[str, Any]) -> None:
-            if epoch["epoch"] < last:  # the last epoch is reported after the robustness is measured
-                report({**epoch_metrics(epoch), "epoch": epoch["epoch"]})
+            # The last epoch is reported after the robustness is measured; asha skips epochs without its objective.
+            found = epoch_metrics(epoch)
+            if epoch["epoch"] < last and (watched is None or watched in found):
+                report({**found, "epoch": epoch["epoch"]})
 
         trainer.on_epoch = on_epoch
+        if trainer.evaluator is not None:
+            trainer.evaluator.actors = 0
         with suppress(Paused), tracked(config, folder):
             for epoch in trainer.history:  # a new scheduler does not know the epochs of a resumed run
                 on_epoch(epoch)
@@ -190,6 +195,9 @@ class TrialRunner:
             if last < epochs:
                 raise Paused  # MLflow shows the run as stopped early until it continues
         for name in self.search.tune.objectives:
+            if name not in metrics:
+                reason = "; ".join(trainer.notes) or "an attack that cannot test this network, perhaps"
+                raise ConfigError(f"'{name}' was not measured while the trial trained ({reason})")
             if not math.isfinite(metrics[name]):
                 raise FloatingPointError(f"'{name}' is {metrics[name]}")
         return Trained(metrics, trainer.epoch, round(trainer.seconds, 3))
@@ -206,14 +214,14 @@ class TrialRunner:
         (found,) = evaluate([folder], tune.robustness, device=self._device, actors=0)
         metrics = found.metrics()
         for name in tune.objectives:
-            if name not in metrics and name not in EVERY_EPOCH:
+            if name not in metrics and name in suite_metrics(tune.robustness):
                 reasons = [attack.reason for attack in found.attacks if attack.reason and attack.attack in name]
                 raise ConfigError(f"'{name}' could not be measured: {'; '.join(reasons) or 'it is not defined'}")
         return metrics
 
 
 def _every_epoch(record: TrialRecord) -> dict[str, float]:
-    return {name: value for name, value in record.metrics.items() if name in EVERY_EPOCH}
+    return {name: value for name, value in record.metrics.items() if name in EVERY_EPOCH or is_evaluated(name)}
 
 
 def _claimed(folder: Path) -> Claim:

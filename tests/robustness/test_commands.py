@@ -81,9 +81,13 @@ def test_a_run_is_trained_and_evaluated_by_one_command(tiny_yaml, tmp_path, caps
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("glr_dist.robustness.evaluate.evaluate", stopped)
+    assert cli.main([*arguments, str(suite), "--resume"]) == 0  # it has the report of this network already
+    assert "# Robustness of out (mine-test)" in capsys.readouterr().out
+    monkeypatch.setattr("glr_dist.robustness.while_training.evaluate", stopped)
+    (out / "robustness" / "mine-test.json").unlink()
     assert cli.main([*arguments, str(suite), "--resume"]) == 130
-    assert f"stopped; glr-dist evaluate {out} --suite {suite} continues" in capsys.readouterr().err
+    said = f"stopped before the end of the evaluation; continue with --resume --out {out} --evaluate {suite}"
+    assert said in capsys.readouterr().err
 
 
 WRONG = {

@@ -157,6 +157,32 @@ def test_ctrl_c_says_how_to_continue(cluster, start, tiny_search_yaml, tmp_path)
     assert errors == f"stopped with 0 of 4 trials done; continue with --resume --out {out}\n"
 
 
+WHILE = "robust/few-validation/random_sign_control_eps_0.1"
+WHILE_TRAINING = [
+    f"tune.objectives={WHILE}",
+    "training.epochs=4",
+    "robustness={every: 2, suite: {name: few, examples: 40, attacks: [{name: random_sign}], corruptions: {names: []}}}",
+]
+
+
+@pytest.mark.long
+@pytest.mark.ray
+def test_asha_follows_a_metric_of_robustness(cluster, tiny_search, tmp_path):
+    """Trials that learn nothing are stopped after the first evaluation, in epoch 2."""
+    rates = "tune.space={training.optimizer.lr: {choice: [0.02, 1.0e-9]}}"
+    overrides = ["tune.scheduler=asha", "tune.algorithm=random", "tune.concurrent=1", "tune.trials=4", rates]
+    tune(tiny_search(*WHILE_TRAINING, *overrides), tmp_path / "out")
+    records = read_records(tmp_path / "out")
+    assert records[0].status == "finished"
+    assert records[0].epochs == 4
+    bad = [record for record in records if record.point["training.optimizer.lr"] < 0.01]
+    assert bad
+    for record in bad:
+        assert (record.status, record.epochs) == ("stopped", 2)
+        assert record.metrics[WHILE] < records[0].metrics[WHILE]
+    assert best_trial(records, [WHILE]).status == "finished"
+
+
 @pytest.mark.long
 @pytest.mark.ray
 def test_asha_stops_trials_that_fall_behind_and_trials_are_nested_in_mlflow(cluster, tiny_search, tmp_path):
@@ -265,6 +291,34 @@ def test_asha_knows_the_trials_of_an_interrupted_search(tiny_search, tmp_path):
         scheduler = scheduler_of(runner, known)
         scheduler.on_trial_add(None, new)
         assert scheduler.on_trial_result(None, new, {"epoch": 1, "validation/accuracy": 0.8}) == decision
+
+
+@pytest.mark.slow
+def test_a_trial_reports_the_epochs_whose_robustness_was_evaluated(tiny_search, tmp_path):
+    TrialRecord(number=0, point={"noise.scale": 0.7}).save(tmp_path)
+    reported = []
+    search = tiny_search(*WHILE_TRAINING, "tune.scheduler=asha")
+    TrialRunner(search, tmp_path, search.base.tracking).run(Interval(0), reported.append)
+    assert [metrics["epoch"] for metrics in reported] == [2, 4]
+    (record,) = read_records(tmp_path)
+    assert (record.status, record.metrics[WHILE]) == ("finished", reported[1][WHILE])
+
+
+@pytest.mark.slow
+def test_an_objective_that_was_left_out_is_one_line(tiny_search, tmp_path):
+    record = TrialRecord(number=0, point={"noise.scale": 0.7})
+    record.save(tmp_path)
+    search = tiny_search(
+        *WHILE_TRAINING[1:],
+        "tune.objectives=robust/few-validation/fgsm_white_box_eps_0.1",
+        "robustness.suite.attacks=[{name: fgsm, threats: [white_box]}]",
+        "model.activation=tanh",
+    )
+    search = replace(search, values={**search.values, "model": {"hidden": [8], "activation": "threshold"}})
+    TrialRunner(search, tmp_path, search.base.tracking).run(Interval(0), lambda metrics: None)
+    (record,) = read_records(tmp_path)
+    assert record.status == "failed"
+    assert "'robust/few-validation/fgsm_white_box_eps_0.1' was not measured while the trial trained" in record.reason
 
 
 @pytest.mark.slow

@@ -81,6 +81,10 @@ INVALID = {
         {"objectives": "clean/accuracy", "robustness": FGSM, "scheduler": "asha"},
         ["tune.scheduler", "validation/accuracy"],
     ),
+    "asha without the metrics of a section": (
+        {"objectives": "robust/quick-validation/fgsm_transfer_eps_0.1", "scheduler": "asha"},
+        ["tune.objectives", "robustness.every"],
+    ),
     "asha with no time": ({"scheduler": "asha", "grace": 2}, ["tune.grace: 2", "2 training.epochs"]),
     "asha and lengths": (
         {"scheduler": "asha", "space": {"training.epochs": {"choice": [1, 2]}}},
@@ -167,6 +171,34 @@ def test_an_invalid_search_is_one_line_before_anything_is_written(capsys, tmp_pa
     assert all(word in line for word in words), line
     assert len(line) < 1000
     assert not (tmp_path / "out").exists()
+
+
+QUICK = "robust/quick-validation/fgsm_transfer_eps_0.1"
+
+
+def test_metrics_of_robustness_are_objectives(tiny_search):
+    search = tiny_search("robustness.every=1", f"tune.objectives={QUICK}", "tune.scheduler=asha")
+    assert search.tune.watched == QUICK
+    with pytest.raises(ConfigError, match=r"is measured on test images; use robustness\.split: validation"):
+        name = QUICK.replace("validation", "test")
+        tiny_search("robustness={every: 1, split: test}", f"tune.objectives={name}")
+    with pytest.raises(ConfigError, match="did you mean"):
+        tiny_search("robustness={every: 1}", f"tune.objectives={QUICK}5")
+    with pytest.raises(ConfigError, match=r"tune\.interval: 3 is not a multiple of robustness\.every=2"):
+        population = ["tune.algorithm=pbt", "tune.interval=3", "training.epochs=8"]
+        tiny_search("robustness.every=2", f"tune.objectives={QUICK}", *population)
+    with pytest.raises(ConfigError, match=r"tune\.space\.robustness\.every: changes no result"):
+        tiny_search("robustness.every=2", "tune.space={robustness.every: {choice: [1, 2]}}")
+
+
+def test_a_search_with_other_evaluations_is_another_search(tiny_search, tmp_path):
+    search = tiny_search("robustness.every=1", f"tune.objectives={QUICK}")
+    (tmp_path / "tune.yaml").write_text(search.dump())
+    search.check_same(tmp_path / "tune.yaml")
+    with pytest.raises(ConfigError, match=r"robustness\.examples: the search in .* has None, not 50"):
+        tiny_search("robustness={every: 1, examples: 50}", f"tune.objectives={QUICK}").check_same(
+            tmp_path / "tune.yaml"
+        )
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from glr_dist import __version__
 from glr_dist.claims import claim
+from glr_dist.config import Noise
 from glr_dist.data import Split
 from glr_dist.errors import ConfigError
 from glr_dist.execution.address import ray_address
@@ -68,39 +69,92 @@ def certify(
             raise ConfigError(f"--device: {device!r} is not allowed: Ray actors certify on CPUs; add --actors 0")
         device = "cpu"
     files = CertificateFiles(folder.absolute(), certificates_name(settings, which))
-    noise = RunFolder(files.run).config().noise  # raises before anything is written into a wrong folder
-    smoothed = isinstance(settings, Certification) and settings.input_noise is None
-    if smoothed and noise.law == "none" and noise.input is not None:
-        settings = settings.model_copy(update={"input_noise": noise.input.scale})
+    # Reading the configuration raises before anything is written into a wrong folder.
+    settings = with_noise_of(RunFolder(files.run).config().noise, settings)
     files.check_replaceable(settings)
     run = load_run(files.run, device, checkpoint=which)
     if not run.data.of_images:
         raise ConfigError(
             f"{folder}: data '{run.data.name}' cannot be certified: certificates are for images with one class each"
         )
-    split = run.data.test if settings.split == "test" else run.data.validation
-    images = split.rows(slice(0, settings.examples)).to(run.device)
+    images = _images(run, settings)
     method = method_of(run, images, settings)
     with ExitStack() as stack:
         stack.callback(_remove_if_empty, files.folder)
         stack.enter_context(claim(files.folder, purpose=files.name))
         fingerprint = _fingerprint(run, images, settings, which, method.fingerprint)
-        verdicts, journal = _verdicts(method, files, fingerprint, settings, actors)
-        report = method.report(
-            verdicts,
-            run=files.run.name,
-            config=run.config.model_dump(mode="json"),
-            checkpoint=which,
-            epoch=run.epoch,
-            params_sha256=checkpoint.digest(run.net.state_dict()),
-        )
+        verdicts, journal = _verdicts(method, files.journal, fingerprint, settings, actors)
+        report = _report(method, verdicts, run, which)
         _write(files, report)
         journal.remove()
     return report
 
 
+def certify_in_training(run: TrainedRun, settings: AnyCertification, journal: Path) -> AnyReport:
+    """Certifies a network that is being trained, in this process; writes no report.
+
+    Args:
+        run: the run, with the network of its last epoch.
+        settings: the settings.
+        journal: the file of the finished blocks, from which a stopped certification of the same network continues.
+
+    Raises:
+        UserError: the network cannot be certified.
+        ContradictionError: an attack contradicts a certificate.
+        OSError: the journal cannot be written.
+    """
+    settings = with_noise_of(run.config.noise, settings)
+    images = _images(run, settings)
+    method = method_of(run, images, settings)
+    fingerprint = _fingerprint(run, images, settings, "newest", method.fingerprint)
+    verdicts, opened = _verdicts(method, journal, fingerprint, settings, 0, passing=True)
+    report = _report(method, verdicts, run, "newest")
+    opened.remove()
+    return report
+
+
+def certifiable(run: TrainedRun, settings: AnyCertification) -> None:
+    """Checks that a network can be certified, whatever its parameters.
+
+    Raises:
+        UserError: it cannot; names the module.
+    """
+    settings = with_noise_of(run.config.noise, settings)
+    method_of(run, _images(run, settings), settings)
+
+
+def with_noise_of(noise: Noise, settings: AnyCertification) -> AnyCertification:
+    """Returns the settings with the input noise of a run's training, if it had no other noise and they name none."""
+    smoothed = isinstance(settings, Certification) and settings.input_noise is None
+    if smoothed and noise.law == "none" and noise.input is not None:
+        return settings.model_copy(update={"input_noise": noise.input.scale})
+    return settings
+
+
+def _images(run: TrainedRun, settings: AnyCertification) -> Split:
+    split = run.data.test if settings.split == "test" else run.data.validation
+    return split.rows(slice(0, settings.examples)).to(run.device)
+
+
+def _report(method: Method, verdicts: list[Any], run: TrainedRun, which: CheckpointName) -> AnyReport:
+    return method.report(
+        verdicts,
+        run=run.folder.path.name,
+        config=run.config.model_dump(mode="json"),
+        checkpoint=which,
+        epoch=run.epoch,
+        params_sha256=checkpoint.digest(run.net.state_dict()),
+    )
+
+
 def _verdicts(
-    method: Method, files: CertificateFiles, fingerprint: str, settings: AnyCertification, actors: int | None
+    method: Method,
+    journal: Path,
+    fingerprint: str,
+    settings: AnyCertification,
+    actors: int | None,
+    *,
+    passing: bool = False,
 ) -> tuple[list[Any], Journal]:
     """Returns the verdicts of all images, and the journal that holds them; continues a stopped certification."""
     size, total = settings.block, len(method.shared.images)
@@ -113,17 +167,17 @@ def _verdicts(
         except (TypeError, ValueError):
             return False
 
-    journal, entries = Journal.open(files.journal, fingerprint, fits)
+    opened, entries = Journal.open(journal, fingerprint, fits)
     found = {number: [method.verdict(verdict) for verdict in verdicts] for number, verdicts in entries}
     work = ((number,) for number in blocks if number not in found)
     threads = 1 if method.shared.device.type == "cuda" else None
-    with _Progress(sum(map(len, found.values())), total) as progress:
+    with _Progress(sum(map(len, found.values())), total, passing=passing) as progress:
         spreading = spread(method.block, method.shared, work, actors, copied=_copied, threads=threads)
         for (number,), verdicts in spreading:
-            journal.append([number, verdicts])
+            opened.append([number, verdicts])
             found[number] = list(verdicts)
             progress.update(len(verdicts))
-    return [verdict for number in blocks for verdict in found[number]], journal
+    return [verdict for number in blocks for verdict in found[number]], opened
 
 
 def _copied(shared: Shared) -> Shared:
@@ -131,18 +185,25 @@ def _copied(shared: Shared) -> Shared:
 
 
 class _Progress:
-    """A progress bar over the images; without a terminal, a line at each tenth of them."""
+    """A progress bar over the images; without a terminal, a line at each tenth of them.
 
-    def __init__(self, done: int, total: int) -> None:
-        self._total, self._done = total, done
-        silent = not sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=self._done, disable=silent, unit="image", dynamic_ncols=True)
+    Args:
+        done: number of images that are certified already.
+        total: number of all images.
+        passing: show nothing but a bar, which vanishes at the end.
+    """
+
+    def __init__(self, done: int, total: int, *, passing: bool) -> None:
+        self._total, self._done, self._passing = total, done, passing
+        bar: dict[str, Any] = {"disable": not sys.stderr.isatty(), "leave": not passing, "dynamic_ncols": True}
+        self._bar = tqdm(total=total, initial=done, unit="image", **bar)
 
     def update(self, count: int) -> None:
         """Reports that a block is finished."""
         self._bar.update(count)
         before, self._done = self._done, self._done + count
-        if self._bar.disable and 10 * before // self._total < 10 * self._done // self._total:
+        silent = self._passing or not self._bar.disable
+        if not silent and 10 * before // self._total < 10 * self._done // self._total:
             print(f"certified {self._done:,} of {self._total:,} images", file=sys.stderr, flush=True)
 
     def __enter__(self) -> _Progress:
