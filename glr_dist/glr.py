@@ -16,6 +16,7 @@ from glr_dist.checks import all_finite, check_no_shared_statistics
 from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.estimators import ESTIMATORS, Gradients, Step
 from glr_dist.estimators.column_space import ColumnSpace, narrow_space, worthwhile_space
+from glr_dist.estimators.feedback import Feedback, FeedbackMap
 from glr_dist.estimators.flips import thresholds_of
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, SAMPLED, Head, check_expectation, head_of
 from glr_dist.execution.executor import Executor
@@ -55,6 +56,9 @@ class GLR(nn.Module):
             space of the layer's input (Gaussian law); "auto": that where it pays, else copies; "flips": each of its
             piecewise constant units at the levels that it does not have (`conditional` only); or a mapping from
             site-name patterns to these.
+        feedback: use of a linear map from the output error to a site's δ, learned from its past estimates: "none"
+            (default), "control_variate" (lowers the variance of redraws without bias) or "biased" (takes their place
+            as far as it has predicted them).
         head: noise of the last site: "sampled" (drawn, the default), "derivative" (drawn, with the loss's derivative at
             the noisy logits), "expected" (integrated out, if the loss offers its expectation) or "auto", the best that
             loss and network allow.
@@ -93,6 +97,7 @@ class GLR(nn.Module):
         antithetic: bool | None = None,
         baseline: str | None = None,
         redraw: str | Mapping[str, str] | None = None,
+        feedback: str | None = None,
         head: str | None = None,
         head_draws: int | None = None,
         example_block: int | None = None,
@@ -117,6 +122,7 @@ class GLR(nn.Module):
             "antithetic": antithetic,
             "baseline": baseline,
             "redraw": redraw,
+            "feedback": feedback,
             "head": head,
             "head_draws": head_draws,
             "example_block": example_block,
@@ -139,6 +145,7 @@ class GLR(nn.Module):
         self.estimator = ESTIMATORS[self.options.name]
         self._site_options: dict[str, Any] = {}
         self.verify = verify
+        self.feedback = Feedback()
         self._head: tuple[Loss, Head] | None = None  # of the last loss
         self._verified: set[str] = set()  # names of the losses that the network as it is was verified with
 
@@ -303,6 +310,8 @@ class GLR(nn.Module):
             for name, grad in total.scales.items():
                 _accumulate(self.log_scales[scale_key(name)], grad)
             self.network.move_statistics(total.statistics)
+            if total.moments:
+                self.feedback.update(total.moments)
         self.step += 1
         return total.loss
 
@@ -345,6 +354,7 @@ class GLR(nn.Module):
             options["copies"] = {**options["copies"], last: draws.get(head.kind, options["copies"][last])}
             if head.kind != SAMPLED:  # its noise is not redrawn to estimate δ
                 options["spaces"] = {name: space for name, space in options["spaces"].items() if name != last}
+        options["feedback"] = self._maps(head)
         learned = self.noise is not None and self.noise.learn != "none"
         return Step(
             network=self.network,
@@ -389,6 +399,17 @@ class GLR(nn.Module):
             elif chosen[site.name] == "auto" and (space := worthwhile_space(site, trained)):
                 spaces[site.name] = space
         return spaces
+
+    def _maps(self, head: Head) -> dict[str, FeedbackMap]:
+        """Returns the maps of the feedback, for the sites whose δ is estimated from redraws."""
+        if self.options.feedback == "none":
+            return {}
+        sites, flips = self.network.sites, self._site_options["flips"]
+        drawn = sites if head.kind == SAMPLED else sites[:-1]
+        redrawn = [site for site in drawn if site.owned and site.name not in flips]
+        like = torch.empty(0, dtype=self.network.dtype, device=self.log_scales[scale_key(sites[0].name)].device)
+        with one_thread(), torch.no_grad():
+            return self.feedback.maps(redrawn, self.network.output_shape.numel(), like)
 
     def _head_for(self, loss: Loss) -> Head:
         """Returns the head for a loss; one of the last loss keeps what its expectation has computed."""

@@ -66,6 +66,7 @@ class Network:
         self.flops = 0.0  # products and convolutions of one example's forward pass
         self.block_flops: tuple[float, ...] = ()  # the same, per block
         self.by_name: dict[str, Site] = {}
+        self.output_shape = torch.Size()  # of an example's outputs
         self.head_shape: torch.Size | None = None  # of an example's outputs, if they are the last site's noisy logits
         self._found: Survey | None = None
         self._calls: dict[str, list[str]] = {}  # names of the sites that the calls of a module are
@@ -365,7 +366,7 @@ class Network:
             {site.start for site in self.sites if site.name not in direct}
             | {site.block for site in self.sites if not site.top}
         )
-        self._found, self.head_shape = found, found.head_shape
+        self._found, self.head_shape, self.output_shape = found, found.head_shape, found.output_shape
         self.prepared_for = self.state
 
     def _check_matched(self) -> None:

@@ -70,6 +70,7 @@ class Tape:
         inputs: the site's input by site name, for the sites that have a direct rule.
         starts: the chain's value before a block, by block index, for the blocks that a segment is rerun from.
         losses: the loss of each example [N].
+        errors: the derivatives of the losses by the outputs [N, E], where a control variate needs them.
         statistics: moments of the calls of batch norms in the pass, [3, C] by "module.call".
         spaces: site -> the basis of its column space, and its logits with the noise outside it; kept by the first item
             that needs them, and never sent.
@@ -79,6 +80,7 @@ class Tape:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     starts: dict[int, Tree] = field(default_factory=dict)
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
+    errors: Tensor = field(default_factory=lambda: torch.empty(0))
     statistics: dict[str, Tensor] = field(default_factory=dict)
     spaces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 

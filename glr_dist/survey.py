@@ -42,6 +42,7 @@ class Survey:
         calls_before: calls of each module before each block; the last entry counts those of the whole pass.
         block_flops: FLOPs of each block's products and convolutions, for one example.
         statistics: zeros in the shape of the statistics of each call of a batch norm.
+        output_shape: shape of one example's outputs.
         head_shape: shape of one example's outputs, if they are the last site's noisy logits as they are; else None.
         overwritten: names of sites whose noisy logits a later operation changes in place.
         overwritten_inputs: names of sites whose input a later operation changes in place.
@@ -52,6 +53,7 @@ class Survey:
     calls_before: list[dict[nn.Module, int]]
     block_flops: tuple[float, ...]
     statistics: dict[str, Tensor]
+    output_shape: torch.Size
     head_shape: torch.Size | None
     overwritten: frozenset[str]
     overwritten_inputs: frozenset[str]
@@ -151,6 +153,7 @@ def survey(
         calls_before=calls_before,
         block_flops=tuple(total / n for total in flops),
         statistics={name: torch.zeros_like(value) for name, value in statistics.items()},
+        output_shape=h.shape[1:],
         head_shape=h.shape[1:] if last is not None and _is(h, last) else None,
         overwritten=frozenset(site.name for site, seen in seen_calls if _version(seen.z) != seen.versions[1]),
         overwritten_inputs=frozenset(site.name for site, seen in seen_calls if _version(seen.x) != seen.versions[0]),

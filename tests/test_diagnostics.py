@@ -11,6 +11,7 @@ import pytest
 from glr_dist import cli, config
 from glr_dist.diagnostics import Diagnosis, diagnose, diagnosis
 from glr_dist.errors import CheckpointError, ConfigError
+from glr_dist.estimators.feedback import Feedback
 from glr_dist.figures import draw
 from glr_dist.glr import GLR
 from glr_dist.training import checkpoint
@@ -302,3 +303,14 @@ def test_the_table_tells_where_redraws_stay_inside_a_column_space(run, tmp_path)
     assert report.spaces == {"0": 20}
     assert "redraws inside the column space of 0 (20 dimensions), reference" in str(report)
     assert json.loads((tmp_path / "out" / "diagnose.json").read_text())["spaces"] == {"0": 20}
+
+
+def test_a_checkpoint_brings_the_maps_of_its_control_variate(tiny, tmp_path, monkeypatch):
+    settings = tiny(*SMALL, "estimator.feedback=control_variate", "training.epochs=2", "diagnose.draws=2")
+    train(settings, tmp_path / "run")
+    weights = checkpoint.newest(tmp_path / "run" / "checkpoints")[0]
+    with_maps = diagnose(settings, tmp_path / "with", weights)
+    monkeypatch.setattr(Feedback, "load", lambda *_: None)
+    without = diagnose(settings, tmp_path / "without", weights)
+    assert with_maps.reference_error == without.reference_error
+    assert all(a.cosine != b.cosine for a, b in zip(with_maps.qualities, without.qualities, strict=True))

@@ -250,6 +250,12 @@ class Estimator(Section):
         "of the layer's input (convolutions, layers over tokens); auto: column_space where it pays, else copies; "
         "flips: each piecewise constant unit at its other levels, instead of draws",
     )
+    feedback: Literal["none", "control_variate", "biased"] = Field(
+        "none",
+        description="use of a linear map from the output error to a site's δ, learned from its past estimates. "
+        "control_variate: lowers the variance of redraws without bias; biased: takes their place as far as it has "
+        "predicted them",
+    )
     head: Literal["sampled", "derivative", "expected", "auto"] = Field(
         "sampled",
         description="noise of the last site: drawn; drawn, with the loss's derivative; or integrated out. auto: the "

@@ -31,7 +31,7 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
     e, law = estimator, noise.law
     if e.name == "pathwise":
         default = Estimator()
-        for key in ("copies", "antithetic", "baseline", "redraw", "head", "head_draws"):
+        for key in ("copies", "antithetic", "baseline", "redraw", "feedback", "head", "head_draws"):
             if getattr(e, key) != getattr(default, key):
                 raise ConfigError(
                     f"estimator.{key}: has no effect with 'pathwise', which does not redraw noise; leave it out"
@@ -84,6 +84,17 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
     if e.name != "conditional" and per_site(e.passes) != [1]:
         raise ConfigError(f"estimator.passes: {e.name!r} does not reuse the noise of a shared pass; only 1 is allowed")
     _check_redraw(e, noise)
+    if e.feedback != "none":
+        if e.name == "joint":
+            raise ConfigError(
+                f"estimator.feedback: {e.feedback!r} works only with 'conditional' and 'layerwise', not with 'joint'; "
+                "leave it out"
+            )
+        if loss == "zero_one" and (e.name == "layerwise" or e.head in ("sampled", "derivative")):
+            raise ConfigError(
+                f"estimator.feedback: {e.feedback!r} needs the derivative of the loss, which 'zero_one' has with "
+                "'conditional' and estimator.head 'expected' only"
+            )
     _check_head(e, loss)
 
 

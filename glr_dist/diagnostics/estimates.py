@@ -76,6 +76,7 @@ class Networks:
             except RuntimeError as error:
                 reason = one_line(error)
                 raise ConfigError(f"--checkpoint: {self._path} belongs to another network ({reason})") from None
+            net.feedback.load(self._kept.get("feedback", net.feedback.state()))
         return net.train()
 
 

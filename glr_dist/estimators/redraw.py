@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from glr_dist.estimators.feedback import moments_key
 from glr_dist.estimators.flips import coefficients, flipped
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, expected_gradient
 from glr_dist.estimators.samplers import DirectionBlock
@@ -100,6 +101,10 @@ class Redraw:
                 accumulate(result.scales, site.name, scales)
         if not site.owned:
             return result
+        if site.name in step.feedback:
+            result.moments = {moments_key(site.name): deltas[site.name].flatten(1).T @ tape.errors}
+            if step.options.feedback == "biased":
+                deltas[site.name] = self._biased(step, item, site, tape, deltas[site.name])
         if step.keeps_delta(site):
             result.delta = deltas
         else:
@@ -171,14 +176,35 @@ class Redraw:
             weights = centred(losses, step.options.baseline, tape.losses)
             odd = weights[0] - weights[1] if step.options.antithetic else weights[0]  # s(-ε) = -s(ε)
             even = weights.sum(0) if site.name in step.log_scales else None
+            feedback = self._feedback(step, site, tape)
+            if feedback is not None:  # σ fᵀε, of a pair twice; it is odd in ε, and leaves `even` as it is
+                odd = odd - step.signs * (shift * feedback).flatten(2).sum(2)
             by_delta, by_scale = likelihood_ratio(step.noise_at(site), eps, odd, even)
             delta = by_delta.sum(0) / scale * share
             if space is not None:
                 delta = space.expand(basis, delta[None], site)[0]
+            if feedback is not None:
+                if space is not None:
+                    feedback = space.expand(basis, space.inside(basis, feedback), site)[0]
+                delta = delta + step.signs * directions * share * feedback
             units = None if by_scale is None else by_scale.sum((0, 1)) * share
         if site.name not in step.log_scales or units is None:
             return delta, None
         return delta, units if scale.dim() else units.sum()
+
+    @staticmethod
+    def _feedback(step: Step, site: Site, tape: Tape) -> Tensor | None:
+        """Returns f [n, *S], the prediction of a site's δ from the output error; None without a control variate."""
+        if site.name not in step.feedback:
+            return None
+        return (tape.errors @ step.feedback[site.name].matrix.T).view(-1, *site.shape)
+
+    def _biased(self, step: Step, item: WorkItem, site: Site, tape: Tape, delta: Tensor) -> Tensor:
+        """Returns the item's share of ((1 - α) δ̂ + α f) / N [n, *S], from its share of δ̂ / N."""
+        f, multiple = self._feedback(step, site, tape), step.feedback[site.name].multiple
+        assert f is not None
+        part = step.signs * direction_count(item) / step.copies[site.name]
+        return (1 - multiple) * delta + multiple * f * (part / (step.size * step.passes[site.name]))
 
     @staticmethod
     def _outside(step: Step, item: WorkItem, site: Site, tape: Tape) -> tuple[Tensor, Tensor]:
@@ -233,6 +259,7 @@ class Redraw:
             delta=site if site.owned and not formed else None,
             grads=site.owned if formed else (),
             scales=learned_scales(step, (site,)),
+            moments=(site.name,) if site.name in step.feedback else (),
         )
 
     def driver_work(self, step: Step) -> DriverWork:

@@ -17,6 +17,7 @@ from glr_dist.checks import all_finite
 from glr_dist.config import Estimator as Options
 from glr_dist.errors import NoGradientError
 from glr_dist.estimators.column_space import ColumnSpace
+from glr_dist.estimators.feedback import OUTPUTS, FeedbackMap, errors_of
 from glr_dist.estimators.head import EXPECTED, SAMPLED_HEAD, Head, LastLogits, expected_losses
 from glr_dist.estimators.samplers import SAMPLERS, DirectionBlock
 from glr_dist.losses import Loss, per_example
@@ -52,12 +53,14 @@ class Gradients:
         scales: site name -> gradient of log σ, if σ is learned.
         loss: mean loss of the step's noisy passes, a scalar.
         statistics: means over the passes of the statistics of batch norms, [3, C] by call.
+        moments: those that the maps of a learned feedback are fitted by (`Feedback.update`).
     """
 
     grads: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, share: Gradients) -> None:
         """Adds another share."""
@@ -67,6 +70,8 @@ class Gradients:
             accumulate(self.scales, name, value)
         for name, value in share.statistics.items():
             accumulate(self.statistics, name, value)
+        for name, value in share.moments.items():
+            accumulate(self.moments, name, value)
         self.loss = self.loss + share.loss
 
 
@@ -104,6 +109,7 @@ class Step:
         seed, number: the run's seed and the step's number, which key all noise.
         flips: site -> the thresholds of the units behind it, for the sites whose units are flipped instead of redrawn.
         spaces: site -> the column spaces of its inputs, for the sites that redraw only the noise inside them.
+        feedback: site -> the map from the output error to δ, for the sites that use one.
         head: how the noise of the last site enters.
         x, y, loss: inputs and targets, trees of tensors [N, …], and the per-example loss.
         replica: (rank, world size); each replica estimates from its own example blocks, and their sum is the estimate.
@@ -124,6 +130,7 @@ class Step:
     loss: Loss
     flips: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     spaces: Mapping[str, ColumnSpace] = field(default_factory=dict)
+    feedback: Mapping[str, FeedbackMap] = field(default_factory=dict)
     head: Head = SAMPLED_HEAD
     replica: tuple[int, int] = (0, 1)
 
@@ -250,8 +257,21 @@ class Step:
         for name, z in tape.logits.items():
             if not all_finite(z):
                 raise FloatingPointError(f"the logits of the site '{name}' are not finite at step {self.number}")
-        tape.losses = passing.losses(outputs, taken(self.y, examples))
+        targets = taken(self.y, examples)
+        tape.losses = passing.losses(outputs, targets)
+        if self.feedback:
+            tape.errors = self._errors(passing, outputs, targets)
         return tape
+
+    def _errors(self, passing: Pass, outputs: Tensor, targets: Tree) -> Tensor:
+        """Returns the derivatives of a shared pass's losses by its outputs [n, E]."""
+        outputs = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            return errors_of(passing.losses(outputs, targets), outputs)
+
+    def error_moment(self, tape: Tape, passes: int) -> dict[str, Tensor]:
+        """Returns a shared pass's share of the moments of the output error."""
+        return {OUTPUTS: tape.errors.T @ tape.errors / (self.size * passes)} if self.feedback else {}
 
     def targets(self, example_block: int, copies: int) -> Tree:
         """Returns the targets of a block, repeated for each copy [C·n, …]."""

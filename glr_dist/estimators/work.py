@@ -26,6 +26,7 @@ class ItemWork:
         delta: the site whose δ it returns, or None.
         grads: names of the parameters whose gradients it returns.
         scales: sites whose scale gradients it returns.
+        moments: sites whose moments it returns, for their feedback.
     """
 
     flops: float
@@ -37,6 +38,7 @@ class ItemWork:
     delta: Site | None = None
     grads: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()
+    moments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

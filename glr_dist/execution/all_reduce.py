@@ -15,6 +15,7 @@ from torch import distributed
 
 from glr_dist.errors import UserError
 from glr_dist.estimators import Estimator, Gradients, Step
+from glr_dist.estimators.feedback import OUTPUTS, moments_key
 from glr_dist.execution.inline import Inline
 
 A = TypeVar("A")
@@ -75,11 +76,17 @@ def summed(share: Gradients, step: Step, errors: int = 0) -> tuple[Gradients, in
         errors: number of errors in this process.
     """
     scalar = torch.zeros((), dtype=step.network.dtype, device=step.device)
-    given = Gradients({**share.grads, "": share.loss}, {**share.scales, "": scalar + errors}, scalar, share.statistics)
+    given = Gradients(
+        {**share.grads, "": share.loss}, {**share.scales, "": scalar + errors}, scalar, share.statistics, share.moments
+    )
     likes = {("grads", ""): scalar, ("scales", ""): scalar}
     likes |= {("grads", name): parameter for name, parameter in step.network.parameters.items()}
     likes |= {("scales", name): parameter for name, parameter in step.log_scales.items()}
     likes |= {("statistics", name): zeros for name, zeros in step.network.statistics().items()}
+    for site, feedback in step.feedback.items():
+        outputs = feedback.matrix.shape[1]
+        likes["moments", moments_key(site)] = feedback.matrix
+        likes["moments", OUTPUTS] = feedback.matrix.new_zeros(outputs, outputs)
     total = Gradients()
     for dtype in dict.fromkeys(like.dtype for like in likes.values()):
         slots = {key: like for key, like in likes.items() if like.dtype == dtype}

@@ -70,6 +70,8 @@ class Executor(ABC):
                 for name, value in tape.statistics.items():
                     share = value / (len(step.all_example_blocks) * estimator.passes(step))
                     accumulate(total.statistics, name, share)
+                for name, value in step.error_moment(tape, estimator.passes(step)).items():
+                    accumulate(total.moments, name, value)
             items = list(estimator.items(step, shared_pass))
             last = {(item.site, item.example_block): item for item in items}
             yield [

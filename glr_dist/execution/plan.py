@@ -207,7 +207,7 @@ def tape_bytes(step: Step, tape: Tape) -> int:
     """Bytes of one example block's tape as sent to items; inputs only for sites whose gradients the items form."""
     formed = step.formed_by_items()
     inputs = [x for name, x in tape.inputs.items() if name in formed]
-    return sum(map(_bytes, leaves([tape.logits, inputs, tape.starts, tape.losses, tape.statistics])))
+    return sum(map(_bytes, leaves([tape.logits, inputs, tape.starts, tape.losses, tape.errors, tape.statistics])))
 
 
 def partial_bytes(step: Step, item: WorkItem) -> int:
@@ -216,6 +216,7 @@ def partial_bytes(step: Step, item: WorkItem) -> int:
     total: int = torch.get_default_dtype().itemsize  # the loss
     total += sum(_bytes(step.log_scales[name]) for name in work.scales)
     total += sum(_bytes(network.parameters[name]) for name in work.grads)
+    total += sum(_bytes(step.feedback[name].matrix) for name in work.moments)
     return total + (example_count(step, item) * work.delta.units * network.dtype.itemsize if work.delta else 0)
 
 

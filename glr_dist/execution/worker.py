@@ -48,9 +48,10 @@ def tapes_for_items(step: Step, tapes: Mapping[int, Tape]) -> Packed:
 
 
 def numbers_of(step: Step) -> list[Tensor]:
-    """Returns all parameters and buffers of the network, and the scales of its noise."""
+    """Returns all parameters and buffers of the network, the scales of its noise, and the maps of its feedback."""
     model = step.network.model
-    return [*model.parameters(), *model.buffers(), *step.scales.values(), *step.log_scales.values()]
+    maps = (tensor for feedback in step.feedback.values() for tensor in feedback)
+    return [*model.parameters(), *model.buffers(), *step.scales.values(), *step.log_scales.values(), *maps]
 
 
 class Worker:

@@ -193,6 +193,10 @@ class Trainer:
         }
         if self.net.noise is not None:
             record |= {f"noise_scale/{site}": scale.mean().item() for site, scale in self.net.scales().items()}
+        if self._learns_feedback:
+            record |= {
+                f"feedback/{site.name}": self.net.feedback.multiple(site.name) for site in self.net.network.sites
+            }
         if self.config.noise.input is not None:
             record["input_noise"] = scale_after(self.config.noise.input, self.epoch - 1)  # of the epoch that ended
         if self.penalty is not None:
@@ -346,6 +350,8 @@ class Trainer:
                 state = {**state, "network": state["last_network"]}
             checkpoint.restore_network(self.net, state, path)
             checkpoint.restore_optimizer(self.optimizer, self.schedule, state, path)
+            if self._learns_feedback and "feedback" in state:  # a trial's parent may not have learned one
+                self.net.feedback.load(state["feedback"])
             self.net.step, self.epoch = state["step"], state["epoch"]
             self.seconds, self.forward_passes = state["seconds"], state["forward_passes"]
             self.history = state["history"]
@@ -362,6 +368,7 @@ class Trainer:
             **({} if self._average is None else {"last_network": self.net.state_dict()}),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict() if self.schedule is not None else None,
+            **({"feedback": self.net.feedback.state()} if self._learns_feedback else {}),
             "step": self.net.step,
             "epoch": self.epoch,
             "seconds": self.seconds,
@@ -371,6 +378,10 @@ class Trainer:
         checkpoint.save(path, state)
         best = best_record(self.history)["epoch"] if self.history else None
         checkpoint.prune(path.parent, self.config.training.keep_checkpoints, self.epoch, best)
+
+    @property
+    def _learns_feedback(self) -> bool:
+        return self.config.estimator.feedback != "none"
 
     def kept(self) -> dict[str, Tensor]:
         """Returns the state of the network that the run keeps: with averaged weights, if it averages them."""

@@ -309,6 +309,16 @@ def test_bytes_of_parameter_gradients_inputs_and_learned_scales_by_hand():
     assert sizes == {"0": 4 * (66 + 6 + 1), "2": 4 * (28 + 4 + 1)}
 
 
+def test_bytes_of_a_control_variate_by_hand():
+    net, step = bound(mlp(10, 6, 4), torch.rand(7, 10), 4, example_block=7, copies=8, feedback="control_variate")
+    # Besides what it sends without: a map [D, 4] and a number for each site, and derivatives by the outputs [7, 4].
+    parameters = 10 * 6 + 6 + 6 * 4 + 4
+    assert plan.state_bytes(step) == 4 * (parameters + 2 + 7 * 10 + 6 * 4 + 4 * 4 + 2) + 8 * 7
+    assert plan.tape_bytes(step, tape_of(net, step)) == 4 * 7 * (6 + 4 + 1 + 4)
+    sizes = {item.site: plan.partial_bytes(step, item) for item in net.estimator.items(step, 0)}
+    assert sizes == {"0": 4 * (7 * 6 + 1 + 6 * 4), "2": 4 * (7 * 4 + 1 + 4 * 4)}
+
+
 @pytest.mark.parametrize("learn", ["none", "site", "unit"])
 @pytest.mark.parametrize("estimator", ["conditional", "layerwise", "joint", "pathwise"])
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)

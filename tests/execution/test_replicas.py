@@ -46,6 +46,7 @@ VARIANTS = {
     "pathwise": ["estimator={name: pathwise, passes: 2}", "model.activation=tanh", "training.optimizer.lr=0.03"],
     "plateau": ["noise.learn=unit", "training.schedule={name: ReduceLROnPlateau, patience: 0, threshold: 0.5}"],
     "dropout": ["model.dropout=0.3", "noise.learn=site", "estimator.head=derivative"],
+    "feedback": ["training.loss=zero_one", "estimator={head: expected, feedback: control_variate, copies: 10}"],
 }
 
 

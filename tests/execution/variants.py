@@ -123,6 +123,26 @@ VARIANTS = {
             "head": "expected",
         },
     ),
+    "feedback": (
+        mixed,
+        CROSS_ENTROPY,
+        {"copies": 8, "passes": 2, "feedback": "control_variate", "redraw": "auto", "head": "derivative"},
+    ),
+    "feedback, expected head, learned scales": (
+        lambda: perceptron(Heaviside()),
+        ZERO_ONE,
+        {
+            "copies": 8,
+            "noise": glr_dist.Laplace(0.4, learn="unit"),
+            "feedback": "control_variate",
+            "head": "expected",
+        },
+    ),
+    "feedback, biased": (
+        mixed,
+        CROSS_ENTROPY,
+        {"copies": 8, "passes": 2, "feedback": "biased", "redraw": {"0.0": "column_space", "*": "copies"}},
+    ),
     "column space": (
         mixed,
         CROSS_ENTROPY,

@@ -292,6 +292,7 @@ RESUMED = {
     "passes": ["estimator.passes=2"],
     "pathwise": ["estimator={name: pathwise}", "model.activation=tanh"],
 }
+RESUMED_TOGETHER["feedback"] = ["estimator.feedback=biased", "training.loss=cross_entropy"]
 RESUMED_TOGETHER["penalty, input noise"] = ["training.penalty.spectral=0.1", "noise.input={scale: 0.2, ramp: 2}"]
 
 
