@@ -37,6 +37,33 @@ def test_estimates_repeat_and_agree_with_autograd(noise, options):
         assert torch.cosine_similarity(grad.cpu().flatten(), reference[name].flatten(), 0) > 0.9
 
 
+def test_column_spaces_and_learned_feedback_repeat_and_agree_with_autograd():
+    found = [_learned("cuda") for _ in range(2)]
+    reference = _learned("cpu", estimator="pathwise", passes=2000)
+    for name, grad in found[0].items():
+        assert torch.equal(grad, found[1][name])
+        assert torch.cosine_similarity(grad.cpu().flatten(), reference[name].flatten(), 0) > 0.9
+
+
+def _learned(device, **options):
+    """The gradient of a small convolutional network; the feedback has seen three steps at the same weights."""
+    stream = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 2), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(72, 3))
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.5, generator=stream)
+    x, y = torch.rand(32, 1, 7, 7, generator=stream).to(device), (torch.arange(32) % 3).to(device)
+    chosen = options or {
+        "copies": 256,
+        "passes": 16,
+        "redraw": {"0": "column_space", "*": "copies"},
+        "feedback": "control_variate",
+    }
+    net = GLR(model.to(device), Gaussian(0.5), **chosen)
+    for _ in range(0 if options else 3):
+        net.estimate(x, y)
+    return net.gradients(x, y).grads
+
+
 def test_noise_of_wide_seeds_differs():
     x = torch.rand(8, 20, device="cuda")
     y = torch.arange(8, device="cuda") % 4
