@@ -31,6 +31,7 @@ LAYERS = (
     {"diagnostics", "planning", "robustness"},
     {"run_table", "tracking"},
     {"tuning"},
+    {"reproduction"},
     {"cli"},
     {"job", "__main__"},
 )

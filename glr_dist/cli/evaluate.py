@@ -18,7 +18,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--suite",
         metavar="NAME|FILE",
         default="paper",
-        help="quick, paper (default), full, authors, authors_50, or a file",
+        help="quick, paper (default), full, authors, authors_50, reproduce, or a file",
     )
 
 

@@ -12,7 +12,7 @@ from glr_dist.figures import draw
 from glr_dist.files import write_atomically
 from glr_dist.robustness.comparison_plot import comparison_figure
 from glr_dist.robustness.comparison_table import column_of, json_of, lines_of
-from glr_dist.robustness.published import FGSM_EPS
+from glr_dist.robustness.published import fgsm_eps
 from glr_dist.robustness.report import Report
 from glr_dist.robustness.report_files import ReportFiles, read_report, report_names
 from glr_dist.runs import RunFolder, deciding
@@ -129,4 +129,5 @@ def _eps(reports: Sequence[Report], given: float | None) -> float | None:
     if given is not None and given not in measured:
         known = ", ".join(f"{eps:g}" for eps in measured) or "none"
         raise ConfigError(f"--eps: {given:g} was not measured; measured values: {known}")
-    return given or (FGSM_EPS if FGSM_EPS in measured else max(measured, default=None))
+    published = fgsm_eps(reports[0].config)
+    return given or (published if published in measured else max(measured, default=None))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glr_dist.robustness.page import described, table
-from glr_dist.robustness.published import FGSM_EPS, published
+from glr_dist.robustness.published import fgsm_eps, published
 from glr_dist.robustness.rate import Rate
 from glr_dist.robustness.report import Report
 
@@ -66,10 +66,11 @@ def _entries(report: Report, eps: float | None, paper: Mapping[str, float]) -> I
         known = paper[column] / 100 if column in paper else None
         return Entry(condition, rate.accuracy if rate else None, rate, known)
 
+    published_eps = fgsm_eps(report.config)
     yield entry("clean", report.clean, "clean")
     for result in report.attacks:
         if result.eps is None or (result.eps == eps and result.norm == "linf"):
-            column = result.attack if result.threat == "transfer" and result.eps in (None, FGSM_EPS) else ""
+            column = result.attack if result.threat == "transfer" and result.eps in (None, published_eps) else ""
             column = "lbfgs" if column == "torch_lbfgs" else column
             yield entry(f"{result.attack}, {result.threat.replace('_', ' ')}", result.rate, column)
     for robust in report.robust_accuracies:

@@ -216,6 +216,13 @@ def _authors(hidden: tuple[int, ...], name: str) -> Suite:
     )
 
 
+def _reproduce() -> Suite:
+    """Returns the authors' protocol with PGD that knows the network."""
+    suite = _authors((100, 50), "reproduce")
+    adaptive = PGD(eps=(0.13,), threats=("adaptive",), examples=500)
+    return suite.model_copy(update={"attacks": (*suite.attacks, adaptive)})
+
+
 SUITES: dict[str, Suite] = {
     # The paper's attacks and corruptions, plus the attacks that a network without gradients needs.
     "paper": Suite(name="paper", attacks=_PAPER_ATTACKS),
@@ -235,6 +242,8 @@ SUITES: dict[str, Suite] = {
     # What the authors' public code does, to compare like with like; no attack knows the network.
     "authors": _authors((100, 50), "authors"),
     "authors_50": _authors((50,), "authors_50"),
+    # The same, and beside it an attack that knows the network: what `glr-dist reproduce` measures.
+    "reproduce": _reproduce(),
 }
 
 

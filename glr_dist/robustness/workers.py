@@ -67,6 +67,9 @@ def spread(
     *,
     copied: Callable[[S], S],
     threads: int | None = None,
+    hang: float = _HANG,
+    role: str = "Evaluation",
+    gpus: float = 0,
 ) -> Iterator[tuple[W, R]]:
     """Yields each piece of work with its result `function(shared, *piece)`, in the order of completion.
 
@@ -77,6 +80,9 @@ def spread(
         actors: number of Ray actors; 0: threads of this process. Default: as many as the cluster has room for.
         copied: returns a copy of `shared` for another thread, since a module must not run in two at once.
         threads: number of threads, if there are no actors; torch's own number by default.
+        hang: seconds after which an actor that works on one piece is restarted.
+        role: role of the actors, in Ray's dashboard.
+        gpus: GPUs that each actor reserves, beside one CPU.
     """
     if actors == 0:
         yield from _on_threads(function, shared, work, copied, threads)
@@ -84,7 +90,7 @@ def spread(
     from glr_dist.execution.pool import Call, Pool  # here: Ray takes a second to import
 
     sent: list[W] = []
-    pool = Pool(_Remote, actors=actors, hang_timeout=_HANG, role="Evaluation")
+    pool = Pool(_Remote, actors=actors, gpus=gpus, hang_timeout=hang, role=role)
     try:
         # Shared with each call: a restarted actor may have lost the arguments of its constructor.
         held = pool.share("shared", shared)

@@ -63,7 +63,11 @@ class Parent:
 
 @contextmanager
 def parent_run(
-    tracking: Tracking, folder: Path, params: Mapping[str, Any], run_id: str | None = None
+    tracking: Tracking,
+    folder: Path,
+    params: Mapping[str, Any],
+    run_id: str | None = None,
+    command: str = "glr-dist tune",
 ) -> Iterator[Parent | NoParent]:
     """Opens the parent run of a search; trials refer to it by the tag `mlflow.parentRunId`.
 
@@ -74,11 +78,12 @@ def parent_run(
         folder: the folder of the search; the run has its name.
         params: the parameters, as nested mappings.
         run_id: id of the run to continue, if any.
+        command: the command that runs it.
     """
     if not is_tracked(tracking):
         yield NoParent()
         return
-    parent = _open(tracking, folder, params, run_id)
+    parent = _open(tracking, folder, params, run_id, command)
     try:
         yield parent
     finally:
@@ -86,7 +91,9 @@ def parent_run(
             parent.end(sys.exc_info()[0])
 
 
-def _open(tracking: Tracking, folder: Path, params: Mapping[str, Any], run_id: str | None) -> Parent | NoParent:
+def _open(
+    tracking: Tracking, folder: Path, params: Mapping[str, Any], run_id: str | None, command: str
+) -> Parent | NoParent:
     try:
         from glr_dist.tracking.server import connect, experiment_id, log_params
 
@@ -94,7 +101,7 @@ def _open(tracking: Tracking, folder: Path, params: Mapping[str, Any], run_id: s
         if run_id is not None:
             client.update_run(run_id, "RUNNING")
             return Parent(client, run_id)
-        tags = {**provenance(folder), "mlflow.source.name": "glr-dist tune", **tracking.tags}
+        tags = {**provenance(folder), "mlflow.source.name": command, **tracking.tags}
         run = client.create_run(experiment_id(client, tracking.experiment), tags=tags, run_name=folder.name)
         log_params(client, run.info.run_id, params)
     except Exception as error:

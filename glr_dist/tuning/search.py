@@ -30,7 +30,7 @@ from glr_dist.tuning.trial_runner import TrialRunner
 from glr_dist.tuning.trial_runs import runs_of
 from glr_dist.tuning.validation import check_networks
 
-_PARENT_RUN = ".mlflow_run"  # id of the run under which the trials are nested
+PARENT_RUN = ".mlflow_run"  # id of the run under which the trials are nested
 
 
 def tune(search: Search, out: Path, *, resume: bool = False) -> str:
@@ -60,9 +60,9 @@ def tune(search: Search, out: Path, *, resume: bool = False) -> str:
 def _run(search: Search, out: Path) -> str:
     records = stored_trials(search, out)
     tracking = resolved(search.base.tracking)
-    with parent_run(tracking, out, search.parameters(), _parent_run(out)) as parent:
+    with parent_run(tracking, out, search.parameters(), parent_run_id(out)) as parent:
         if parent.run_id is not None:
-            write_atomically(out / _PARENT_RUN, parent.run_id.encode())
+            write_atomically(out / PARENT_RUN, parent.run_id.encode())
         try:
             runner = TrialRunner(search, out, tracking, parent.run_id)
             queue = queue_of(runner, records)
@@ -100,9 +100,9 @@ def _claimed(out: Path) -> Claim:
         raise ConfigError(f"--out: {out} cannot be written ({error.strerror})") from None
 
 
-def _parent_run(out: Path) -> str | None:
+def parent_run_id(out: Path) -> str | None:
     """Returns the id of the run under which an earlier process nested the trials, None if it is not known."""
-    path = out / _PARENT_RUN
+    path = out / PARENT_RUN
     if not path.exists():
         return None
     try:

@@ -111,7 +111,7 @@ class TrialRunner:
         """
         folder = trial_folder(self.out, interval.number)
         try:
-            with _claimed(folder):
+            with patient_claim(folder):
                 record = read_record(self.out, interval.number)
                 if not record.done:
                     record = self._outcome(record, interval.until, report)
@@ -224,7 +224,7 @@ def _every_epoch(record: TrialRecord) -> dict[str, float]:
     return {name: value for name, value in record.metrics.items() if name in EVERY_EPOCH or is_evaluated(name)}
 
 
-def _claimed(folder: Path) -> Claim:
+def patient_claim(folder: Path) -> Claim:
     """Claims a trial's folder; waits for its owner, because a trial outlives a killed driver by a few seconds.
 
     Raises:

@@ -1,0 +1,76 @@
+"""`glr-dist reproduce`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from glr_dist.cli.arguments import count, folder, whole
+from glr_dist.cli.output import show, show_whole
+
+HELP = "train and evaluate all models of the paper, and tabulate them beside the published figures"
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    command.add_argument(
+        "words", metavar="DATASET", nargs="*", help="mnist, fashion_mnist, tiny_imagenet; or digits, to try the command"
+    )
+    command.add_argument("--seeds", metavar="N", type=count, help="seeds of each model (default: 3; with --quick: 1)")
+    command.add_argument(
+        "--quick", action="store_true", help="rehearsal: a tenth of the epochs, few images; not the reproduction"
+    )
+    command.add_argument(
+        "--configs", metavar="DIR", type=folder, default=Path("configs"), help="folder of the configurations (configs)"
+    )
+    command.add_argument(
+        "--out",
+        metavar="DIR",
+        type=folder,
+        help="folder for the results; the same command continues what it holds "
+        "(default: runs/reproduce, with --quick runs/reproduce-quick)",
+    )
+    command.add_argument(
+        "--actors",
+        metavar="N",
+        type=whole,
+        help="runs at the same time, each on a Ray actor; 0: one, without Ray (default: as many as fit)",
+    )
+    command.add_argument(
+        "--gpus-per-run", metavar="G", type=float, default=0.0, help="GPUs of a run, as in 0.5 (default: 0)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from glr_dist.errors import ConfigError
+    from glr_dist.reproduction.recipe import Plan, check_data, planned_runs
+    from glr_dist.reproduction.table import REHEARSAL
+
+    check_data(options.words)
+    if not 0 <= options.gpus_per_run <= 1:
+        raise ConfigError(f"--gpus-per-run: {options.gpus_per_run:g} is not allowed: a number from 0 to 1")
+    if options.actors == 0 and options.gpus_per_run:
+        raise ConfigError("--gpus-per-run: has no effect with --actors 0; leave it out")
+    out = (options.out or Path("runs") / ("reproduce-quick" if options.quick else "reproduce")).absolute()
+    seeds = options.seeds or (1 if options.quick else 3)
+    gpu = options.gpus_per_run > 0
+    plans = [Plan(name, options.configs, out / name, seeds, options.quick, gpu) for name in options.words]
+    number = sum(len(planned_runs(plan)) for plan in plans)  # finds every wrong configuration before the first run
+    show_whole("results", out)
+    show("runs", number)
+    if options.quick:
+        show_whole("note", f"this is {REHEARSAL}")
+    from glr_dist.reproduction.reproduce import reproduce
+
+    for plan in plans:
+        try:
+            print(f"\n{reproduce(plan, actors=options.actors, gpus=options.gpus_per_run)}")
+        except KeyboardInterrupt:
+            print("stopped; the same command continues", file=sys.stderr)
+            return 130
+        show_whole("results", plan.out / "table.md")
+    if options.quick:
+        show_whole("note", f"this was {REHEARSAL}")
+    return 0

@@ -1,0 +1,167 @@
+"""What a reproduction trains and measures, by data set. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glr_dist.config import Config, Execution, Optimizer, Robustness, Training, build, load_config
+from glr_dist.errors import ConfigError
+from glr_dist.robustness.suite import FGSM, PGD, SUITES, Suite, Surrogate, TorchLBFGS
+from glr_dist.text import hint
+
+QUICK_IMAGES = 1000
+_CURVE_IMAGES = 2000  # of an evaluation while a run trains
+_CURVE_POINTS = 20
+_QUICK = 10  # a rehearsal trains this fraction of the epochs
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The reproduction of one data set.
+
+    Attributes:
+        folder: folder of the models' configurations, in the folder of all configurations.
+        suite: evaluates the finished runs.
+    """
+
+    folder: str
+    suite: Suite
+
+
+def _tiny_imagenet() -> Suite:
+    """Returns the suite for Tiny-ImageNet: the paper's ε, and a surrogate that learns these images."""
+    suite, eps = SUITES["reproduce"], (0.03,)
+    surrogate = Surrogate(
+        model=suite.surrogate.model.model_copy(update={"hidden": (512,)}),
+        training=Training(epochs=10, optimizer=Optimizer(name="Adam", lr=0.0005, weight_decay=1e-4)),
+    )
+    attacks = (FGSM(eps=eps, threats=("transfer",)), TorchLBFGS(), PGD(eps=eps, threats=("adaptive",), examples=500))
+    return suite.model_copy(update={"name": "reproduce-tiny", "attacks": attacks, "surrogate": surrogate})
+
+
+RECIPES = {
+    "mnist": Recipe("paper", SUITES["reproduce"]),
+    "fashion_mnist": Recipe("paper", SUITES["reproduce"]),
+    "tiny_imagenet": Recipe("tiny_imagenet", _tiny_imagenet()),
+    "digits": Recipe("paper", SUITES["reproduce"]),  # small images, to try the command; nothing is published for them
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that determines the results of a reproduction of one data set.
+
+    Attributes:
+        data: name of the data set.
+        configs: folder of all configurations.
+        out: folder of the results.
+        seeds: number of seeds.
+        quick: train a tenth of the epochs and evaluate few images, to try the command.
+        gpu: train and evaluate on a GPU.
+    """
+
+    data: str
+    configs: Path
+    out: Path
+    seeds: int
+    quick: bool = False
+    gpu: bool = False
+
+    @property
+    def suite(self) -> Suite:
+        """The suite that evaluates the finished runs."""
+        suite = RECIPES[self.data].suite
+        if not self.quick:
+            return suite
+        attacks = tuple(
+            attack.model_copy(update={"examples": 200}) for attack in suite.attacks if attack.name != "fgsm"
+        )
+        fgsm = tuple(attack for attack in suite.attacks if attack.name == "fgsm")
+        changes = {"name": f"{suite.name}-quick", "examples": QUICK_IMAGES, "attacks": (*fgsm, *attacks)}
+        return suite.model_copy(update=changes)
+
+    @property
+    def curve_suite(self) -> Suite:
+        """The suite while a run trains: on fewer images, without attacks that know the network."""
+        attacks = tuple(a for a in self.suite.attacks if getattr(a, "threats", ()) == ("transfer",))
+        examples = QUICK_IMAGES if self.quick else _CURVE_IMAGES
+        return self.suite.model_copy(update={"name": "curve", "attacks": attacks, "examples": examples})
+
+    def described(self) -> dict[str, Any]:
+        """Returns the settings that must not change when a reproduction continues."""
+        settings = {"data": self.data, "quick": self.quick, "suite": self.suite, "curve_suite": self.curve_suite}
+        return {
+            key: value.model_dump(mode="json") if isinstance(value, Suite) else value for key, value in settings.items()
+        }
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a reproduction.
+
+    Attributes:
+        model: name of its configuration file.
+        config: its configuration.
+        folder: its folder.
+    """
+
+    model: str
+    config: Config
+    folder: Path
+
+    @property
+    def cost(self) -> int:
+        """Passes per training image, roughly."""
+        estimator, training = self.config.estimator, self.config.training
+        copies = estimator.copies if isinstance(estimator.copies, int) else max(estimator.copies.values())
+        return training.epochs * (1 if estimator.name == "pathwise" else copies)
+
+
+def check_data(names: list[str]) -> None:
+    """Checks the names of data sets.
+
+    Raises:
+        ConfigError: one is unknown or repeated, or there is none.
+    """
+    if not names:
+        raise ConfigError(f"DATASET: is missing; known are {', '.join(RECIPES)}")
+    for number, name in enumerate(names):
+        if name not in RECIPES:
+            raise ConfigError(f"DATASET: {name!r} is unknown; {hint(name, RECIPES)}")
+        if name in names[:number]:
+            raise ConfigError(f"DATASET: {name!r} is given twice")
+
+
+def planned_runs(plan: Plan) -> list[PlannedRun]:
+    """Returns all runs of a reproduction, seed by seed, of each seed the longest run first.
+
+    Raises:
+        ConfigError: there are no configurations, or one is invalid.
+    """
+    folder = plan.configs / RECIPES[plan.data].folder
+    files = sorted(folder.glob("*.yaml"))
+    if not files:
+        raise ConfigError(
+            f"--configs: {folder} holds no configurations; run this in a checkout of the repository, or name its "
+            "folder configs by --configs"
+        )
+    runs = [PlannedRun(*_model(plan, path, seed)) for path in files for seed in range(plan.seeds)]
+    return sorted(runs, key=lambda run: (run.config.seed, -run.cost))
+
+
+def _model(plan: Plan, path: Path, seed: int) -> Iterator[Any]:
+    """Yields the name, configuration and folder of a run."""
+    overrides = [f"data.name={plan.data}", f"seed={seed}"]
+    config = load_config(path, overrides)
+    if plan.quick:
+        config = load_config(path, [*overrides, f"training.epochs={max(2, -(-config.training.epochs // _QUICK))}"])
+    every = max(1, config.training.epochs // _CURVE_POINTS)
+    curve, at_end = (suite.model_dump(mode="json") for suite in (plan.curve_suite, plan.suite))
+    robustness = {"every": every, "suite": curve, "split": "test", "at_end": at_end}
+    execution = Execution(device="cuda" if plan.gpu else "cpu", threads=1)
+    yield path.stem
+    yield config.model_copy(update={"robustness": build(Robustness, robustness), "execution": execution})
+    yield plan.out / "runs" / f"{path.stem}-seed{seed}"

@@ -1,0 +1,179 @@
+"""Results of a reproduction: accuracies of each model over its seeds, and of backpropagation at equal clean accuracy.
+
+All accuracies are fractions. A condition is a row of `glr-dist compare`, such as "fgsm, transfer" or "glass blur".
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from glr_dist.config import Config
+from glr_dist.robustness.certificates.files import certificate_names, read_certificates
+from glr_dist.robustness.comparison_table import column_of
+from glr_dist.robustness.published import fgsm_eps
+from glr_dist.robustness.report import Report
+from glr_dist.runs import RunFolder
+
+CLEAN = "clean"
+_CURVE = re.compile(
+    r"(?P<kind>clean|robust|corruption)/curve-test/"
+    r"(?P<name>.+?)(_(?P<threat>transfer))?(_eps_(?P<eps>[^_]+)|_s\d)?$"
+)
+
+Point = dict[str, float]  # accuracy by condition, after one epoch
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One finished run.
+
+    Attributes:
+        seed: its seed.
+        params_sha256: digest of its network.
+        final: accuracy of the finished network by condition, and its certified accuracies.
+        curve: accuracies along the training on the images of the curves, oldest first, with the `epoch`.
+        equal: accuracies of backpropagation at the clean accuracy of the curve's last point; empty if it has none.
+    """
+
+    seed: int
+    params_sha256: str
+    final: Point
+    curve: list[Point]
+    equal: Point = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """The finished runs of one model.
+
+    Attributes:
+        model: name of its configuration file.
+        title: name of the model in the paper, or "".
+        reference: True for backpropagation without noise.
+        published: the paper's accuracy by condition.
+        seeds: the runs.
+    """
+
+    model: str
+    title: str
+    reference: bool
+    published: Point
+    seeds: list[SeedResult]
+
+    def mean(self, condition: str) -> float | None:
+        """Returns the mean over the seeds; None if a seed lacks the condition."""
+        values = [seed.final.get(condition) for seed in self.seeds]
+        found = [value for value in values if value is not None]
+        return statistics.fmean(found) if found and len(found) == len(values) else None
+
+    def deviation(self, condition: str) -> float | None:
+        """Returns the standard deviation over the seeds (n - 1); None for a single seed."""
+        if len(self.seeds) < 2 or self.mean(condition) is None:
+            return None
+        return statistics.stdev(seed.final[condition] for seed in self.seeds)
+
+    def equal(self, condition: str) -> tuple[float, float] | None:
+        """Returns backpropagation at equal clean accuracy, and what this model gains over it: means over the seeds.
+
+        Both are measured on the images of the curves. None if backpropagation does not pass every seed's accuracy.
+        """
+        pairs = [(s.equal[condition], s.curve[-1][condition]) for s in self.seeds if condition in s.equal]
+        if not pairs or len(pairs) < len(self.seeds):
+            return None
+        return statistics.fmean(bp for bp, _ in pairs), statistics.fmean(own - bp for bp, own in pairs)
+
+
+def seed_result(folder: RunFolder, report: Report, config: Config) -> SeedResult:
+    """Returns the result of a finished run.
+
+    Raises:
+        ConfigError: a certificate cannot be read.
+    """
+    eps = fgsm_eps(report.config)
+    entries = column_of(folder.path.name, report, eps).entries.values()
+    final = {
+        e.condition: e.accuracy for e in entries if e.accuracy is not None and not e.condition.startswith("robust")
+    }
+    for name in certificate_names(folder.path):
+        certificates = read_certificates(folder.path, name)
+        if certificates.params_sha256 == report.params_sha256:
+            found = certificates.metrics()
+            final |= {key.replace("/", " "): found[key] for key in found if re.search(r"/(r|eps)_[^/]+$", key)}
+    curve = [point for record in folder.metrics() if (point := curve_point(record, eps))]
+    return SeedResult(config.seed, report.params_sha256, final, curve)
+
+
+def curve_point(record: Mapping[str, Any], eps: float) -> Point:
+    """Returns the accuracies that an epoch's record has, by condition, and its `epoch`; empty if it has none."""
+    found: dict[str, list[float]] = {}
+    for key, value in record.items():
+        match = _CURVE.match(key)
+        if match is None or (match["eps"] is not None and float(match["eps"]) != eps) or match["name"] == "mce":
+            continue
+        if match["kind"] == "robust" and match["threat"] is None:  # all attacks together
+            continue
+        name = match["name"].replace("_", " ")
+        condition = {"clean": CLEAN, "corruption": name}.get(match["kind"], f"{match['name']}, {match['threat']}")
+        found.setdefault(condition, []).append(value)
+    point = {condition: statistics.fmean(values) for condition, values in found.items()}
+    return {"epoch": record["epoch"], **point} if point else {}
+
+
+def model_result(model: str, report: Report, seeds: list[SeedResult]) -> ModelResult:
+    """Returns the result of a model, given one of its reports and its finished runs."""
+    column = column_of(model, report, fgsm_eps(report.config))
+    published = {e.condition: e.paper for e in column.entries.values() if e.paper is not None}
+    config = report.config
+    reference = config["estimator"]["name"] == "pathwise" and config["noise"]["law"] == "none"
+    reference = reference and config["noise"].get("input") is None
+    return ModelResult(model, column.model or "", reference, published, seeds)
+
+
+def with_equal(models: Sequence[ModelResult]) -> list[ModelResult]:
+    """Returns the models with backpropagation at equal clean accuracy beside every other one."""
+    references = [seed for model in models if model.reference for seed in model.seeds]
+    return [
+        model
+        if model.reference
+        else ModelResult(
+            model.model,
+            model.title,
+            model.reference,
+            model.published,
+            [_with_equal(seed, [each.curve for each in references if each.seed == seed.seed]) for seed in model.seeds],
+        )
+        for model in models
+    ]
+
+
+def _with_equal(seed: SeedResult, curves: Sequence[Sequence[Point]]) -> SeedResult:
+    if not seed.curve:
+        return seed
+    clean = seed.curve[-1][CLEAN]
+    found = [point for curve in curves if (point := at_clean(curve, clean)) is not None]
+    shared = [condition for condition in (found[0] if found else {}) if all(condition in point for point in found)]
+    equal = {condition: statistics.fmean(point[condition] for point in found) for condition in shared}
+    return SeedResult(seed.seed, seed.params_sha256, seed.final, seed.curve, equal)
+
+
+def at_clean(curve: Sequence[Point], clean: float) -> Point | None:
+    """Returns the accuracies where a curve first passes a clean accuracy, interpolated between two evaluations.
+
+    Returns:
+        The accuracies by condition; None if the curve begins above the clean accuracy or does not reach it.
+    """
+    for before, after in pairwise(curve):
+        if before[CLEAN] <= clean <= after[CLEAN]:
+            span = after[CLEAN] - before[CLEAN]
+            share = (clean - before[CLEAN]) / span if span else 0.0
+            return {
+                name: before[name] + share * (after[name] - before[name])
+                for name in before
+                if name in after and name != "epoch"
+            }
+    return None

@@ -1,0 +1,125 @@
+"""The table of a reproduction in Markdown, and the same as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from glr_dist.reproduction.recipe import QUICK_IMAGES, Plan
+from glr_dist.reproduction.results import CLEAN, ModelResult
+from glr_dist.robustness.page import table
+from glr_dist.robustness.published import fgsm_eps
+
+REHEARSAL = f"not the reproduction: one seed or few, a tenth of the epochs, {QUICK_IMAGES:,} test images (--quick)"
+_NEAR = 2.0  # points from a published figure that count as near it
+
+
+def conditions_of(models: Sequence[ModelResult]) -> list[str]:
+    """Returns the columns of the table in order."""
+    return list(dict.fromkeys(name for model in models for seed in model.seeds for name in seed.final))
+
+
+def lines_of(plan: Plan, models: Sequence[ModelResult], failed: Mapping[str, str], missing: int) -> Iterator[str]:
+    """Yields the lines of the table.
+
+    Args:
+        plan: the reproduction.
+        models: its results.
+        failed: reasons by the name of the run.
+        missing: number of runs that are not finished.
+    """
+    yield f"# Reproduction: {plan.data}"
+    yield ""
+    if plan.quick:
+        yield f"**This is {REHEARSAL}.**"
+        yield ""
+    if missing:
+        yield f"**{missing} runs are not finished.**"
+        yield ""
+    conditions = conditions_of(models)
+    seeds = max((len(model.seeds) for model in models), default=0)
+    several = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
+    eps = fgsm_eps({"data": {"name": plan.data}})
+    yield f"Accuracy in % on test images{several}. FGSM and PGD: L∞, ε = {eps:g}; a corruption's"
+    yield "value is the mean of severities 1 to 5. ✓: at least the published figure."
+    yield ""
+    yield from table(["", *conditions], [row for model in models for row in _rows(model, conditions)])
+    yield ""
+    yield from _counts(models, conditions)
+    yield ""
+    yield "BP at equal clean accuracy: backpropagation of the same seed, at the point of its training where its"
+    yield "clean accuracy passes that of the model, and in brackets what the model gains over it. Both are"
+    yield f"measured on the first {plan.curve_suite.examples:,} test images while the runs train; – if it does not."
+    yield ""
+    if any("adaptive" in condition for condition in conditions):
+        yield "A transfer attack does not know the network. Its figures do not show that a network is robust; the"
+        yield "adaptive attack knows the network."
+        yield ""
+    for name, reason in failed.items():
+        yield f"{name} failed: {reason}"
+        yield ""
+
+
+def _rows(model: ModelResult, conditions: Sequence[str]) -> Iterator[list[str]]:
+    yield [f"**{model.model}**", *(_own(model, condition) for condition in conditions)]
+    if model.published:
+        published = (model.published.get(condition) for condition in conditions)
+        yield [f"… published ({model.title})", *("" if value is None else f"{100 * value:.2f}" for value in published)]
+    if not model.reference:
+        yield ["… BP at equal clean accuracy", *(_equal(model, condition) for condition in conditions)]
+
+
+def _own(model: ModelResult, condition: str) -> str:
+    mean, deviation = model.mean(condition), model.deviation(condition)
+    if mean is None:
+        return "–"
+    text = f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+    return f"{text} ✓" if reaches(model, condition) else text
+
+
+def _equal(model: ModelResult, condition: str) -> str:
+    if condition not in model.seeds[0].curve[-1]:
+        return ""
+    if (found := model.equal(condition)) is None:
+        return "–"
+    return f"{100 * found[0]:.2f}" if condition == CLEAN else f"{100 * found[0]:.2f} ({100 * found[1]:+.2f})"
+
+
+def reaches(model: ModelResult, condition: str) -> bool:
+    """Returns whether the mean of a model is at least the published figure, both in % with two digits."""
+    mean, published = model.mean(condition), model.published.get(condition)
+    return mean is not None and published is not None and round(100 * mean, 2) >= round(100 * published, 2)
+
+
+def _counts(models: Sequence[ModelResult], conditions: Sequence[str]) -> Iterator[str]:
+    """Yields how many published figures are reached, of likelihood ratio models and of backpropagation."""
+    for name, kind in (("likelihood ratio", "LR"), ("backpropagation", "BP")):
+        cells = [
+            (model, condition)
+            for model in models
+            for condition in conditions
+            if model.title.startswith(kind) and condition in model.published and model.mean(condition) is not None
+        ]
+        if cells:
+            reached = sum(reaches(model, condition) for model, condition in cells)
+            near = sum(round(100 * abs((model.mean(c) or 0) - model.published[c]), 2) <= _NEAR for model, c in cells)
+            yield (
+                f"{name[0].upper()}{name[1:]}: at least the published figure in {reached} of {len(cells)} cells, "
+                f"within {_NEAR:g} points of it in {near}."
+            )
+            yield ""
+
+
+def json_of(plan: Plan, models: Sequence[ModelResult], failed: Mapping[str, str]) -> dict[str, Any]:
+    """Returns all results as JSON values, with accuracies as fractions."""
+    conditions = conditions_of(models)
+    found = [
+        {
+            **asdict(model),
+            "mean": {condition: model.mean(condition) for condition in conditions},
+            "deviation": {condition: model.deviation(condition) for condition in conditions},
+        }
+        for model in models
+    ]
+    return {**plan.described(), "seeds": plan.seeds, "models": found, "failed": dict(failed)}

@@ -1,0 +1,293 @@
+"""The reproduction of the paper, on tiny networks: its table, its numbers, interruptions, one line per error."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from glr_dist import cli
+from glr_dist.errors import ConfigError, UserError
+from glr_dist.reproduction import recipe, training
+from glr_dist.reproduction.plot import mean_curve, tradeoff_figure
+from glr_dist.reproduction.recipe import RECIPES, Plan, Recipe, planned_runs
+from glr_dist.reproduction.reproduce import reproduce
+from glr_dist.reproduction.results import ModelResult, SeedResult, at_clean, curve_point, with_equal
+from glr_dist.reproduction.table import json_of, lines_of, reaches
+from glr_dist.robustness.suite import SUITES, load_suite
+from glr_dist.training.trainer import Trainer
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MODELS = {
+    "bp": "{model: {hidden: [8]}, noise: {law: none}, estimator: {name: pathwise}, %s}",
+    "lrt": "{model: {hidden: [8], activation: threshold}, noise: {scale: 0.5}, estimator: {copies: 8}, %s}",
+}
+TRAINING = "training: {epochs: 3, batch_size: 512, optimizer: {name: Adam, lr: 0.02}}"
+FEW = [
+    "name=tiny",
+    "attacks=[{name: fgsm, eps: 0.13, threats: [transfer]}]",
+    "corruptions={names: [contrast], severities: [1, 3]}",
+    "surrogate.training.epochs=1",
+]
+
+
+class Stopped(BaseException):
+    """The end of the process, as far as the code under test can see."""
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch) -> Plan:
+    """Two models and two seeds on digits."""
+    monkeypatch.setitem(RECIPES, "digits", Recipe("paper", load_suite("quick", FEW)))
+    (tmp_path / "configs" / "paper").mkdir(parents=True)
+    for name, model in MODELS.items():
+        (tmp_path / "configs" / "paper" / f"{name}.yaml").write_text(model % TRAINING)
+    return Plan("digits", tmp_path / "configs", tmp_path / "out", seeds=2)
+
+
+def files_of(plan: Plan) -> dict[str, int]:
+    """Returns the times of the files that a run writes once."""
+    found = [*plan.out.glob("runs/*/summary.json"), *plan.out.glob("runs/*/robustness/tiny-test.json")]
+    return {str(path): path.stat().st_mtime_ns for path in found}
+
+
+@pytest.mark.long
+def test_all_models_and_seeds_become_a_table_json_and_a_plot(plan):
+    text = reproduce(plan, actors=0)
+    assert "mean ± standard deviation over 2 seeds" in text
+    found = json.loads((plan.out / "table.json").read_text())
+    assert [(model["model"], len(model["seeds"])) for model in found["models"]] == [("bp", 2), ("lrt", 2)]
+    for model in found["models"]:
+        for seed in model["seeds"]:
+            folder = plan.out / "runs" / f"{model['model']}-seed{seed['seed']}"
+            report = json.loads((folder / "robustness" / "tiny-test.json").read_text())
+            assert seed["final"]["clean"] == report["clean"]["accuracy"]
+            rates = [each["rate"]["accuracy"] for each in report["corruptions"]]
+            assert seed["final"]["contrast"] == pytest.approx(sum(rates) / 2)
+            assert [point["epoch"] for point in seed["curve"]] == [1, 2, 3]
+            # The curve ends at the finished network, here on the same images.
+            last = {name: value for name, value in seed["curve"][-1].items() if name != "epoch"}
+            assert last == pytest.approx(seed["final"])
+    assert (plan.out / "tradeoff.png").exists()
+    assert (plan.out / "table.md").read_text() == f"{text}\n![](tradeoff.png)\n"
+    before = files_of(plan)
+    assert reproduce(plan, actors=0) == text
+    assert files_of(plan) == before  # nothing is trained or evaluated again
+    run = planned_runs(plan)[0]
+    assert training.report_of_run(run, plan.suite) is not None
+    summary = json.loads((run.folder / "summary.json").read_text())
+    (run.folder / "summary.json").write_text(json.dumps({**summary, "params_sha256": "0f"}))
+    assert training.report_of_run(run, plan.suite) is None  # the report is that of another network
+
+
+@pytest.mark.long
+def test_a_stopped_reproduction_continues(plan, tmp_path, monkeypatch):
+    trained, step = Counter(), Trainer._run_epoch
+
+    def counting(trainer, progress):
+        trained[trainer.folder.path.name] += 1
+        if sum(trained.values()) == 5:  # in the second run
+            raise Stopped
+        step(trainer, progress)
+
+    monkeypatch.setattr(Trainer, "_run_epoch", counting)
+    with pytest.raises(Stopped):
+        reproduce(plan, actors=0)
+    before = files_of(plan)
+    assert len(before) == 2
+    text = reproduce(plan, actors=0)
+    assert {name: files_of(plan)[name] for name in before} == before
+    # Each epoch was trained once, except the one that was stopped.
+    assert sorted(trained.values()) == [3, 3, 3, 4]
+    monkeypatch.setattr(Trainer, "_run_epoch", step)
+    whole = Plan("digits", plan.configs, tmp_path / "whole", seeds=2)
+    assert reproduce(whole, actors=0) == text
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_tasks_of_ray_give_the_same_table(plan, tmp_path):
+    text = reproduce(plan, actors=2)
+    assert reproduce(Plan("digits", plan.configs, tmp_path / "inline", seeds=2), actors=0) == text
+
+
+@pytest.mark.long
+def test_a_run_that_fails_does_not_end_the_others(plan):
+    bad = MODELS["bp"].replace("hidden: [8]", "hidden: [8], activation: relu") % TRAINING.replace("0.02", "1.0e+30")
+    (plan.configs / "paper" / "bp.yaml").write_text(bad)
+    one = Plan("digits", plan.configs, plan.out, seeds=1)
+    with pytest.raises(UserError, match=r"1 of 2 runs failed \(bp-seed0: .*not finite"):
+        reproduce(one, actors=0)
+    page = (plan.out / "table.md").read_text()
+    assert "bp-seed0 failed:" in page
+    assert "**lrt**" in page
+
+
+@pytest.mark.long
+def test_mlflow_has_the_runs_below_one_parent(plan, database):
+    from mlflow import MlflowClient
+
+    for path in (plan.configs / "paper").glob("*.yaml"):
+        path.write_text(path.read_text()[:-1] + f", tracking: {{kind: mlflow, uri: '{database}', experiment: repro}}}}")
+    reproduce(Plan("digits", plan.configs, plan.out, seeds=1), actors=0)
+    client = MlflowClient(database)
+    runs = client.search_runs([client.get_experiment_by_name("repro").experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert {run.info.run_name for run in runs if run is not parent} == {"digits/bp-seed0", "digits/lrt-seed0"}
+    assert {run.data.tags.get("mlflow.parentRunId") for run in runs if run is not parent} == {parent.info.run_id}
+    found = json.loads((plan.out / "table.json").read_text())["models"][1]
+    assert parent.data.metrics["lrt/fgsm_transfer"] == pytest.approx(found["mean"]["fgsm, transfer"])
+    child = next(run for run in runs if run.info.run_name == "digits/lrt-seed0")
+    name = "robust/curve-test/fgsm_transfer_eps_0.13"
+    assert {point.step for point in client.get_metric_history(child.info.run_id, name)} == {1, 2, 3}
+
+
+# ------------------------------------------------------------ numbers
+
+CURVE = [
+    {"epoch": 1, "clean": 0.5, "fgsm, transfer": 0.4},
+    {"epoch": 2, "clean": 0.7, "fgsm, transfer": 0.2},
+    {"epoch": 3, "clean": 0.6, "fgsm, transfer": 0.3},
+]
+
+
+@pytest.mark.parametrize(
+    ("clean", "fgsm"), [(0.5, 0.4), (0.6, 0.3), (0.65, 0.25), (0.7, 0.2), (0.45, None), (0.75, None)]
+)
+def test_a_curve_is_read_where_it_first_passes_a_clean_accuracy(clean, fgsm):
+    point = at_clean(CURVE, clean)
+    assert point is None if fgsm is None else point == pytest.approx({"clean": clean, "fgsm, transfer": fgsm})
+
+
+def test_a_record_becomes_a_point_of_the_curve():
+    record = {
+        "epoch": 4,
+        "validation_accuracy": 0.99,
+        "clean/curve-test/accuracy": 0.9,
+        "robust/curve-test/fgsm_transfer_eps_0.1": 0.7,
+        "robust/curve-test/fgsm_transfer_eps_0.13": 0.6,
+        "robust/curve-test/torch_lbfgs_transfer": 0.8,
+        "robust/curve-test/all_attacks_linf_eps_0.13": 0.5,
+        "corruption/curve-test/glass_blur_s1": 0.5,
+        "corruption/curve-test/glass_blur_s5": 0.25,
+        "corruption/curve-test/mce": 1.5,
+    }
+    assert curve_point(record, 0.13) == {
+        "epoch": 4,
+        "clean": 0.9,
+        "fgsm, transfer": 0.6,
+        "torch_lbfgs, transfer": 0.8,
+        "glass blur": 0.375,
+    }
+    assert curve_point({"epoch": 5, "validation_accuracy": 0.9}, 0.13) == {}
+
+
+def models() -> list[ModelResult]:
+    bp = SeedResult(0, "0a", {"clean": 0.7, "fgsm, transfer": 0.2}, CURVE)
+    own = [
+        SeedResult(
+            seed, "0b", {"clean": clean, "fgsm, transfer": 0.35}, [{"epoch": 9, "clean": 0.6, "fgsm, transfer": 0.36}]
+        )
+        for seed, clean in ((0, 0.6), (1, 0.62))
+    ]
+    published = {"clean": 0.61, "fgsm, transfer": 0.37}
+    bps = [bp, SeedResult(1, "0c", bp.final, CURVE)]
+    return with_equal([ModelResult("bp", "BP", True, {}, bps), ModelResult("lrs", "LRS", False, published, own)])
+
+
+def test_the_table_shows_what_was_published_and_backpropagation_at_equal_clean_accuracy(tmp_path):
+    plan = Plan("mnist", CONFIGS, tmp_path, 2)
+    lines = [" ".join(line.split()) for line in lines_of(plan, models(), {}, 0)]
+    assert "| **bp** | 70.00 ± 0.00 | 20.00 ± 0.00 |" in lines
+    assert "| **lrs** | 61.00 ± 1.41 ✓ | 35.00 ± 0.00 |" in lines  # the mean of 60 and 62; both s = 1.414 from it
+    assert "| … published (LRS) | 61.00 | 37.00 |" in lines
+    assert "| … BP at equal clean accuracy | 60.00 | 30.00 (+6.00) |" in lines
+    (counts,) = (line for line in lines if line.startswith("Likelihood ratio"))
+    assert "in 1 of 2 cells, within 2 points of it in 2" in counts
+    assert reaches(models()[1], "clean")
+    assert not reaches(models()[1], "fgsm, transfer")
+    assert json_of(plan, models(), {})["models"][1]["mean"]["clean"] == pytest.approx(0.61)
+
+
+def test_unfinished_runs_and_a_rehearsal_are_named(tmp_path):
+    lines = list(lines_of(Plan("mnist", CONFIGS, tmp_path, 1, quick=True), models(), {"lrt-seed0": "lost"}, 3))
+    assert any("not the reproduction" in line for line in lines)
+    assert "**3 runs are not finished.**" in lines
+    assert "lrt-seed0 failed: lost" in lines
+
+
+def test_the_plot_has_the_mean_curve_of_each_model():
+    shorter = CURVE[:2]
+    assert mean_curve([CURVE, [{**point, "clean": point["clean"] + 0.1} for point in shorter]]) == [
+        pytest.approx({"clean": 0.55, "fgsm, transfer": 0.4}),
+        pytest.approx({"clean": 0.75, "fgsm, transfer": 0.2}),
+    ]
+    axes = tradeoff_figure(models()).axes[0]
+    line = next(line for line in axes.lines if line.get_label() == "bp")
+    assert list(line.get_xdata()) == pytest.approx([50, 70, 60])
+    assert list(line.get_ydata()) == pytest.approx([40, 20, 30])
+    assert [text.get_text() for text in axes.texts] == ["paper's LRS"]
+
+
+# ------------------------------------------------------------ plans
+
+
+def test_the_repository_has_a_recipe_for_each_data_set(tmp_path):
+    for name in ("mnist", "fashion_mnist", "tiny_imagenet"):
+        runs = planned_runs(Plan(name, CONFIGS, tmp_path, 3))
+        assert {run.config.data.name for run in runs} == {name}
+        assert {run.model for run in runs} >= {"bp", "lrs", "lrt", "lrsz", "lrtz"}
+        assert Counter(run.config.seed for run in runs) == {seed: len(runs) // 3 for seed in range(3)}
+        assert len({run.folder for run in runs}) == len(runs)
+
+
+def test_a_rehearsal_trains_a_tenth_of_the_epochs_and_evaluates_few_images(tmp_path):
+    whole = {run.model: run.config for run in planned_runs(Plan("mnist", CONFIGS, tmp_path, 1))}
+    quick = {run.model: run.config for run in planned_runs(Plan("mnist", CONFIGS, tmp_path, 1, quick=True))}
+    epochs = {name: (whole[name].training.epochs, quick[name].training.epochs) for name in ("bp", "lrs", "lrtz")}
+    assert epochs == {"bp": (100, 10), "lrs": (10, 2), "lrtz": (20, 2)}
+    assert quick["bp"].robustness.at_end["examples"] == recipe.QUICK_IMAGES
+    assert whole["bp"].robustness.at_end == SUITES["reproduce"].model_dump(mode="json")
+
+
+WRONG = {
+    "no data set": ([], ["DATASET: is missing", "mnist"]),
+    "an unknown data set": (["mnits"], ["'mnits' is unknown", "'mnist'"]),
+    "one twice": (["mnist", "mnist"], ["'mnist' is given twice"]),
+    "no configurations": (["mnist", "--configs", "/nowhere"], ["--configs: /nowhere/paper holds no", "checkout"]),
+    "no seeds": (["mnist", "--seeds", "0"], ["--seeds", "'0'"]),
+    "GPUs": (["mnist", "--gpus-per-run", "2"], ["--gpus-per-run: 2 is not allowed"]),
+    "GPUs without actors": (["mnist", "--gpus-per-run", "1", "--actors", "0"], ["--gpus-per-run: has no effect"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG.values(), ids=WRONG)
+def test_an_error_is_one_line(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(CONFIGS.parent)
+    try:
+        assert cli.main(["reproduce", *arguments, "--out", str(tmp_path / "out")]) == 2
+    except SystemExit as error:
+        assert error.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_refused(plan, monkeypatch):
+    monkeypatch.setattr("glr_dist.reproduction.reproduce.train_runs", lambda *_: pytest.fail("trains"))
+    plan.out.mkdir()
+    (plan.out / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="does not hold a reproduction"):
+        reproduce(plan, actors=0)
+    (plan.out / "notes.txt").unlink()
+    monkeypatch.setattr("glr_dist.reproduction.reproduce._train_surrogate", lambda *_: None)
+    monkeypatch.setattr("glr_dist.reproduction.reproduce.train_runs", lambda *_: ())
+    reproduce(plan, actors=0)
+    with pytest.raises(ConfigError, match="holds another reproduction \\('quick' differs\\); --quick"):
+        reproduce(Plan("digits", plan.configs, plan.out, 1, quick=True), actors=0)
+    (plan.out / "reproduction.json").write_text("{")
+    with pytest.raises(ConfigError, match="is damaged"):
+        reproduce(plan, actors=0)
