@@ -35,6 +35,7 @@ class Role(IntEnum):
     CERTIFICATE = 16
     INPUT_NOISE = 17
     AUGMENT = 20
+    ADVERSARIAL = 21
 
 
 class Key(NamedTuple):

@@ -25,7 +25,7 @@ LAYERS = (
     {"summary", "verification"},
     {"execution"},
     {"glr"},
-    {"build"},
+    {"build", "input_gradient"},
     {"runs"},
     {"training"},
     {"diagnostics", "planning", "robustness"},

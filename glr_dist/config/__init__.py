@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from glr_dist.config.files import dump, flat, overridden, read, suite_of_file
 from glr_dist.config.messages import build
 from glr_dist.config.sections import (
+    Adversarial,
     AnyData,
     AnyModel,
     Augment,
@@ -41,6 +42,7 @@ from glr_dist.config.validation import check_estimator, per_site, resolve_sample
 from glr_dist.errors import ConfigError
 
 __all__ = [
+    "Adversarial",
     "AnyModel",
     "Augment",
     "Config",

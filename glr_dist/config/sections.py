@@ -371,6 +371,30 @@ class Penalty(Section):
     )
 
 
+class Adversarial(Section):
+    """Adversarial training on images that FGSM or PGD makes for the network as it is."""
+
+    epsilon: Positive = Field(description="radius of the L∞ ball, in pixel values in [0, 1]")
+    steps: Count = Field(1, description="steps of the attack: 1 is FGSM, more are PGD from a random point")
+    every: Count = Field(1, description="a step of training in this number is adversarial")
+    gradient: Literal["estimated", "exact"] = Field(
+        "estimated", description="by the likelihood ratio under noise, or the derivative without noise"
+    )
+    copies: Count | None = Field(
+        None, description="redraws of an estimate (default: twice the units of the first site, at most 1,024)"
+    )
+    spread: Positive | None = Field(
+        None, description="σ of the estimate's noise, in standard deviations of a site's logits (default: as trained)"
+    )
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Adversarial:
+        for key in ("copies", "spread"):
+            if self.gradient == "exact" and getattr(self, key) is not None:
+                raise ConfigError(f"training.adversarial.{key}: has no effect with gradient 'exact'; leave it out")
+        return self
+
+
 class Training(Section):
     """The training loop."""
 
@@ -380,6 +404,7 @@ class Training(Section):
     optimizer: Optimizer = Field(Optimizer(lr=0.01), description="a class of torch.optim and its arguments")
     schedule: Schedule | None = None
     penalty: Penalty | None = None
+    adversarial: Adversarial | None = None
     metrics: tuple[Metric, ...] = Field((), description="on the validation and test examples, beside accuracy and loss")
     early_stopping: EarlyStopping | None = None
     warmup: int = Field(0, ge=0, le=10**9, description="steps in which the learning rate grows linearly from 0")

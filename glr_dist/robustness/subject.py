@@ -18,10 +18,10 @@ from glr_dist.data import Split
 from glr_dist.errors import ConfigError, SiteError
 from glr_dist.execution.inline import one_thread
 from glr_dist.glr import GLR
+from glr_dist.input_gradient import shifted, spreads
 from glr_dist.robustness.conditions import Condition, conditions_of, networks_of
 from glr_dist.robustness.suite import Suite, surrogate_config
 from glr_dist.robustness.surrogate import trained_surrogate
-from glr_dist.robustness.targets import shifted, spreads
 from glr_dist.runs import CheckpointName, deciding
 from glr_dist.training import checkpoint
 from glr_dist.training.trained_run import TrainedRun, load_run

@@ -25,6 +25,7 @@ from glr_dist.figures import draw
 from glr_dist.runs import RunFolder
 from glr_dist.streams import Key, Role, generator
 from glr_dist.training import checkpoint
+from glr_dist.training.adversarial import Adversary
 from glr_dist.training.average import Average
 from glr_dist.training.best import best_record, digest_of, score_of
 from glr_dist.training.curve import curve_figure
@@ -92,6 +93,12 @@ class Trainer:
         if config.noise.input is not None:
             check_inputs(self.train.batch(slice(0, 1))[0])
         self.penalty = None if penalty is None else SpectralPenalty.of(penalty, self.net.network)
+        self._adversary = None
+        if (adversarial := config.training.adversarial) is not None:
+            if not self.of_images:
+                raise ConfigError("training.adversarial: needs images of one class each, in [0, 1]; leave it out")
+            examples = self.train.batch(slice(0, config.training.batch_size))[0]
+            self._adversary = Adversary(adversarial, self.net, examples, config.seed)
         self.epoch = 0
         self.seconds = 0.0
         self.forward_passes = 0.0
@@ -225,6 +232,8 @@ class Trainer:
             x, y = self.train.batch(index)
             if augment is not None:
                 x = augmented(x, augment, self.config.seed, self.net.step)
+            if self._adversary is not None:
+                x = self._adversary.perturbed(x, y, self.net.step)
             if noise is not None:
                 x = with_input_noise(x, scale_after(noise, self.epoch), self.config.seed, self.net.step)
             self.optimizer.zero_grad()

@@ -10,9 +10,10 @@ from torch import nn
 
 import glr_dist
 from glr_dist.errors import SiteError
+from glr_dist.input_gradient import shifted, spreads
 from glr_dist.losses import cross_entropy
 from glr_dist.nn import Heaviside
-from glr_dist.robustness.targets import Averaged, LikelihoodRatio, WhiteBox, shifted, spreads
+from glr_dist.robustness.targets import Averaged, LikelihoodRatio, WhiteBox
 from glr_dist.streams import Key, generator
 
 EXACT = {"copies": 128, "passes": 4}

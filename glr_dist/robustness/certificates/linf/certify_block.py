@@ -18,12 +18,13 @@ from glr_dist.data import Split
 from glr_dist.errors import SiteError, ZeroGradientError
 from glr_dist.execution.inline import one_thread
 from glr_dist.glr import GLR
+from glr_dist.input_gradient import shifted, spreads
 from glr_dist.nn.activations import Heaviside
 from glr_dist.robustness.attacks.pgd import PGD
 from glr_dist.robustness.certificates.linf.boxes import Box, after, rounding
 from glr_dist.robustness.certificates.linf.settings import LinfCertification
 from glr_dist.robustness.certificates.linf.threshold_program import ThresholdNetwork, least_margin
-from glr_dist.robustness.targets import LikelihoodRatio, WhiteBox, shifted, spreads
+from glr_dist.robustness.targets import LikelihoodRatio, WhiteBox
 from glr_dist.streams import Key, Role
 
 Proof = Literal["", "interval", "program"]
