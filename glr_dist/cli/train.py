@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         show_whole("page", tracking.address)
     evaluator = trainer.evaluator
     if evaluator is None or evaluator.report is None:
-        show_whole("next", next_command("evaluate", out))
+        show_whole("next", next_command("evaluate", out) if trainer.of_images else next_command("runs", out.parent))
         return 0
     from glr_dist.robustness.page import markdown
     from glr_dist.robustness.report_files import ReportFiles

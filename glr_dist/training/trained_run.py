@@ -61,9 +61,18 @@ class TrainedRun:
             return outputs
 
     def predict(self, x: Tree) -> Tensor:
-        """Returns the predicted class [N] of each input; for targets that are not classes, the outputs themselves."""
-        outputs = self(x)
-        return outputs.argmax(-1) if self.data.of_classes else outputs
+        """Returns the predicted class of each input [N], token [N, T] or pixel [N, *P], by the targets of the data.
+
+        For targets that are not classes, the outputs themselves.
+        """
+        return self.classes_of(self(x)) if self.data.of_classes else self(x)
+
+    def classes_of(self, outputs: Tensor) -> Tensor:
+        """Returns the class with the highest of the scores [N, C], [N, T, C] or [N, C, *P]."""
+        if outputs.dim() == 2:
+            return outputs.argmax(-1)
+        x, y = self.data.train.batch(slice(0, 1))  # tells which dimension is that of the classes
+        return outputs.argmax(-1 if self(x).shape[:-1] == y.shape else 1)
 
 
 def load_run(

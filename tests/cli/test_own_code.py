@@ -94,6 +94,20 @@ class Each(nn.Module):
         return self.layer(x[:, :, None])
 
 
+def pixels():
+    # Of three classes, for images [1, 2, 3] and for sequences [3]: the scores are the second or the last dimension.
+    return nn.Conv2d(1, 3, 1)
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 3)
+
+    def forward(self, x):
+        return self.layer(x[:, :, None])
+
+
 class Scalar(nn.Module):
     def forward(self, x):
         return x.sum()
@@ -144,6 +158,12 @@ def real():
 
 def misspelt():
     return blobs() | {"validaton": blobs()["train"]}
+
+
+def masks(kind):
+    x = np.random.default_rng(3).random((200, 1, 2, 3) if kind == "pixels" else (200, 3), np.float32)
+    classes = np.digitize(x, [1 / 3, 2 / 3])
+    return x, classes[:, 0] if kind == "pixels" else classes
 
 
 def below(wrong=-1):
@@ -346,6 +366,26 @@ def test_sequences_train_with_a_recurrent_module_of_torch(folder, tmp_path, caps
     run = load_run(out)
     x = run.data.test.batch(slice(0, 3))[0]
     torch.testing.assert_close(torch.export.load(exported).module()(x).detach(), run(x))
+
+
+@pytest.mark.parametrize(("kind", "network"), [("pixels", "pixels"), ("tokens", "Tokens")])
+def test_every_pixel_or_token_gets_its_class(folder, tmp_path, capsys, kind, network):
+    own = [f"model={{name: '{folder.net}:{network}'}}", f"data={{name: '{folder.data}:masks', kind: {kind}}}"]
+    few = ["training.loss=cross_entropy", "training.epochs=1", "noise.scale=0.3"]
+    out = tmp_path / "run"
+    assert cli.main(["train", str(folder.config), *own, *few, "--out", str(out)]) == 0
+    assert f"next                 glr-dist runs {tmp_path}" in capsys.readouterr().out  # nothing to evaluate
+    run = load_run(out)
+    x, y = run.data.test.batch(slice(0, 5))
+    found = run.predict(x)
+    assert found.shape == y.shape
+    assert torch.equal(found, run(x).argmax(1 if kind == "pixels" else 2))
+    np.save(tmp_path / "new.npy", x.numpy())
+    assert cli.main(["predict", str(out), str(tmp_path / "new.npy"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["classes"] for row in rows] == found.tolist()
+    assert cli.main(["predict", str(out), str(tmp_path / "new.npy")]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 120
 
 
 def test_a_network_with_several_inputs_trains(folder, tmp_path, capsys):
