@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +16,15 @@ from glr_dist import config
 from glr_dist.checks import all_finite, check_no_shared_statistics
 from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.estimators import ESTIMATORS, Gradients, Step
+from glr_dist.estimators.allotment import Allotment, Thresholds, best_allotment, candidates, first_allotment
 from glr_dist.estimators.column_space import ColumnSpace, narrow_space, worthwhile_space
 from glr_dist.estimators.feedback import Feedback, FeedbackMap
 from glr_dist.estimators.flips import thresholds_of
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, SAMPLED, Head, check_expectation, head_of
 from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.measure import PASSES as MEASURED_PASSES
+from glr_dist.execution.measure import limits_of, measured
 from glr_dist.losses import Loss, cross_entropy
 from glr_dist.network import Network
 from glr_dist.noise import LAWS, Gaussian, Noise, noise_of
@@ -47,15 +51,18 @@ class GLR(nn.Module):
         noise: the law and scale of the noise: a scale (Gaussian noise), an object such as `Laplace(0.3)`, or a custom
             law with `sample(shape, stream, dtype)` and `score(eps)`; None for a noise-free pass (`pathwise` only).
         estimator: "conditional", "layerwise", "joint" or "pathwise", or a whole `config.Estimator`.
-        copies: K, redraws per example, site and shared pass (default 100), or a mapping from site-name patterns to K.
-        passes: M, shared passes per step (default 1), or a mapping from site-name patterns to M.
+        copies: K, redraws per example, site and shared pass (default 100), a mapping from site-name patterns to K, or
+            "auto": allotted to the sites by their measured variance, within `budget`.
+        passes: M, shared passes per step (default 1), a mapping from site-name patterns to M, or "auto".
+        budget: forward passes per step that "auto" allots; a redraw counts as its share of the network's FLOPs.
+        measure_every: steps between two measurements of the variance (default 500).
         sampler: "iid", "orthogonal" (Gaussian noise), "sobol", or "auto": orthogonal for Gaussian noise, else iid.
         antithetic: use each ε with both signs (default True).
         baseline: "shared" (default), "leave_one_out" or "none".
         redraw: "copies" (default): K draws of a site's noise; "column_space": K draws of its component in the column
-            space of the layer's input (Gaussian law); "auto": that where it pays, else copies; "flips": each of its
-            piecewise constant units at the levels that it does not have (`conditional` only); or a mapping from
-            site-name patterns to these.
+            space of the layer's input (Gaussian law); "auto": that where it pays, else copies, and with `copies="auto"`
+            flips where they have less variance; "flips": each of its piecewise constant units at the levels that it
+            does not have (`conditional` only); or a mapping from site-name patterns to these.
         feedback: use of a linear map from the output error to a site's δ, learned from its past estimates: "none"
             (default), "control_variate" (lowers the variance of redraws without bias) or "biased" (takes their place
             as far as it has predicted them).
@@ -91,8 +98,10 @@ class GLR(nn.Module):
         noise: Noise | float | Mapping[str, float] | object | None = 1.0,
         estimator: str | config.Estimator = "conditional",
         *,
-        copies: int | Mapping[str, int] | None = None,
-        passes: int | Mapping[str, int] | None = None,
+        copies: int | str | Mapping[str, int] | None = None,
+        passes: int | str | Mapping[str, int] | None = None,
+        budget: float | None = None,
+        measure_every: int | None = None,
         sampler: str | None = None,
         antithetic: bool | None = None,
         baseline: str | None = None,
@@ -118,6 +127,8 @@ class GLR(nn.Module):
         given = {
             "copies": copies,
             "passes": passes,
+            "budget": budget,
+            "measure_every": measure_every,
             "sampler": sampler,
             "antithetic": antithetic,
             "baseline": baseline,
@@ -144,6 +155,9 @@ class GLR(nn.Module):
         self.executor = _executor_of(executor, actors)
         self.estimator = ESTIMATORS[self.options.name]
         self._site_options: dict[str, Any] = {}
+        self.ways: dict[str, str] = {}  # of redrawing, by site, as the options say
+        self.thresholds: Thresholds = {}  # of the units that are flipped, or may be, by site
+        self.allotment: Allotment | None = None  # of the budget, once the variance has been measured
         self.verify = verify
         self.feedback = Feedback()
         self._head: tuple[Loss, Head] | None = None  # of the last loss
@@ -194,10 +208,13 @@ class GLR(nn.Module):
         if self.options.name == "joint":
             check_no_shared_statistics(self.model)
         direct = {site.name: direct_rule(network, site) for site in network.sites}
+        self.ways = self.ways_of(self.options.redraw)
+        self.thresholds = self._known_thresholds(leaves(x)[0])
+        copies, passes = (1 if value == "auto" else value for value in (self.options.copies, self.options.passes))
         self._site_options = {
-            "copies": by_site(self.options.copies, names, "estimator.copies"),
-            "passes": by_site(self.options.passes, names, "estimator.passes"),
-            "flips": self._flips(leaves(x)[0]),
+            "copies": by_site(copies, names, "estimator.copies"),
+            "passes": by_site(passes, names, "estimator.passes"),
+            "flips": {name: t for name, t in self.thresholds.items() if self.ways[name] == "flips"},
             "spaces": self._spaces(),
             "rules": {name: rule for name, rule in direct.items() if rule is not None},
         }
@@ -282,6 +299,9 @@ class GLR(nn.Module):
         with one_thread(), torch.no_grad():
             if not all(all_finite(leaf) for leaf in leaves(x) if leaf.is_floating_point()):
                 raise FloatingPointError("the inputs are not finite: x holds NaN or infinity")
+            if self._measurement_due():
+                self._allot(step)
+                step = self.bind(x, y, loss)
             self.executor.begin(self.estimator, step)
             with self.network.hooked():
                 total = self.executor.gradients(self.estimator, step, lambda: self._verify_if_changed(step))
@@ -356,7 +376,7 @@ class GLR(nn.Module):
                 options["spaces"] = {name: space for name, space in options["spaces"].items() if name != last}
         options["feedback"] = self._maps(head)
         learned = self.noise is not None and self.noise.learn != "none"
-        return Step(
+        step = Step(
             network=self.network,
             noise=self.noise,
             options=self.options,
@@ -370,17 +390,62 @@ class GLR(nn.Module):
             head=head,
             **options,
         )
+        return self._allotted(step) if self.options.copies == "auto" else step
 
-    def _flips(self, like: Tensor) -> dict[str, tuple[float, ...]]:
-        """Returns the thresholds of the units behind each site that flips them, by the site's name."""
-        network = self.network
-        chosen = by_site(self.options.redraw, [site.name for site in network.sites], "estimator.redraw")
+    def _allotted(self, step: Step) -> Step:
+        """Returns the step with the K, M and ways of redrawing that the budget affords."""
+        if self.allotment is None or set(self.allotment.copies) != {site.name for site in step.learned()}:
+            self.allotment = None  # of another network
+            sites = candidates(step, self.thresholds, self.ways, {})
+            return first_allotment(step, sites, self._budget, self._passes(step)).applied(step, self.thresholds)
+        return self.allotment.applied(step, self.thresholds)
+
+    @property
+    def _budget(self) -> float:
+        assert self.options.budget is not None
+        return self.options.budget
+
+    def _passes(self, step: Step) -> Mapping[str, int] | None:
+        """Returns M by site, or None if the budget decides it."""
+        if self.options.passes == "auto":
+            return None
+        return {site.name: step.passes[site.name] for site in step.learned()}
+
+    def _measurement_due(self) -> bool:
+        if self.options.copies != "auto":
+            return False
+        return self.allotment is None or not 0 <= self.step - self.allotment.step < self.options.measure_every
+
+    def _allot(self, step: Step) -> None:
+        """Measures the variance of each site's gradient on the batch of a step, and allots the budget by it."""
+        with self.network.hooked():
+            self._verify_if_changed(step)
+        limits = limits_of(step, self._budget)
+        laws, measuring = measured(
+            self.executor, self.estimator, step, MEASURED_PASSES, limits, self.thresholds, self.ways
+        )
+        sites = candidates(step, self.thresholds, self.ways, laws)
+        self.allotment = best_allotment(step, sites, self._budget, self._passes(step), measuring)
+
+    def ways_of(self, redraw: str | Mapping[str, str]) -> dict[str, str]:
+        """Returns the way of redrawing of each site of the prepared network that an option `redraw` means."""
+        return by_site(redraw, [site.name for site in self.network.sites], "estimator.redraw")
+
+    def _known_thresholds(self, like: Tensor) -> Thresholds:
+        """Returns the thresholds of the units behind each site that flips them, or may, by the site's name."""
+        network, known = self.network, {}
         like = torch.empty(0, dtype=network.dtype, device=like.device)
-        if chosen and "flips" in chosen.values() and self.noise is not None and not self.noise.has_cdf:
+        density = self.noise is None or self.noise.has_cdf
+        if not density and "flips" in self.ways.values():
+            assert self.noise is not None
             raise ConfigError(f"estimator.redraw: 'flips' needs a law with density(eps), {self.noise.law} has none")
-        return {
-            name: thresholds_of(network, network.by_name[name], like) for name, how in chosen.items() if how == "flips"
-        }
+        for name, how in self.ways.items():
+            if how == "flips":
+                known[name] = thresholds_of(network, network.by_name[name], like)
+            elif how == "auto" and density:
+                with suppress(SiteError):  # these units cannot be flipped
+                    known[name] = thresholds_of(network, network.by_name[name], like)
+        return known
 
     def _spaces(self) -> dict[str, ColumnSpace]:
         """Returns the column spaces of each site that redraws only the noise inside them, by the site's name."""

@@ -1,9 +1,17 @@
 """Benchmarks: all candidates alternate on one machine in one run, and the figures are medians of ratios.
 
-    python jobs/benchmark.py scaling [CONFIG.yaml] [key=value ...] [--actors 1 2] [--out DIR]
+    python jobs/benchmark.py step [CONFIG.yaml] [key=value ...] [--actors 1 2] [--out DIR]
+    python jobs/benchmark.py variance CONFIG.yaml [key=value ...] [--passes 10 20 50] [--out DIR]
+    python jobs/benchmark.py time_to_accuracy CONFIG.yaml [key=value ...] [--accuracy 0.9] [--out DIR]
 
-`scaling` compares training steps on Ray actors with those in one process on one thread, and with the best that the
-cores can do: independent processes that run the same work items without sending or waiting.
+`step` (also `scaling`) compares training steps on Ray actors with those in one process on one thread, and with the best
+that the cores can do: independent processes that run the same work items without sending or waiting.
+
+`variance` measures the cosine of each site's estimates against the forward passes of a step: copies, the best head,
+flips, and a budget that is allotted to the sites.
+
+`time_to_accuracy` trains one network as configured, with the best head, with an allotted budget of the same forward
+passes, and by backpropagation, and reports seconds and passes to an accuracy on the validation examples.
 """
 
 from __future__ import annotations
@@ -11,11 +19,14 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
+import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,16 +34,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import glr_dist
 from glr_dist import data
 from glr_dist.build import device_of, loss_of, network_of, optimizer_of
 from glr_dist.config import Config, load_config
-from glr_dist.errors import UserError
+from glr_dist.diagnostics.estimates import without_nan
+from glr_dist.errors import ConfigError, UserError
 from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.execution.memory import keep_freed_memory
+from glr_dist.figures import draw
 from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
 
+Commands = Any  # what `add_subparsers` returns
 SCALING = Path(__file__).resolve().parents[1] / "configs" / "benchmark" / "scaling.yaml"
 
 
@@ -40,25 +55,116 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a benchmark; returns the exit code, 2 for a user's error."""
     parser = argparse.ArgumentParser(description="Benchmarks of glr_dist.")
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    command = commands.add_parser("scaling", help="training steps on 1, 2, ... Ray actors", description=scaling.__doc__)
-    command.add_argument("config", nargs="*", metavar="CONFIG.yaml key=value", help=f"default: {SCALING.name}")
-    command.add_argument("--actors", type=int, nargs="+", default=[1, 2], metavar="N")
-    command.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of each candidate")
-    command.add_argument("--steps", type=int, default=2, metavar="N", help="steps in a turn")
-    command.add_argument("--out", type=Path, metavar="DIR", help="folder for scaling.json")
+    _add_step(commands)
+    _add_variance(commands)
+    _add_time_to_accuracy(commands)
     options = parser.parse_args(arguments)
-    if min(*options.actors, options.rounds, options.steps) < 1:
-        parser.error("--actors, --rounds and --steps: at least 1")
-    paths = [given for given in options.config if "=" not in given] or [SCALING]
     try:
-        config = load_config(paths[0], [given for given in options.config if "=" in given])
-        report = scaling(config, options.actors, options.rounds, options.steps)
+        options.run(options)
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
-    if options.out is not None:
-        write_atomically(options.out.absolute() / "scaling.json", (json.dumps(report, indent=2) + "\n").encode())
     return 0
+
+
+def _add_step(commands: Commands) -> None:
+    command = commands.add_parser(
+        "step", aliases=["scaling"], help="training steps on 1, 2, ... Ray actors", description=scaling.__doc__
+    )
+    command.add_argument("config", nargs="*", metavar="CONFIG.yaml key=value", help=f"default: {SCALING.name}")
+    command.add_argument("--actors", type=_count, nargs="+", default=[1, 2], metavar="N")
+    command.add_argument("--rounds", type=_count, default=9, metavar="N", help="turns of each candidate")
+    command.add_argument("--steps", type=_count, default=2, metavar="N", help="steps in a turn")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for scaling.json")
+
+    def run(options: argparse.Namespace) -> None:
+        report = scaling(_config(options, SCALING), options.actors, options.rounds, options.steps)
+        _write(options, "scaling", report)
+
+    command.set_defaults(run=run)
+
+
+def _add_variance(commands: Commands) -> None:
+    command = commands.add_parser("variance", help="cosine of the estimates against forward passes")
+    command.add_argument("config", nargs="+", metavar="CONFIG.yaml key=value")
+    command.add_argument("--passes", type=float, nargs="+", default=[10.0, 20.0, 50.0], metavar="N", help="budgets")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for variance.json, .png and .pdf")
+
+    def run(options: argparse.Namespace) -> None:
+        from glr_dist.diagnostics.against_passes import against_passes, passes_figure
+
+        config = _config(options)
+        found = against_passes(config, sorted(set(options.passes)))
+        print(found)
+        _write(options, "variance", {"config": config.model_dump(mode="json"), **asdict(found)})
+        if options.out is not None:
+            draw(options.out.absolute() / "variance.png", lambda: passes_figure(found))
+
+    command.set_defaults(run=run)
+
+
+def _add_time_to_accuracy(commands: Commands) -> None:
+    command = commands.add_parser("time_to_accuracy", help="seconds and passes to an accuracy, beside backpropagation")
+    command.add_argument("config", nargs="+", metavar="CONFIG.yaml key=value")
+    command.add_argument("--accuracy", type=float, default=0.9, metavar="A", help="on the validation examples")
+    command.add_argument("--rounds", type=_count, default=3, metavar="N", help="repetitions, each with its own seed")
+    command.add_argument("--steps", type=_count, default=2000, metavar="N", help="steps after which a candidate stops")
+    command.add_argument("--turn", type=_count, default=20, metavar="N", help="steps between two evaluations")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for time_to_accuracy.json")
+
+    def run(options: argparse.Namespace) -> None:
+        from glr_dist.diagnostics.race import race, race_table
+
+        config = _config(options)
+        found = race(_candidates(config), options.accuracy, options.rounds, options.steps, options.turn)
+        print(race_table(found))
+        times = {name: [asdict(each) for each in times] for name, times in found.items()}
+        report = {"config": config.model_dump(mode="json"), "accuracy": options.accuracy, "times": times}
+        _write(options, "time_to_accuracy", report)
+
+    command.set_defaults(run=run)
+
+
+def _candidates(config: Config) -> dict[str, Config]:
+    """The configurations that `time_to_accuracy` compares."""
+    from glr_dist.diagnostics.estimates import rebuilt
+    from glr_dist.diagnostics.race import BACKPROP, by_backprop
+
+    net, x, y = _batch(config)
+    budget = net.cost(x, y, loss_of(config))[1]
+    estimators = {"as configured": config.estimator}
+    if config.estimator.name == "conditional":
+        estimators["head auto"] = config.estimator.model_copy(update={"head": "auto"})
+        estimators["copies auto"] = rebuilt(
+            config.estimator, copies="auto", passes="auto", redraw="auto", head="auto", budget=budget
+        )
+    return {
+        **{name: config.model_copy(update={"estimator": each}) for name, each in estimators.items()},
+        BACKPROP: by_backprop(config),
+    }
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return value
+
+
+def _config(options: argparse.Namespace, default: Path | None = None) -> Config:
+    paths = [given for given in options.config if "=" not in given] or ([] if default is None else [default])
+    if len(paths) != 1:
+        raise ConfigError(f"CONFIG.yaml: one file is needed, {len(paths)} were given")
+    return load_config(paths[0], [given for given in options.config if "=" in given])
+
+
+def _write(options: argparse.Namespace, name: str, report: dict[str, Any]) -> None:
+    """Prints the machine, and writes a report with it and with the versions of the software."""
+    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    versions = {"Python": platform.python_version(), "torch": torch.__version__, "glr_dist": glr_dist.__version__}
+    print(", ".join(f"{key} {value}" for key, value in {**machine, **versions}.items()))
+    if options.out is not None:
+        content = json.dumps(without_nan({**report, **machine, "versions": versions}), indent=2) + "\n"
+        write_atomically(options.out.absolute() / f"{name}.json", content.encode())
 
 
 def scaling(config: Config, actors: Sequence[int], rounds: int, steps: int) -> dict[str, Any]:

@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from glr_dist import cli, config
 from glr_dist.diagnostics import Diagnosis, diagnose, diagnosis
+from glr_dist.diagnostics.estimates import Networks, cosines_of, draws_of, reference_of
 from glr_dist.errors import CheckpointError, ConfigError
 from glr_dist.estimators.feedback import Feedback
 from glr_dist.figures import draw
@@ -58,7 +60,7 @@ def test_the_folder_holds_the_report_the_picture_and_the_config(measured, tiny):
     for row in written["qualities"]:
         assert row.keys() == {
             "site", "copies", "passes", "cosine", "cosine_error", "bias", "bias_error", "variance", "forward_passes",
-            "milliseconds",
+            "milliseconds", "allotted",
         }  # fmt: skip
     overrides = ["diagnose.copies=[2, 8, 64]", "diagnose.passes=[1, 4]"]
     assert config.load_config(out / "diagnose.yaml") == tiny(*SMALL, *overrides)
@@ -83,7 +85,8 @@ def test_the_table_has_a_line_for_each_row(measured):
     assert "conditional" in first
     assert "pathwise" in first
     assert [word in head for word in ("site", "K", "M", "cosine", "relative bias", "variance")] == [True] * 6
-    assert len(lines) == len(report.qualities)
+    assert len(lines) == len(report.qualities) + len(report.recommendations)
+    assert lines[len(report.qualities)].startswith("for cosine 0.95 at every site: estimator.copies=")
 
 
 def test_the_numbers_lie_in_their_ranges(measured):
@@ -102,6 +105,77 @@ def test_the_first_site_costs_more_than_its_copies_of_the_head_and_cost_grows_wi
     cost = {(row.copies, row.passes): row.forward_passes for row in measured[1].qualities}
     assert cost[2, 1] < cost[8, 1] < cost[64, 1]
     assert cost[8, 4] == pytest.approx(4 * cost[8, 1])
+
+
+# ---------------------------------------------------------------- what is recommended
+
+
+def test_the_recommendation_is_written_with_its_figures(measured):
+    out, report = measured
+    first, *others = report.recommendations
+    written = json.loads((out / "diagnose.json").read_text())["recommendations"]
+    assert len(written) == 1 + len(others)
+    assert written[0]["forward_passes"] == first.forward_passes
+    assert written[0]["copies"] == first.copies
+    assert first.head == "sampled"
+    assert set(first.cosines) == {"1", "3"}
+    assert all(cosine >= 0.95 for cosine in first.cosines.values())
+
+
+@pytest.mark.montecarlo
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("model.activation=threshold", "training.loss=zero_one", "diagnose.cosine=0.9"),
+    ],
+    ids=str,
+)
+def test_the_recommended_options_reach_the_cosine_at_every_site(tiny, tmp_path, overrides):
+    """Measured on independent estimates: at least the cosine minus 4.5 standard errors and 0.01 for the reference."""
+    chosen = (*SMALL, "diagnose.reference_passes=4000", *overrides)
+    report = diagnose(tiny(*chosen), tmp_path / "first")
+    networks = Networks(tiny(*chosen), None)
+    batch = networks.batch(tqdm(disable=True))
+    _, reference = reference_of(tiny(*chosen), networks.net, batch)
+    for found in report.recommendations:
+        options = [option.replace("'", "") for option in found.options()]
+        applied = tiny(*chosen, *options)
+        assert applied.estimator.redraw == "copies" or "redraw" in found.changed
+        net = networks.net(applied)
+        estimates, _ = draws_of(net, batch, 20)
+        assert net.cost(batch.x, batch.y, batch.loss)[1] == pytest.approx(found.forward_passes)
+        for site, g in estimates.items():
+            cosines = cosines_of(g, reference[site])
+            error = (cosines.std() / len(cosines) ** 0.5).item()
+            assert cosines.mean().item() >= found.cosine - Z * error - 0.01, (site, options)
+            assert cosines.mean().item() <= found.cosines[site] + Z * error + 0.03, (site, options)
+    costs = [found.forward_passes for found in report.recommendations]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_a_better_head_is_recommended_where_it_saves_passes(run):
+    report = run("model.activation=threshold", "training.loss=zero_one", "diagnose.reference_passes=4000")
+    plain, *others = report.recommendations
+    assert plain.changed == ()
+    assert any("estimator.head=auto" in str(found) for found in others)
+    assert others[-1].forward_passes < 0.8 * plain.forward_passes
+
+
+@pytest.mark.parametrize("options", [["estimator.name=joint"], ["estimator.sampler=sobol"]])
+def test_nothing_is_recommended_where_the_variance_has_no_known_law(run, options):
+    report = run(*options, "diagnose.draws=2")
+    assert report.recommendations == ()
+    assert "for cosine" not in str(report)
+
+
+def test_an_allotted_budget_has_rows_of_its_own(run):
+    budget = ("estimator.copies=auto", "estimator.passes=auto", "estimator.redraw=auto", "estimator.budget=10")
+    report = run(*budget, "diagnose.draws=4")
+    rows = [row for row in report.qualities if row.allotted]
+    assert {row.site for row in rows} == {"1", "3"}
+    assert all(row.forward_passes <= 10 for row in rows)
+    assert len(report.qualities) == 4
 
 
 # ---------------------------------------------------------------- what is measured
@@ -281,7 +355,7 @@ def test_the_command_prints_the_table(capsys, tiny_yaml, tmp_path):
     said, errors = capsys.readouterr()
     assert errors == ""
     assert said.splitlines()[-1] == f"results  {tmp_path / 'out'}"
-    assert len(said.splitlines()) == 2 + 2 + 1
+    assert len(said.splitlines()) == 2 + 2 + 1 + 1
 
 
 def test_a_constant_estimator_draws_its_picture_without_a_warning(tiny, tmp_path, recwarn):

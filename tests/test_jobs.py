@@ -209,3 +209,60 @@ def test_a_ray_job_refuses_a_folder_that_is_not_local_in_one_line(tmp_path):
     run = _train("tiny.yaml", "--out", "s3://bucket/x", in_ray_job=True, folder=tmp_path)
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
     assert "'s3://bucket/x' is not a local folder" in run.stderr
+
+
+# ---------------------------------------------------------------- benchmarks
+
+
+def _benchmark(*arguments):
+    return runpy.run_path(str(JOBS / "benchmark.py"))["main"](list(map(str, arguments)))
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_benchmark_variance_measures_each_option_within_each_budget(tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(TINY + "diagnose: {draws: 4, reference_passes: 400, batch: 32}\n")
+    options = ("model.activation=threshold", "--passes", 6, 12, "--out", tmp_path / "out")
+    assert _benchmark("variance", tmp_path / "tiny.yaml", *options) == 0
+    found = json.loads((tmp_path / "out" / "variance.json").read_text())
+    assert {(p["option"], p["budget"]) for p in found["points"]} == {
+        (option, budget) for option in ("plain", "head auto", "flips", "copies auto") for budget in (6.0, 12.0)
+    }
+    for point in found["points"]:
+        assert point["forward_passes"] <= point["budget"]
+        assert point["forward_passes"] > 0.5 * point["budget"]
+        assert set(point["cosines"]) == {"1", "3"}
+    assert found["versions"]["torch"] == torch.__version__
+    assert (tmp_path / "out" / "variance.png").exists()
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 8 + 1
+
+
+def test_the_benchmark_time_to_accuracy_trains_every_candidate(tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    options = ("training.loss=zero_one", "model.activation=threshold", "training.batch_size=64", "--turn", 5)
+    more = ("--accuracy", 0.3, "--rounds", 2, "--steps", 300, "--out", tmp_path / "out")
+    assert _benchmark("time_to_accuracy", tmp_path / "tiny.yaml", *options, *more) == 0
+    found = json.loads((tmp_path / "out" / "time_to_accuracy.json").read_text())
+    times = found["times"]
+    assert list(times) == ["as configured", "head auto", "copies auto", "backpropagation"]
+    for each in times.values():
+        assert len(each) == 2
+        assert all(time["steps"] % 5 == 0 and time["seconds"] > 0 for time in each)
+    for time_ in times["backpropagation"]:
+        assert time_["forward_passes"] == 3 * time_["steps"]
+    for time_ in times["head auto"]:
+        assert time_["forward_passes"] > time_["steps"]
+    assert "2/2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("variance", "tiny.yaml", "--passes", "0.5"), "--passes: 0.5 are not enough"),
+        (("time_to_accuracy", "seed=1"), "CONFIG.yaml: one file is needed, 0 were given"),
+    ],
+)
+def test_a_benchmark_reports_an_error_in_one_line(arguments, reason, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    assert _benchmark(*arguments) == 2
+    assert capsys.readouterr().err.startswith(f"benchmark: {reason}")

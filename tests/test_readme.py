@@ -215,6 +215,9 @@ def test_the_further_blocks_of_the_estimators_page_run(capsys):
     assert names["reader"].model.cell.weight.grad.any()
     assert "column_space (40)" in printed
     assert names["net"].bind(names["x"], names["y"], names["CostlyMistakes"]()).head.kind == "expected"
+    exec(blocks("glr_dist/estimators/README.md", "python")[7], names)
+    assert "forward passes a step" in capsys.readouterr().out
+    assert 0 < names["net"].allotment.forward_passes <= 20
 
 
 def test_the_examples_of_the_networks_run():
@@ -247,7 +250,7 @@ def test_no_page_has_a_python_block_that_no_test_runs():
     tested = {
         "README.md": 2,
         "configs/README.md": 1,
-        "glr_dist/estimators/README.md": 7,
+        "glr_dist/estimators/README.md": 8,
         "glr_dist/execution/README.md": 1,
         "glr_dist/nn/README.md": 2,
     }

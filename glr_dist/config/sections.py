@@ -237,8 +237,16 @@ class Estimator(Section):
     """The gradient estimator. `check_estimator` refuses biased combinations."""
 
     name: Literal["conditional", "layerwise", "joint", "pathwise"] = "conditional"
-    copies: Count | dict[str, Count] = Field(100, description="K: noise draws per example, site and shared pass")
-    passes: Count | dict[str, Count] = Field(1, description="M: shared passes per step")
+    copies: Literal["auto"] | Count | dict[str, Count] = Field(
+        100, description="K: noise draws per example, site and shared pass; auto: allotted to the sites within `budget`"
+    )
+    passes: Literal["auto"] | Count | dict[str, Count] = Field(
+        1, description="M: shared passes per step; auto: allotted within `budget`"
+    )
+    budget: Annotated[Positive, Field(le=1e9)] | None = Field(
+        None, description="forward passes per step that 'auto' allots to the sites by measured variance"
+    )
+    measure_every: Count = Field(500, description="steps between two measurements of the variance for `budget`")
     sampler: Literal["auto", "iid", "orthogonal", "sobol"] = Field(
         "auto", description="auto: orthogonal for Gaussian noise, else iid"
     )
@@ -247,8 +255,8 @@ class Estimator(Section):
     redraw: Redraw | Annotated[dict[str, Redraw], Field(min_length=1)] = Field(
         "copies",
         description="copies: K draws of the site's noise; column_space: K draws of its component in the column space "
-        "of the layer's input (convolutions, layers over tokens); auto: column_space where it pays, else copies; "
-        "flips: each piecewise constant unit at its other levels, instead of draws",
+        "of the layer's input (convolutions, layers over tokens); auto: column_space where it pays, else copies, "
+        "within a budget also flips; flips: each piecewise constant unit at its other levels, instead of draws",
     )
     feedback: Literal["none", "control_variate", "biased"] = Field(
         "none",
@@ -498,6 +506,7 @@ class Diagnose(Section):
     scales: tuple[Positive, ...] = Field(
         (0.1, 0.2, 0.5, 1.0), min_length=1, description="values of σ that --grid compares"
     )
+    cosine: Fraction = Field(0.95, description="cosine at every site for which K and M are recommended")
     draws: Annotated[int, Field(ge=2)] = Field(10, description="estimates per K and M")
     batch: Count = Field(128, description="number of examples, taken from the start of the training set")
     reference: Literal["auto", "pathwise", "conditional", "joint"] = "auto"

@@ -8,6 +8,17 @@ from glr_dist.config.sections import Estimator, Noise
 from glr_dist.errors import ConfigError
 
 _ASYMMETRIC = ("gumbel",)
+_OF_REDRAWS = (  # options without effect where nothing is redrawn
+    "copies",
+    "budget",
+    "measure_every",
+    "antithetic",
+    "baseline",
+    "redraw",
+    "feedback",
+    "head",
+    "head_draws",
+)
 
 
 def resolve_sampler(estimator: Estimator, noise: Noise) -> str:
@@ -17,8 +28,13 @@ def resolve_sampler(estimator: Estimator, noise: Noise) -> str:
     return "orthogonal" if noise.law == "gaussian" and estimator.name != "pathwise" else "iid"
 
 
-def per_site(value: int | Mapping[str, int]) -> list[int]:
-    """Returns the possible values of an option at a site: the number itself, or all values of a mapping by pattern."""
+def per_site(value: int | str | Mapping[str, int]) -> list[int]:
+    """Returns the possible values of an option at a site: the number itself, or all values of a mapping by pattern.
+
+    `auto` has no value yet.
+    """
+    if isinstance(value, str):
+        return []
     return list(value.values()) if isinstance(value, Mapping) else [value]
 
 
@@ -31,7 +47,7 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
     e, law = estimator, noise.law
     if e.name == "pathwise":
         default = Estimator()
-        for key in ("copies", "antithetic", "baseline", "redraw", "feedback", "head", "head_draws"):
+        for key in _OF_REDRAWS:
             if getattr(e, key) != getattr(default, key):
                 raise ConfigError(
                     f"estimator.{key}: has no effect with 'pathwise', which does not redraw noise; leave it out"
@@ -40,7 +56,7 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
             raise ConfigError(
                 f"estimator.sampler: {e.sampler!r} has no effect with 'pathwise', which does not redraw noise"
             )
-        if isinstance(e.passes, Mapping):
+        if not isinstance(e.passes, int):
             raise ConfigError("estimator.passes: 'pathwise' runs whole passes; give one number for all sites")
         if law == "none" and (e.passes != 1 or noise.learn != "none"):
             raise ConfigError("noise.law: 'none' allows only estimator.passes=1 and noise.learn=none")
@@ -55,6 +71,7 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
         raise ConfigError(
             f"estimator.antithetic: pairs (ε, -ε) need a law that is symmetric about 0, and {law} is not; turn it off"
         )
+    _check_budget(e)
     if e.antithetic and any(copies % 2 for copies in per_site(e.copies)):
         odd = next(copies for copies in per_site(e.copies) if copies % 2)
         raise ConfigError(f"estimator.copies: {odd} is odd, antithetic pairs need an even number")
@@ -73,7 +90,7 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
                 "estimator.baseline: 'leave_one_out' is biased for unit scales within an orthogonal frame; use 'shared'"
             )
         minimum = 4 if e.antithetic else 2
-        if min(per_site(e.copies)) < minimum:
+        if min(per_site(e.copies), default=minimum) < minimum:
             raise ConfigError(
                 f"estimator.copies: 'leave_one_out' needs two independent groups, at least {minimum} copies"
             )
@@ -118,6 +135,38 @@ def _check_redraw(e: Estimator, noise: Noise) -> None:
         raise ConfigError(
             f"estimator.redraw: 'column_space' is not allowed with noise.learn={noise.learn}: the gradient of a scale "
             "needs the whole noise; use 'copies' or 'auto'"
+        )
+
+
+def _check_budget(e: Estimator) -> None:
+    """Refuses `auto` without a budget, and a budget or `auto` that could not work."""
+    if e.copies != "auto" and e.passes != "auto":
+        for key in ("budget", "measure_every"):
+            if (value := getattr(e, key)) != Estimator.model_fields[key].default:
+                raise ConfigError(
+                    f"estimator.{key}: {value:g} has no effect without estimator.copies 'auto'; leave it out"
+                )
+        return
+    if e.copies != "auto":
+        raise ConfigError("estimator.passes: 'auto' needs estimator.copies 'auto' and estimator.budget")
+    if e.name != "conditional":
+        raise ConfigError(f"estimator.copies: 'auto' works only with 'conditional', not with {e.name!r}; give a number")
+    if e.budget is None:
+        raise ConfigError("estimator.budget: is missing; 'auto' needs the number of forward passes per step")
+    if e.feedback == "biased":
+        raise ConfigError(
+            "estimator.feedback: 'biased' is not allowed with estimator.copies 'auto', which looks at the variance "
+            "alone; use 'control_variate'"
+        )
+    if e.sampler == "sobol":
+        raise ConfigError(
+            "estimator.copies: 'auto' does not know how the variance of a sobol set depends on K; use 'iid' or "
+            "'orthogonal'"
+        )
+    if e.baseline == "leave_one_out":
+        raise ConfigError(
+            "estimator.baseline: 'leave_one_out' makes the directions of a block dependent, which estimator.copies "
+            "'auto' does not allow for; use 'shared'"
         )
 
 

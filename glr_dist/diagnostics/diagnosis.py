@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from glr_dist.config import Config, Estimator, build, check_estimator, dump_config
+from glr_dist.config import Config, Estimator, check_estimator, dump_config
 from glr_dist.diagnostics.estimates import (
     CHUNKS,
     Batch,
@@ -31,11 +31,13 @@ from glr_dist.diagnostics.estimates import (
     cosines_of,
     draws_of,
     norm_squared,
+    rebuilt,
     reference_of,
     relative_errors,
     variance_of,
     without_nan,
 )
+from glr_dist.diagnostics.recommendation import PASSES, Recommendation, can_recommend, heads, recommendations
 from glr_dist.figures import draw, figure_of
 from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
@@ -45,7 +47,8 @@ from glr_dist.glr import GLR
 class Quality:
     """Quality of one site's estimates at one K and M; errors are standard errors.
 
-    `copies` is the K of the step; the last site has none where the head is `expected`.
+    `copies` is the K of the step; the last site has none where the head is `expected`. `allotted` says that a budget
+    decided K and M.
     """
 
     site: str
@@ -58,11 +61,12 @@ class Quality:
     variance: float
     forward_passes: float
     milliseconds: float
+    allotted: bool = False
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Result of `diagnose`; `str` gives the table.
+    """Result of `diagnose`; `str` gives the table and the recommendations.
 
     `spaces` are the sites that redraw only the noise inside the column space of their input, with its dimensions.
     """
@@ -73,6 +77,7 @@ class Diagnosis:
     reference: str
     reference_error: dict[str, float]
     qualities: tuple[Quality, ...]
+    recommendations: tuple[Recommendation, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -85,6 +90,7 @@ class Diagnosis:
             f"{q.bias:>+11.4f} ± {q.bias_error:.4f}{q.variance:>11.4f}{q.forward_passes:>9.2f}{q.milliseconds:>9.1f}"
             for q in self.qualities
         ]
+        lines += map(str, self.recommendations)
         return "\n".join(lines)
 
     def _spaces(self) -> str:
@@ -110,14 +116,13 @@ def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosi
     tried = [
         config.estimator
         if pathwise and passes == config.estimator.passes
-        else build(
-            Estimator,
-            config.estimator.model_dump() | {"passes": passes} | ({} if pathwise else {"copies": copies}),
-            "estimator.",
-        )
+        else rebuilt(config.estimator, passes=passes, **({} if pathwise else {"copies": copies}))
         for passes in chosen.passes
         for copies in (chosen.copies[:1] if pathwise else chosen.copies)
     ]
+    allots = config.estimator.copies == "auto"
+    if allots:
+        tried.append(config.estimator)
     for options in tried:
         check_estimator(options, config.noise, config.training.loss)
     networks = Networks(config, weights)
@@ -128,13 +133,18 @@ def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosi
     with_options(tried[0])  # reports errors before anything is written
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "diagnose.yaml", dump_config(config).encode())
-    with tqdm(total=CHUNKS + len(tried) * chosen.draws, disable=not sys.stderr.isatty(), desc="diagnose") as bar:
+    recommends = can_recommend(config.estimator)
+    measuring = len(heads(config)) * 2 * PASSES if recommends else 0
+    with tqdm(
+        total=CHUNKS + len(tried) * chosen.draws + measuring, disable=not sys.stderr.isatty(), desc="diagnose"
+    ) as bar:
         batch = networks.batch(bar)
         name, reference = reference_of(config, networks.net, batch)
         step = with_options(tried[0]).bind(batch.x, batch.y, batch.loss)
         qualities = [
             found for options in tried for found in _qualities(with_options(options), batch, chosen.draws, reference)
         ]
+        recommended = recommendations(config, networks, batch, reference) if recommends else ()
     errors = relative_errors(reference)
     diagnosis = Diagnosis(
         config.estimator.name,
@@ -143,6 +153,7 @@ def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosi
         name,
         errors,
         tuple(sorted(qualities, key=lambda quality: quality.site)),
+        recommended,
     )
     content = json.dumps(without_nan(asdict(diagnosis)), indent=2, allow_nan=False) + "\n"
     write_atomically(out / "diagnose.json", content.encode())
@@ -153,6 +164,7 @@ def diagnose(config: Config, out: Path, weights: Path | None = None) -> Diagnosi
 def _qualities(net: GLR, batch: Batch, draws: int, reference: dict[str, Tensor]) -> list[Quality]:
     options = net.options
     estimates, milliseconds = draws_of(net, batch, draws)
+    allotment = net.allotment
     _, forward_passes = net.cost(batch.x, batch.y, batch.loss)
     rows = []
     for site, g in estimates.items():
@@ -164,8 +176,16 @@ def _qualities(net: GLR, batch: Batch, draws: int, reference: dict[str, Tensor])
         rows.append(
             Quality(
                 site=site,
-                copies=options.copies if isinstance(options.copies, int) and options.name != "pathwise" else 1,
-                passes=options.passes if isinstance(options.passes, int) else 1,
+                copies=allotment.copies[site]
+                if allotment is not None
+                else options.copies
+                if isinstance(options.copies, int) and options.name != "pathwise"
+                else 1,
+                passes=allotment.passes[site]
+                if allotment is not None
+                else options.passes
+                if isinstance(options.passes, int)
+                else 1,
                 cosine=cosines.mean().item(),
                 cosine_error=(cosines.std() / draws**0.5).item(),
                 bias=(along.mean() / norm - 1).item(),
@@ -173,6 +193,7 @@ def _qualities(net: GLR, batch: Batch, draws: int, reference: dict[str, Tensor])
                 variance=variance_of(g, r),
                 forward_passes=forward_passes,
                 milliseconds=milliseconds,
+                allotted=allotment is not None,
             )
         )
     return rows
@@ -182,11 +203,12 @@ def diagnosis_figure(diagnosis: Diagnosis) -> Any:
     """Returns a figure of cosine and variance of each site against K · M, one line per M."""
     figure = figure_of(11, 4.5)
     left, right = figure.subplots(1, 2)
-    passes = sorted({row.passes for row in diagnosis.qualities})
-    lines = [(m,) for m in passes] if len({row.copies for row in diagnosis.qualities}) > 1 else [tuple(passes)]
-    for index, site in enumerate(dict.fromkeys(row.site for row in diagnosis.qualities)):
+    fixed = [row for row in diagnosis.qualities if not row.allotted]
+    passes = sorted({row.passes for row in fixed})
+    lines = [(m,) for m in passes] if len({row.copies for row in fixed}) > 1 else [tuple(passes)]
+    for index, site in enumerate(dict.fromkeys(row.site for row in fixed)):
         for style, line in zip(itertools.cycle(("-", "--", ":", "-.")), lines, strict=False):
-            rows = [row for row in diagnosis.qualities if row.site == site and row.passes in line]
+            rows = [row for row in fixed if row.site == site and row.passes in line]
             copies = [row.copies * row.passes for row in rows]
             label = f"site {site}" + (f", M = {line[0]}" if len(lines) > 1 else "")
             look = {"marker": "o", "linestyle": style, "color": f"C{index}", "label": label}
@@ -194,9 +216,9 @@ def diagnosis_figure(diagnosis: Diagnosis) -> Any:
             right.plot(copies, [row.variance for row in rows], **look)
     left.set(xlabel="copies K · M", ylabel="cosine to the true gradient", ylim=(None, 1.02))
     right.set(xlabel="copies K · M", ylabel="variance / |gradient|²")
-    if any(row.variance > 0 for row in diagnosis.qualities):  # backpropagation without noise has no variance
+    if any(row.variance > 0 for row in fixed):  # backpropagation without noise has no variance
         right.set_yscale("log")
-    ticks = sorted({row.copies * row.passes for row in diagnosis.qualities})
+    ticks = sorted({row.copies * row.passes for row in fixed})
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -28,6 +28,7 @@ from glr_dist.training.warm_start import begin_with, weights_of
 CHUNKS = 20  # independent parts of the reference; their spread gives its error
 # The step keys the noise: reference, draws and training use disjoint steps.
 _REFERENCE_STEP, _DRAW_STEP = 2**40, 2**41
+_REFERENCE_COPIES = 100  # K of the reference 'conditional' if that of the configuration is not a number
 
 
 class Networks:
@@ -116,6 +117,18 @@ def _estimates(net: GLR, batch: Batch, steps: Sequence[int]) -> dict[str, Tensor
     return {site: torch.stack(found) for site, found in rows.items()}
 
 
+def rebuilt(estimator: Estimator, **options: object) -> Estimator:
+    """Returns an estimator with other options, without the budget, which they replace.
+
+    Raises:
+        ConfigError: the options do not fit together.
+    """
+    fixed: dict[str, Any] = {"budget": None, "measure_every": Estimator.model_fields["measure_every"].default}
+    if estimator.passes == "auto":
+        fixed["passes"] = 1
+    return build(Estimator, estimator.model_dump() | fixed | options, "estimator.")
+
+
 def reference_of(config: Config, net_of: Callable[[Config], GLR], batch: Batch) -> tuple[str, dict[str, Tensor]]:
     """Returns the name of the reference estimator and its estimates [C, P] by site.
 
@@ -128,7 +141,7 @@ def reference_of(config: Config, net_of: Callable[[Config], GLR], batch: Batch) 
     names = ("pathwise", other) if chosen.reference == "auto" else (chosen.reference,)
     per_chunk = max(2, 2 * round(chosen.reference_passes / CHUNKS / 2))
     for name in names:
-        copies = config.estimator.copies
+        copies = config.estimator.copies if config.estimator.copies != "auto" else _REFERENCE_COPIES
         sizes: dict[str, dict[str, Any]] = {
             "pathwise": {"passes": per_chunk},
             "joint": {"copies": per_chunk},

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from glr_dist.config import Config, Estimator, build, check_estimator, dump_config
+from glr_dist.config import Config, Estimator, check_estimator, dump_config
 from glr_dist.diagnostics.estimates import (
     CHUNKS,
     Batch,
@@ -33,6 +33,7 @@ from glr_dist.diagnostics.estimates import (
     chunks_of,
     cosines_of,
     draws_of,
+    rebuilt,
     reference_of,
     relative_errors,
     variance_of,
@@ -100,10 +101,7 @@ def diagnose_grid(config: Config, out: Path, weights: Path | None = None) -> Gri
         raise ConfigError("--grid: estimator.name 'pathwise' does not redraw noise, so there are no copies to compare")
     chosen = config.diagnose
     scales = sorted(set(chosen.scales))
-    options = [
-        build(Estimator, config.estimator.model_dump() | {"copies": copies}, "estimator.")
-        for copies in sorted(set(chosen.copies))
-    ]
+    options = [rebuilt(config.estimator, copies=copies) for copies in sorted(set(chosen.copies))]
     for each in options:
         check_estimator(each, config.noise, config.training.loss)
     networks = Networks(config, weights)

@@ -31,6 +31,7 @@ from glr_dist.estimators.variance import blocks, centred, grouped
 from glr_dist.estimators.work import (
     DriverWork,
     ItemWork,
+    copy_cost,
     direction_count,
     elements_from,
     example_count,
@@ -229,15 +230,9 @@ class Redraw:
 
     def forward_passes(self, step: Step) -> float:
         redraws = sum(
-            step.passes[site.name] * step.copies[site.name] * self._share(step, site) for site in step.learned()
+            step.passes[site.name] * step.copies[site.name] * copy_cost(step, site) for site in step.learned()
         )
         return self.passes(step) + redraws
-
-    @staticmethod
-    def _share(step: Step, site: Site) -> float:
-        """FLOPs of a copy, as a share of the network's: the suffix, and noise inside a column space, drawn by pairs."""
-        space = step.spaces.get(site.name)
-        return site.suffix + (space.expand_flops / step.signs / step.network.flops if space else 0.0)
 
     def work(self, step: Step, item: WorkItem) -> ItemWork:
         assert item.site is not None
@@ -246,7 +241,7 @@ class Redraw:
         derivative = step.head.kind == DERIVATIVE and step.is_last(site)
         flips = site.name in step.flips
         copies = directions if flips else step.signs * directions
-        flops = (2 if derivative else 1) * self._share(step, site) * network.flops * copies * n
+        flops = (2 if derivative else 1) * copy_cost(step, site) * network.flops * copies * n
         space = step.spaces.get(site.name)
         formed = bool(site.owned) and not step.keeps_delta(site)
         return ItemWork(

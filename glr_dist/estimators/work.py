@@ -54,6 +54,12 @@ class DriverWork:
     flops: float = 0.0
 
 
+def copy_cost(step: Step, site: Site) -> float:
+    """FLOPs of a copy, as a share of the network's: the suffix, and noise inside a column space, drawn by pairs."""
+    space = step.spaces.get(site.name)
+    return site.suffix + (space.expand_flops / step.signs / step.network.flops if space else 0.0)
+
+
 def direction_count(item: WorkItem) -> int:
     """Returns R, the number of directions that an item redraws."""
     return sum(block.stop - block.start for block in item.directions)

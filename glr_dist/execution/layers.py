@@ -100,6 +100,9 @@ class Layers(Executor):
             step.loss,
             step.copies,
             step.passes,
+            step.flips,
+            step.head,
+            step.spaces,
         )
         if self._program_of != parts:
             self._program = self.pool.share("program", _pickled(program_of(estimator, step)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glr_dist.config import Config, Execution, Optimizer, Robustness, Training, build, load_config
+from glr_dist.config import Config, Execution, Optimizer, Robustness, Training, build, load_config, per_site
 from glr_dist.errors import ConfigError
 from glr_dist.robustness.suite import FGSM, PGD, SUITES, Suite, Surrogate, TorchLBFGS
 from glr_dist.text import hint
@@ -116,7 +117,7 @@ class PlannedRun:
     def cost(self) -> int:
         """Passes per training image, roughly."""
         estimator, training = self.config.estimator, self.config.training
-        copies = estimator.copies if isinstance(estimator.copies, int) else max(estimator.copies.values())
+        copies = max(per_site(estimator.copies), default=math.ceil(estimator.budget or 1))
         return training.epochs * (1 if estimator.name == "pathwise" else copies)
 
 

@@ -58,6 +58,13 @@ class Progress:
             flush=True,
         )
 
+    def note(self, line: str) -> None:
+        """Prints a line above the bar, or where the lines of the epochs are."""
+        if self._bar.disable:
+            print(line, flush=True)
+        else:
+            self._bar.write(line, sys.stderr)
+
     def warn(self, line: str) -> None:
         """Prints a warning above the bar."""
         self._bar.write(f"warning: {line}", sys.stderr)

@@ -12,6 +12,7 @@ from torch import distributed
 from glr_dist.config import Config
 from glr_dist.data import located
 from glr_dist.errors import ConfigError
+from glr_dist.estimators.allotment import Allotment
 from glr_dist.execution.all_reduce import begun_alike
 from glr_dist.execution.replicas import check_workers, failures, run_replicas
 from glr_dist.runs import ReadOnlyRunFolder, RunFolder
@@ -90,6 +91,9 @@ class _WorkerTrainer(Trainer):
 
     def _report(self, progress: Progress, record: dict[str, object]) -> None:
         """Does nothing: the driver reports."""
+
+    def _report_allotment(self, progress: Progress, allotment: Allotment) -> None:
+        """Does nothing: the metrics of the epoch hold it."""
 
 
 def _train(config: Config, out: Path, epochs: int, device: torch.device) -> None:

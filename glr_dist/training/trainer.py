@@ -19,6 +19,7 @@ from glr_dist.claims import claim
 from glr_dist.config import Config
 from glr_dist.data.augment import augmented, check_images
 from glr_dist.errors import ConfigError
+from glr_dist.estimators.allotment import Allotment
 from glr_dist.execution.inline import one_thread
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.figures import draw
@@ -174,7 +175,10 @@ class Trainer:
         before = self.net.step
         loss, squares = self._run_steps(progress, copies)
         steps = self.net.step - before
-        self.forward_passes += passes * steps
+        if self.net.allotment is None:
+            self.forward_passes += passes * steps  # else counted step by step
+        else:
+            copies = self.net.cost(*self.train.batch(slice(0, 1)), self.loss)[0]
         trained = time.perf_counter() - started
         found = self._scores(self.validation)
         rate = self.optimizer.param_groups[0]["lr"]
@@ -204,6 +208,9 @@ class Trainer:
             record |= {
                 f"feedback/{site.name}": self.net.feedback.multiple(site.name) for site in self.net.network.sites
             }
+        if (allotment := self.net.allotment) is not None:
+            record |= {f"copies/{site}": copies for site, copies in allotment.copies.items()}
+            record |= {f"passes/{site}": passes for site, passes in allotment.passes.items()}
         if self.config.noise.input is not None:
             record["input_noise"] = scale_after(self.config.noise.input, self.epoch - 1)  # of the epoch that ended
         if self.penalty is not None:
@@ -237,7 +244,9 @@ class Trainer:
             if noise is not None:
                 x = with_input_noise(x, scale_after(noise, self.epoch), self.config.seed, self.net.step)
             self.optimizer.zero_grad()
+            before = self.net.allotment
             loss = self.net.estimate(x, y, self.loss)
+            self._count_allotted(before, progress)
             with one_thread():
                 self._square_norms(squares)
                 if self.penalty is not None:
@@ -255,6 +264,17 @@ class Trainer:
             progress.step(self.epoch + 1, loss, copies * seen / (time.perf_counter() - started))
         with one_thread():
             return (torch.stack(losses).double().sum() / seen).item(), squares
+
+    def _count_allotted(self, before: Allotment | None, progress: Progress) -> None:
+        """Counts the forward passes of a step that a budget was allotted to, and of a measurement before it."""
+        allotment = self.net.allotment
+        if allotment is None:
+            return
+        self.forward_passes += allotment.forward_passes
+        if allotment is not before:
+            self.forward_passes += allotment.measuring
+            if before is None or not allotment.same(before):
+                self._report_allotment(progress, allotment)
 
     def _scores(self, split: data.Split) -> dict[str, float]:
         with nullcontext() if self._average is None else self._average.in_place():
@@ -362,6 +382,8 @@ class Trainer:
             if self._learns_feedback and "feedback" in state:  # a trial's parent may not have learned one
                 self.net.feedback.load(state["feedback"])
             self.net.step, self.epoch = state["step"], state["epoch"]
+            allotment = state.get("allotment")  # None before the first step, and without a budget
+            self.net.allotment = None if allotment is None else Allotment.from_state(allotment)
             self.seconds, self.forward_passes = state["seconds"], state["forward_passes"]
             self.history = state["history"]
         self.folder.replace_metrics(self.history)
@@ -379,6 +401,7 @@ class Trainer:
             "schedule": self.schedule.state_dict() if self.schedule is not None else None,
             **({"feedback": self.net.feedback.state()} if self._learns_feedback else {}),
             "step": self.net.step,
+            **({} if self.net.allotment is None else {"allotment": self.net.allotment.state()}),
             "epoch": self.epoch,
             "seconds": self.seconds,
             "forward_passes": self.forward_passes,
@@ -420,3 +443,6 @@ class Trainer:
 
     def _report(self, progress: Progress, record: dict[str, Any]) -> None:
         progress.epoch(record)
+
+    def _report_allotment(self, progress: Progress, allotment: Allotment) -> None:
+        progress.note(f"step {self.net.step}: {allotment}")

@@ -264,3 +264,22 @@ def test_the_bytes_sent_are_those_predicted(layers, name, tmp_path):
     net.estimate(x, y, loss)
     assert executor.bytes - before == pytest.approx(planned, rel=0.05)
     assert planned > 10**5
+
+
+def test_an_allotted_budget_is_the_same_on_actors(layers):
+    x, y = batch("conditional")
+    options = {"copies": "auto", "passes": "auto", "redraw": "auto", "budget": 15.0, "measure_every": 2}
+
+    def run(executor):
+        model = made("conditional", executor).model
+        net = glr_dist.GLR(model, 0.5, executor=executor, example_block=8, block_elements=2**12, **options)
+        for _ in range(3):
+            net.estimate(x, y)
+        return net.allotment, {name: parameter.grad for name, parameter in net.model.named_parameters()}
+
+    allotment, expected = run(Inline())
+    assert allotment is not None
+    for number in (1, 3):
+        found, grads = run(layers[number])
+        assert found == allotment
+        assert all(torch.equal(grads[name], grad) for name, grad in expected.items()), f"{number} actors"
