@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from glr_dist.claims import claim
@@ -106,6 +107,7 @@ def evaluate_in_training(
         OSError: the ledger cannot be written.
     """
     subject = subject_of(run, suite, earlier=earlier)
+    subject = replace(subject, kept={} if earlier is None else earlier.kept)
     opened = Ledger.open(ledger, subject.fingerprint(suite), subject.conditions(suite), suite.block)
     with Progress([opened], passing=True) as progress:
         for (_, condition, block), measurement in measurements([subject], suite, pending([opened]), actors=0):

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ class Subject:
         untestable: why the adaptive threat model cannot estimate a gradient; empty if it can.
         surrogate: source network of transfer attacks.
         baseline: reference network of the corruption errors.
+        kept: images of transfer attacks by label and block, kept for the next network; None if there is none.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Subject:
     untestable: str = ""
     surrogate: GLR | None = None
     baseline: GLR | None = None
+    kept: dict[tuple[str, int], Any] | None = None
 
     def conditions(self, suite: Suite) -> list[Condition]:
         """Returns the suite's conditions on this subject's images."""

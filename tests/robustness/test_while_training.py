@@ -7,13 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from glr_dist import cli, tracking
+from glr_dist.config import build
 from glr_dist.errors import ConfigError
 from glr_dist.robustness import evaluate as evaluation
+from glr_dist.robustness import measure as measuring
 from glr_dist.robustness.evaluate import evaluate
 from glr_dist.robustness.metric_names import report_metrics
-from glr_dist.robustness.suite import load_suite
+from glr_dist.robustness.suite import Suite, load_suite
 from glr_dist.robustness.training_settings import training_settings
 from glr_dist.training.robustness_curve import robustness_curve_figure
 from glr_dist.training.train import train, trainer_of
@@ -95,6 +98,27 @@ def test_attacks_corruptions_and_certificates_have_the_names_of_mlflow(tiny, tmp
     assert not list((tmp_path / "out").glob(".robustness-*"))
     # n = 50 draws with p = 1: the bound of the probability is 0.001^(1/50).
     assert 0 <= last["certified/l2/r_0.2"] <= last["certified/l2/r_0.1"] <= last["certified/l2/clean"]
+
+
+def test_adversarial_images_of_another_network_are_made_once(tiny, tmp_path, monkeypatch):
+    made = Counter()
+    changed = measuring._changed
+
+    def counting(condition, *rest):
+        made[condition.label] += 1
+        return changed(condition, *rest)
+
+    monkeypatch.setattr(measuring, "_changed", counting)
+    attacks = "[{name: torch_lbfgs, iterations: 3}, {name: fgsm, threats: [transfer]}]"
+    given = f"name: few, examples: 30, block: 20, attacks: {attacks}, surrogate: {{training: {{epochs: 1}}}}"
+    suite = f"{{{given}, corruptions: {{names: []}}}}"
+    train(tiny(f"robustness={{every: 1, suite: {suite}}}"), tmp_path / "out")
+    assert made["torch_lbfgs/transfer"] == 2  # blocks
+    assert made["fgsm/transfer/eps_0.1"] == 2 * 3  # after each of three epochs: it takes no time
+    same = build(Suite, {**yaml.safe_load(suite), "split": "validation"})
+    (report,) = evaluate([tmp_path / "out"], same, actors=0)
+    name = "robust/few-validation/torch_lbfgs_transfer"
+    assert records(tmp_path / "out")[-1][name] == report_metrics(report)[name]
 
 
 def test_l_infinity_certificates_too(tiny, tmp_path):
