@@ -26,18 +26,23 @@ def tradeoff_figure(models: Sequence[ModelResult]) -> Any:
     panels = [name for name in conditions if "," in name] + [_MEAN]
     figure = figure_of(5.6 * len(panels), 5.4)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        titles: list[str] = []  # two models may have the same published figures
         for number, model in enumerate(models):
             look: dict[str, Any] = {"color": _COLOURS[number % 8], "marker": _MARKERS[number % 8]}
             points = [(100 * p[CLEAN], 100 * y) for p in curves[model.model] if (y := _value(p, panel)) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), markersize=3, linewidth=1.3, label=model.model, **look)
                 axes.plot(*points[-1], markersize=9, markeredgecolor="black", linestyle="none", **look)
-            if CLEAN in model.published and (y := _value(model.published, panel)) is not None:
+            named = CLEAN in model.published and model.title not in titles
+            if named and (y := _value(model.published, panel)) is not None:
                 place = (100 * model.published[CLEAN], 100 * y)
                 axes.scatter(*place, s=70, marker="D", facecolors="none", edgecolors=look["color"], linewidths=2)
-                axes.annotate(f"paper's {model.title}", place, fontsize=7, xytext=(5, 4), textcoords="offset points")
+                label = {"ha": "right", "xytext": (-7, -10 if len(titles) % 2 else 5), "textcoords": "offset points"}
+                axes.annotate(model.title, place, fontsize=7, **label)
+                titles.append(model.title)
         axes.set(xlabel="clean accuracy, %", ylabel="accuracy, %", title=panel)
         axes.grid(alpha=0.3)
+    figure.suptitle("diamonds: published figures")
     handles = {label: h for axes in figure.axes for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,10 +207,19 @@ def test_the_table_shows_what_was_published_and_backpropagation_at_equal_clean_a
     assert "| … published (LRS) | 61.00 | 37.00 |" in lines
     assert "| … BP at equal clean accuracy | 60.00 | 30.00 (+6.00) |" in lines
     (counts,) = (line for line in lines if line.startswith("Likelihood ratio"))
-    assert "in 1 of 2 cells, within 2 points of it in 2" in counts
+    assert counts == "Likelihood ratio: ✓ in 1 of 2 cells; within 2 points of the published figure in 2."
     assert reaches(models()[1], "clean")
     assert not reaches(models()[1], "fgsm, transfer")
     assert json_of(plan, models(), {})["models"][1]["mean"]["clean"] == pytest.approx(0.61)
+
+
+def test_a_mark_is_in_brackets_where_the_clean_accuracy_is_lower(tmp_path):
+    bp, lrs = models()
+    weak = replace(lrs, published={"clean": 0.63, "fgsm, transfer": 0.3})  # 2 points above the mean of 61
+    for published, mark in ((weak.published, "✓"), ({**weak.published, "clean": 0.6301}, "(✓)")):
+        lines = lines_of(Plan("mnist", CONFIGS, tmp_path, 2), [bp, replace(weak, published=published)], {}, 0)
+        row = next(" ".join(line.split()) for line in lines if "**lrs**" in line)
+        assert row == f"| **lrs** | 61.00 ± 1.41 | 35.00 ± 0.00 {mark} |"
 
 
 def test_unfinished_runs_and_a_rehearsal_are_named(tmp_path):
@@ -229,7 +239,7 @@ def test_the_plot_has_the_mean_curve_of_each_model():
     line = next(line for line in axes.lines if line.get_label() == "bp")
     assert list(line.get_xdata()) == pytest.approx([50, 70, 60])
     assert list(line.get_ydata()) == pytest.approx([40, 20, 30])
-    assert [text.get_text() for text in axes.texts] == ["paper's LRS"]
+    assert [text.get_text() for text in axes.texts] == ["LRS"]
 
 
 # ------------------------------------------------------------ plans
