@@ -122,12 +122,15 @@ def test_the_recommendation_is_written_with_its_figures(measured):
     assert all(cosine >= 0.95 for cosine in first.cosines.values())
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize(
     "overrides",
     [
         (),
-        ("model.activation=threshold", "training.loss=zero_one", "diagnose.cosine=0.9"),
+        pytest.param(
+            ("model.activation=threshold", "training.loss=zero_one", "diagnose.cosine=0.9"), marks=pytest.mark.long
+        ),
     ],
     ids=str,
 )
@@ -154,6 +157,7 @@ def test_the_recommended_options_reach_the_cosine_at_every_site(tiny, tmp_path, 
     assert costs == sorted(costs, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_better_head_is_recommended_where_it_saves_passes(run):
     report = run("model.activation=threshold", "training.loss=zero_one", "diagnose.reference_passes=4000")
     plain, *others = report.recommendations
@@ -162,6 +166,7 @@ def test_a_better_head_is_recommended_where_it_saves_passes(run):
     assert others[-1].forward_passes < 0.8 * plain.forward_passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["estimator.name=joint"], ["estimator.sampler=sobol"]])
 def test_nothing_is_recommended_where_the_variance_has_no_known_law(run, options):
     report = run(*options, "diagnose.draws=2")
@@ -169,6 +174,7 @@ def test_nothing_is_recommended_where_the_variance_has_no_known_law(run, options
     assert "for cosine" not in str(report)
 
 
+@pytest.mark.slow
 def test_an_allotted_budget_has_rows_of_its_own(run):
     budget = ("estimator.copies=auto", "estimator.passes=auto", "estimator.redraw=auto", "estimator.budget=10")
     report = run(*budget, "diagnose.draws=4")

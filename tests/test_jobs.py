@@ -218,6 +218,7 @@ def _benchmark(*arguments):
     return runpy.run_path(str(JOBS / "benchmark.py"))["main"](list(map(str, arguments)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_the_benchmark_variance_measures_each_option_within_each_budget(tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(TINY + "diagnose: {draws: 4, reference_passes: 400, batch: 32}\n")
@@ -236,6 +237,7 @@ def test_the_benchmark_variance_measures_each_option_within_each_budget(tmp_path
     assert len(capsys.readouterr().out.splitlines()) == 2 + 8 + 1
 
 
+@pytest.mark.slow
 def test_the_benchmark_time_to_accuracy_trains_every_candidate(tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(TINY)
     options = ("training.loss=zero_one", "model.activation=threshold", "training.batch_size=64", "--turn", 5)
@@ -254,6 +256,7 @@ def test_the_benchmark_time_to_accuracy_trains_every_candidate(tmp_path, capsys)
     assert "2/2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -36,18 +37,25 @@ def made(**options) -> tuple[GLR, torch.Tensor, torch.Tensor]:
 # ---------------------------------------------------------------- the law
 
 
+@cache
+def centred_gradients(d: int, draws: int, rows: int) -> torch.Tensor:
+    """Gradients of single directions of frames [draws, rows, D], less their mean."""
+
+    def drawn(block: int) -> torch.Tensor:
+        eps = orthogonal(Gaussian(1.0), Key(block), DirectionBlock(0, 0, rows, rows), 1, d, torch.float64, CPU)[:, 0]
+        return (eps.sum(-1, keepdim=True) + 0.3 * eps[:, :1] ** 3).tanh() * eps
+
+    found = torch.stack([drawn(block) for block in range(draws)])
+    return found - found.mean((0, 1))
+
+
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("directions", [1, 3, 6, 8, 12])
 def test_the_law_holds_for_the_means_over_any_number_of_directions(directions):
     """4,000 means over directions of frames of D = 6 rows; the ratio of the variances is 1 up to 5 %."""
-    d, draws, rows = 6, 4000, 12
-
-    def gradients(block: int) -> torch.Tensor:  # [rows, D]: of one direction each
-        eps = orthogonal(Gaussian(1.0), Key(block), DirectionBlock(0, 0, rows, rows), 1, d, torch.float64, CPU)[:, 0]
-        return (eps.sum(-1, keepdim=True) + 0.3 * eps[:, :1] ** 3).tanh() * eps
-
-    found = torch.stack([gradients(block) for block in range(draws)])
-    found -= found.mean((0, 1))
+    d = 6
+    found = centred_gradients(d, 4000, 12)
     row = found.square().sum(-1).mean()  # v
     pair = (found[:, 0] * found[:, 1]).sum(-1).mean() / 2 + (found[:, 3] * found[:, 5]).sum(-1).mean() / 2  # c
     law = VarianceLaw(1.0, 0.0, float(pair + (row - pair) / d), float(row - pair), d)
@@ -55,6 +63,7 @@ def test_the_law_holds_for_the_means_over_any_number_of_directions(directions):
     assert law.within(directions) == pytest.approx(float(actual), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("sampler", ["iid", "orthogonal"])
 def test_the_variance_of_a_linear_loss_is_measured_as_its_closed_form(sampler):
@@ -75,6 +84,8 @@ def test_the_variance_of_a_linear_loss_is_measured_as_its_closed_form(sampler):
     assert cost == 600  # a redraw of the last site runs nothing again
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.montecarlo
 def test_the_law_predicts_the_variance_of_estimates_at_other_sizes():
     """200 estimates each; measured on 64 passes; the ratio of the variances is 1 up to 25 %."""
@@ -183,6 +194,7 @@ def test_a_budget_below_the_fewest_copies_is_refused():
 # ---------------------------------------------------------------- in a network
 
 
+@pytest.mark.slow
 def test_a_step_stays_within_the_budget_and_the_allotment_is_kept():
     net, x, y = made(measure_every=3)
     first = net.cost(x, y)[1]
@@ -229,6 +241,7 @@ def test_the_streams_of_a_measurement_are_those_of_no_estimate(monkeypatch):
     assert steps == {7, 2**42 + 7}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_allotment_does_not_depend_on_the_number_of_threads_or_of_earlier_calls(threads):
     net, x, y = made(redraw="auto")
@@ -241,6 +254,7 @@ def test_the_allotment_does_not_depend_on_the_number_of_threads_or_of_earlier_ca
     assert other.allotment == net.allotment
 
 
+@pytest.mark.slow
 def test_the_head_keeps_its_draws_and_an_expected_head_has_none():
     net, x, y = made(head="expected")
     net.estimate(x, y, zero_one)
@@ -252,6 +266,7 @@ def test_the_head_keeps_its_draws_and_an_expected_head_has_none():
     assert net.allotment.copies["4"] == 6
 
 
+@pytest.mark.slow
 def test_redraws_inside_the_column_space_are_measured_there_and_counted_with_their_cost():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(288, 3))
@@ -275,6 +290,7 @@ def test_flips_that_the_user_asks_for_stay():
     assert net.allotment.copies["2"] == 8
 
 
+@pytest.mark.slow
 def test_another_network_is_measured_anew():
     net, x, y = made()
     net.estimate(x, y)

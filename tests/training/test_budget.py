@@ -24,6 +24,7 @@ def metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits_and_the_same_figures(tiny, tmp_path):
     config = tiny(*BUDGET)
     whole = train(config, tmp_path / "whole")
@@ -42,6 +43,7 @@ def test_a_resumed_run_has_the_same_bits_and_the_same_figures(tiny, tmp_path):
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_the_metrics_tell_k_and_m_of_each_site_and_count_the_measurements(tiny, tmp_path, capsys):
     config = tiny(*BUDGET, "training.epochs=1")
     trainer = Trainer(config, tmp_path / "run")
