@@ -8,36 +8,18 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from glr_dist.config.data import AnyData, Augment, Data, OwnData
+from glr_dist.config.diagnose import Diagnose
+from glr_dist.config.estimator import Estimator
+from glr_dist.config.execution import Execution
 from glr_dist.config.files import dump, flat, overridden, read, suite_of_file
 from glr_dist.config.messages import build
-from glr_dist.config.sections import (
-    Adversarial,
-    AnyData,
-    AnyModel,
-    Augment,
-    Count,
-    Data,
-    Diagnose,
-    EarlyStopping,
-    Estimator,
-    Execution,
-    InputNoise,
-    Model,
-    Named,
-    Noise,
-    Normalize,
-    Optimizer,
-    OwnData,
-    OwnModel,
-    Penalty,
-    Positive,
-    Robustness,
-    Schedule,
-    Section,
-    Training,
-    ZooModel,
-)
+from glr_dist.config.model import AnyModel, Model, Normalize, OwnModel, ZooModel
+from glr_dist.config.noise import InputNoise, Noise
+from glr_dist.config.robustness import Robustness
+from glr_dist.config.section import Count, Named, Positive, Section
 from glr_dist.config.tracking import Tracking
+from glr_dist.config.training import Adversarial, EarlyStopping, Optimizer, Penalty, Schedule, Training
 from glr_dist.config.validation import check_estimator, per_site, resolve_sampler
 from glr_dist.errors import ConfigError
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer, field_validator, model_validator
 
-from glr_dist.config.sections import Section
+from glr_dist.config.section import Section
 from glr_dist.errors import ConfigError
 from glr_dist.redaction import remember
 from glr_dist.uris import without_credentials

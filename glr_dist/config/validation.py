@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from glr_dist.config.sections import Estimator, Noise
+from glr_dist.config.estimator import Estimator
+from glr_dist.config.noise import Noise
 from glr_dist.errors import ConfigError
 
 _ASYMMETRIC = ("gumbel",)

@@ -10,7 +10,7 @@ from cli.error_lines import error_line
 from glr_dist import cli
 from glr_dist.cli.overview import expected, loaded, of_search
 from glr_dist.config import load_config
-from glr_dist.config.sections import READ
+from glr_dist.config.data import READ
 from glr_dist.execution import device
 from glr_dist.registry import DATASETS, MODELS
 from glr_dist.sizes import DATA_SIZES

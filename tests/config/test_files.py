@@ -246,7 +246,7 @@ def test_long_values_and_keys_are_shortened_in_messages(tmp_path, text, field):
         ("epochs=3", "did you mean 'training.epochs'?"),
         ("lr=0.1", "did you mean 'training.optimizer.lr'?"),
         ("scale=1", "did you mean 'noise.scale' or 'noise.input.scale'?"),
-        ("copies=8", "did you mean 'estimator.copies' or 'diagnose.copies'?"),
+        ("copies=8", "did you mean 'estimator.copies' or 'training.adversarial.copies' or 'diagnose.copies'?"),
         ("model.epochs=3", "did you mean 'training.epochs'?"),
         ("training.epoch=3", "did you mean 'epochs'?"),
         ("modle.hidden=[3]", "did you mean 'model'?"),
