@@ -4,8 +4,9 @@
     python jobs/benchmark.py variance CONFIG.yaml [key=value ...] [--passes 10 20 50] [--out DIR]
     python jobs/benchmark.py time_to_accuracy CONFIG.yaml [key=value ...] [--accuracy 0.9] [--out DIR]
 
-`step` (also `scaling`) compares training steps on Ray actors with those in one process on one thread, and with the best
-that the cores can do: independent processes that run the same work items without sending or waiting.
+`step` (also `scaling`) compares training steps in one process on one thread with a step of plain backpropagation of the
+same network, then steps on Ray actors with those, and with the best that the cores can do: independent processes that
+run the same work items without sending or waiting. `--actors 0` leaves out Ray.
 
 `variance` measures the cosine of each site's estimates against the forward passes of a step: copies, the best head,
 flips, and a budget that is allotted to the sites.
@@ -69,16 +70,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_step(commands: Commands) -> None:
     command = commands.add_parser(
-        "step", aliases=["scaling"], help="training steps on 1, 2, ... Ray actors", description=scaling.__doc__
+        "step",
+        aliases=["scaling"],
+        help="training steps, beside backpropagation and on Ray actors",
+        description=scaling.__doc__,
     )
     command.add_argument("config", nargs="*", metavar="CONFIG.yaml key=value", help=f"default: {SCALING.name}")
-    command.add_argument("--actors", type=_count, nargs="+", default=[1, 2], metavar="N")
+    command.add_argument("--actors", type=int, nargs="+", default=[1, 2], metavar="N", help="0: without Ray (1 2)")
     command.add_argument("--rounds", type=_count, default=9, metavar="N", help="turns of each candidate")
     command.add_argument("--steps", type=_count, default=2, metavar="N", help="steps in a turn")
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for scaling.json")
 
     def run(options: argparse.Namespace) -> None:
-        report = scaling(_config(options, SCALING), options.actors, options.rounds, options.steps)
+        if min(options.actors) < 0 or (0 in options.actors and len(options.actors) > 1):
+            raise ConfigError("--actors: numbers of actors from 1 on are allowed, or 0 alone")
+        actors = [number for number in options.actors if number]
+        report = scaling(_config(options, SCALING), actors, options.rounds, options.steps)
         _write(options, "scaling", report)
 
     command.set_defaults(run=run)
@@ -168,17 +175,20 @@ def _write(options: argparse.Namespace, name: str, report: dict[str, Any]) -> No
 
 
 def scaling(config: Config, actors: Sequence[int], rounds: int, steps: int) -> dict[str, Any]:
-    """Compares steps on Ray actors with steps in one process on one thread, and with independent processes."""
+    """Compares steps of one process on one thread with backpropagation, with Ray actors, and with processes."""
+    from glr_dist.diagnostics.race import BACKPROP
     from glr_dist.execution.cluster import connected
     from glr_dist.execution.layers import Layers
 
     with ExitStack() as opened:
         net, step = _trained(config)
-        opened.enter_context(connected(sum(actors)))
         executors: dict[str, Executor] = {"inline": Inline(1)}
+        if actors:
+            opened.enter_context(connected(sum(actors)))
         for number in actors:
             executors[f"layers {number}"] = opened.enter_context(Layers(number, threads=1))
-        processes = opened.enter_context(Independent(config, max(actors)))
+        processes = opened.enter_context(Independent(config, max(actors, default=0)))
+        backward = _backpropagation(config)
 
         def steps_on(executor: Executor) -> None:
             net.executor = executor
@@ -186,8 +196,9 @@ def scaling(config: Config, actors: Sequence[int], rounds: int, steps: int) -> d
                 step()
 
         candidates: dict[str, Callable[[], object]] = {
+            BACKPROP: lambda: [backward() for _ in range(steps)],
             **{name: lambda executor=executor: steps_on(executor) for name, executor in executors.items()},  # type: ignore[misc]
-            **{f"processes {n}": lambda n=n: processes.run(n, steps) for n in {1, *actors}},  # type: ignore[misc]
+            **{f"processes {n}": lambda n=n: processes.run(n, steps) for n in sorted({1, *actors} if actors else ())},  # type: ignore[misc]
         }
         for run in candidates.values():
             run()
@@ -201,8 +212,13 @@ def scaling(config: Config, actors: Sequence[int], rounds: int, steps: int) -> d
     def ratio(above: str, below: str) -> list[float]:
         return [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
 
-    print(f"one process, one thread: {statistics.median(seconds['inline']) * 1000:.0f} ms a step, {rounds} rounds")
-    print(f"{'actors':>6}{'ms a step':>11}{'speed-up':>10}{'of processes':>14}{'share of it':>13}")
+    times = sorted(ratio("inline", BACKPROP))
+    print(
+        f"one process, one thread: {statistics.median(seconds['inline']) * 1000:.1f} ms a step, {rounds} rounds; "
+        f"{statistics.median(times):.2f} times a step of backpropagation ({times[0]:.2f} to {times[-1]:.2f})"
+    )
+    if actors:
+        print(f"{'actors':>6}{'ms a step':>11}{'speed-up':>10}{'of processes':>14}{'share of it':>13}")
     rows = []
     for number in actors:
         layers, processes_ = f"layers {number}", f"processes {number}"
@@ -225,6 +241,7 @@ def scaling(config: Config, actors: Sequence[int], rounds: int, steps: int) -> d
         "rounds": rounds,
         "steps": steps,
         "seconds": seconds,
+        "ratio_to_backpropagation": statistics.median(times),
         "rows": rows,
     }
 
@@ -251,6 +268,23 @@ def _trained(config: Config) -> tuple[GLR, Callable[[], None]]:
             optimizer.step()
 
     return net, step
+
+
+def _backpropagation(config: Config) -> Callable[[], None]:
+    """A function that makes one step of plain backpropagation on the network without noise, on one thread."""
+    from glr_dist.diagnostics.race import by_backprop
+
+    config = by_backprop(config)
+    net, x, y = _batch(config)
+    model, optimizer, loss = net.model, optimizer_of(config.training, net), loss_of(config)
+
+    def step() -> None:
+        with one_thread():
+            optimizer.zero_grad()
+            torch.autograd.backward(loss(model(x), y).mean())
+            optimizer.step()
+
+    return step
 
 
 class Independent:

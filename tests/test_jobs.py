@@ -257,9 +257,22 @@ def test_the_benchmark_time_to_accuracy_trains_every_candidate(tmp_path, capsys)
 
 
 @pytest.mark.slow
+def test_the_benchmark_step_has_the_ratio_to_backpropagation(tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    threshold = ("training.loss=zero_one", "model.activation=threshold")
+    options = ("--actors", 0, "--rounds", 3, "--steps", 1, "--out", tmp_path / "out")
+    assert _benchmark("step", tmp_path / "tiny.yaml", *threshold, *options) == 0
+    found = json.loads((tmp_path / "out" / "scaling.json").read_text())
+    assert set(found["seconds"]) == {"inline", "backpropagation"}
+    assert found["ratio_to_backpropagation"] > 0
+    assert "times a step of backpropagation" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (("step", "tiny.yaml", "--actors", "0", "2"), "--actors: numbers of actors from 1 on are allowed, or 0 alone"),
         (("variance", "tiny.yaml", "--passes", "0.5"), "--passes: 0.5 are not enough"),
         (("time_to_accuracy", "seed=1"), "CONFIG.yaml: one file is needed, 0 were given"),
     ],
