@@ -281,6 +281,7 @@ def test_if_all_actors_die_calls_wait_until_one_has_restarted(make):
     assert pool.restarts == 2
 
 
+@pytest.mark.long
 def test_a_call_that_exceeds_the_timeout_gets_more_time_when_repeated(make):
     pool = make(1, hang_timeout=0.5)
     list(pool.run(squares(range(1))))
@@ -297,6 +298,7 @@ def test_the_pool_gives_up_on_a_call_that_kills_every_actor(make, monkeypatch):
     assert sorted(pool.run(squares(range(3)))) == [(0, 0), (1, 1), (2, 4)]
 
 
+@pytest.mark.long
 def test_the_pool_gives_up_on_actors_that_cannot_start_and_names_the_reason(make):
     pool = make(1, kind=FailsToStart)
     with pytest.raises(ClusterError, match=r"died 3 times while starting.*no libcuda") as caught:

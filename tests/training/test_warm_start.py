@@ -284,7 +284,8 @@ def test_the_number_of_threads_changes_no_bit(other, tiny, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("kind", ["layers", pytest.param("replicas", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["layers", "replicas"])
 def test_layers_and_replicas_begin_with_the_same_parameters(other, tiny, tmp_path, local_ray, monkeypatch, kind):
     monkeypatch.chdir(other[0].parent)  # a relative path, though workers have another working directory
     overrides = (*SHORT, "model.weights=run")

@@ -365,13 +365,26 @@ def test_a_failed_trial_has_a_reason_and_a_search_of_failed_trials_is_an_error(t
         best_trial(records, search.tune.objectives)
 
 
+STEPS = """
+from torch import nn
+from glr_dist.nn import Heaviside
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Heaviside(), nn.Linear(8, 10))
+"""
+
+
 @pytest.mark.slow
-def test_an_objective_that_the_attack_cannot_measure_fails_the_trial(tiny_search, tmp_path):
-    name = "robust/transfer/fgsm/eps_0.1/accuracy"
-    search = tiny_search(f"tune.objectives={name}", "tune.robustness={attacks: [{name: fgsm, threats: [transfer]}]}")
-    blind = "tune.robustness={attacks: [{name: fgsm, threats: [white_box]}]}"
-    search = replace(search, tune=search.tune.model_copy(update={"robustness": tiny_search(blind).tune.robustness}))
-    TrialRecord(number=0, point={"noise.scale": 0.7}).save(tmp_path)
-    TrialRunner(search, tmp_path, search.base.tracking).run(Interval(0), lambda metrics: None)
-    (failed,) = read_records(tmp_path)
+def test_an_objective_that_the_attack_cannot_measure_fails_the_trial(tiny_search, tmp_path, monkeypatch):
+    """The activations of the package are known before the search; those of the user's own network are not."""
+    (tmp_path / "steps_of_test.py").write_text(STEPS)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "robust/white_box/fgsm/eps_0.1/accuracy"
+    suite = "tune.robustness={attacks: [{name: fgsm, threats: [white_box]}]}"
+    search = tiny_search(f"tune.objectives={name}", suite, "model={name: 'steps_of_test:net'}")
+    out = tmp_path / "search"
+    out.mkdir()
+    TrialRecord(number=0, point={"noise.scale": 0.7}).save(out)
+    TrialRunner(search, out, search.base.tracking).run(Interval(0), lambda metrics: None)
+    (failed,) = read_records(out)
     assert failed.reason.startswith(f"'{name}' could not be measured: ")
