@@ -244,6 +244,7 @@ def test_replicas_without_a_process_group_say_so(batch):
         net_of(executor=glr_dist.Replicas(1)).estimate(*batch)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_actors_of_a_net_give_the_bits_of_inline(local_ray, batch):
     expected = gradients(net_of(), batch)

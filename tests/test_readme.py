@@ -236,6 +236,7 @@ def test_the_example_of_the_configurations_trains_with_its_own_loss(tmp_path, mo
     assert glr_dist.load_config("runs/margin/config.yaml").training.loss == "margin"
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_example_of_the_execution_estimates_on_actors(local_ray):
     names = run_python("glr_dist/execution/README.md", 0)

@@ -119,7 +119,7 @@ training: {loss: zero_one}
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-@pytest.mark.parametrize("which", ["digits", "mnist"])
+@pytest.mark.parametrize("which", ["digits", pytest.param("mnist", marks=pytest.mark.long)])
 def test_inline_and_any_number_of_actors_give_one_digest_on_real_data(layers, which, name, tmp_path, request):
     (tmp_path / "run.yaml").write_text(DATA)
     overrides = [f"data.name={which}", *ESTIMATORS[name]]

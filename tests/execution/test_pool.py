@@ -289,6 +289,7 @@ def test_a_call_that_exceeds_the_timeout_gets_more_time_when_repeated(make):
     assert pool.restarts == 2  # after 0.5 s and 1 s
 
 
+@pytest.mark.long
 def test_the_pool_gives_up_on_a_call_that_kills_every_actor(make, monkeypatch):
     monkeypatch.setattr(pool_module, "_MAX_LOSSES", 3)
     pool = make(2)
@@ -372,6 +373,7 @@ def alive(pid: int) -> bool:
     return True
 
 
+@pytest.mark.long
 def test_inside_a_trial_the_actors_use_its_placement_group():
     group = placement_group([{"CPU": 1}, {"CPU": 1}, {"CPU": 1}])
     assert group.wait(30)

@@ -300,9 +300,10 @@ def test_mlflow_has_the_curves(tiny, database, tmp_path):
     assert "robustness_curve.png" in {artifact.path for artifact in client.list_artifacts(run_id)}
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("kind", ["layers", pytest.param("replicas", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["layers", "replicas"])
 def test_actors_and_replicas_give_the_same_evaluations(tiny, tmp_path, kind):
     more = ["estimator.example_block=128", f"robustness.at_end={SUITE}"]
     train(tiny(*EVERY_2, *more), tmp_path / "inline")

@@ -59,7 +59,7 @@ def test_the_metrics_tell_k_and_m_of_each_site_and_count_the_measurements(tiny, 
     assert state["allotment"] == allotment.state()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_number_of_threads_does_not_change_a_bit(tiny, tmp_path):
     shas = {train(tiny(*BUDGET, f"execution.threads={n}"), tmp_path / str(n))["params_sha256"] for n in (1, 3)}
     assert len(shas) == 1
