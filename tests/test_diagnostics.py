@@ -250,6 +250,7 @@ def test_the_same_seed_gives_the_same_numbers(run):
 # ---------------------------------------------------------------- references
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "reference"),
     [
@@ -374,6 +375,7 @@ def test_a_constant_estimator_draws_its_picture_without_a_warning(tiny, tmp_path
     assert [str(warning.message) for warning in recwarn] == []
 
 
+@pytest.mark.slow
 def test_the_table_tells_where_redraws_stay_inside_a_column_space(run, tmp_path):
     report = run(
         "model={name: vgg8, width: 2, activation: relu}",
@@ -385,6 +387,7 @@ def test_the_table_tells_where_redraws_stay_inside_a_column_space(run, tmp_path)
     assert json.loads((tmp_path / "out" / "diagnose.json").read_text())["spaces"] == {"0": 20}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_brings_the_maps_of_its_control_variate(tiny, tmp_path, monkeypatch):
     settings = tiny(*SMALL, "estimator.feedback=control_variate", "training.epochs=2", "diagnose.draws=2")
     train(settings, tmp_path / "run")

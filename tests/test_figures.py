@@ -20,6 +20,7 @@ def drawn(path: Path) -> tuple[bytes, bytes]:
     return path.read_bytes(), path.with_suffix(".pdf").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_a_picture_is_a_png_and_a_pdf_that_depend_on_the_figure_alone(tmp_path):
     png, pdf = drawn(tmp_path / "one.png")
@@ -40,6 +41,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path, capsys, error):
     assert line.startswith(f"warning: {tmp_path / 'one.png'}: cannot be drawn (")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "result"), [("plan", "plan.json"), ("diagnose", "diagnose.json"), ("train", "summary.json")]
 )

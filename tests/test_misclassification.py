@@ -33,6 +33,7 @@ def by_integration(z: Tensor, y: int, scale: Tensor, law: str) -> float:
     return 1 - math.fsum(pieces)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [1.0, 2.5, 8.0])
 @pytest.mark.parametrize("classes", [2, 5, pytest.param(10, marks=pytest.mark.long)])
 @pytest.mark.parametrize("law", LAWS)

@@ -76,6 +76,7 @@ PASSWORD = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_siz
 USER = st.text("abz.@%-_ ", min_size=1, max_size=8)
 
 
+@pytest.mark.slow
 @given(USER, PASSWORD, st.sampled_from(["http", "https", "postgresql+psycopg2"]), st.sampled_from(["", ":5000"]))
 def test_no_password_survives(user, password, scheme, port):
     for written in (quote(password, safe=""), password):

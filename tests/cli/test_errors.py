@@ -128,6 +128,7 @@ CASES = {
 } | {"diagnose: odd copies": ("diagnose", ["diagnose.copies=[8, 7]"], ["copies", "7 is odd"])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "overrides", "words"), CASES.values(), ids=CASES)
 def test_a_wrong_configuration_is_one_line(capsys, tiny_yaml, tmp_path, command, overrides, words):
     line = error_line(capsys, command, tiny_yaml, *SMALL, *overrides, "--out", tmp_path / "run")

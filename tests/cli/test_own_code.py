@@ -317,6 +317,7 @@ def test_a_resume_with_other_data_is_refused(folder, tmp_path, capsys, monkeypat
     assert len(RunFolder(out).metrics()) == 1
 
 
+@pytest.mark.slow
 def test_a_resume_with_changed_code_is_said(folder, tmp_path, capsys):
     """The network's file imports one beside it: the run keeps both, and a change of either is noticed."""
     beside, net = f"layers_{folder.net}", folder.path / f"{folder.net}.py"
@@ -368,6 +369,7 @@ def test_sequences_train_with_a_recurrent_module_of_torch(folder, tmp_path, caps
     torch.testing.assert_close(torch.export.load(exported).module()(x).detach(), run(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "network"), [("pixels", "pixels"), ("tokens", "Tokens")])
 def test_every_pixel_or_token_gets_its_class(folder, tmp_path, capsys, kind, network):
     own = [f"model={{name: '{folder.net}:{network}'}}", f"data={{name: '{folder.data}:masks', kind: {kind}}}"]
@@ -388,6 +390,7 @@ def test_every_pixel_or_token_gets_its_class(folder, tmp_path, capsys, kind, net
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 120
 
 
+@pytest.mark.slow
 def test_a_network_with_several_inputs_trains(folder, tmp_path, capsys):
     names = [f"model={{name: '{folder.net}:Both'}}", f"data={{name: '{folder.data}:two_inputs'}}"]
     out = tmp_path / "run"

@@ -90,6 +90,7 @@ def test_an_error_before_the_first_epoch_leaves_no_folder(tiny_yaml, tmp_path, m
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_cluster")
 def test_an_error_leaves_the_folder_of_a_run_as_it_was(tiny_yaml, tmp_path, capsys):
     out = tmp_path / "run"
@@ -203,6 +204,7 @@ def test_a_command_that_cannot_join_its_cluster_leaves_no_folder(start, tiny_yam
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "uri", ["s3://bucket/x", "gs://bucket", "hdfs:///x", "S3://b/x", "file://host/x", "http://h/x", "dbfs+v2://x"]
 )

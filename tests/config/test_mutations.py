@@ -171,6 +171,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "load", "number"),
     [

@@ -165,6 +165,7 @@ def test_where_sites_differ_the_copies_go_to_the_one_that_needs_them():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40))
 def test_the_cheapest_choices_reach_the_cosine_and_fewer_passes_do_not(seed):
     sites = some_sites(seed)

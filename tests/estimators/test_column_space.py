@@ -97,6 +97,7 @@ def check(layer: str, needed: float = 0.02, most: int | None = None, **options: 
     agrees(itertools.islice(found, most), right, needed)
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("layer", LAYERS)
 def test_redraws_inside_the_column_space_estimate_the_gradient_of_j(layer: str) -> None:
@@ -114,12 +115,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("options", OPTIONS)
 def test_with_other_options(options: str) -> None:
     check("tokens", **{"needed": 0.03, **OPTIONS[options]})
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 def test_they_vary_less_than_redraws_of_all_noise() -> None:
     """At as many pairs as the column space has dimensions, a frame spans it, but not the site."""
@@ -319,6 +322,7 @@ TWINS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("twin", TWINS)
 def test_faults_are_caught(twin: str, monkeypatch: pytest.MonkeyPatch) -> None:

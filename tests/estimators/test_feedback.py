@@ -63,6 +63,7 @@ def check(kind: str, law: str, learn: str, needed: float = 0.03, most: int | Non
     agrees(found, exact(kind, law, learn, objective), needed)
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("options", OPTIONS)
 def test_any_map_leaves_the_estimate_unbiased(options: str) -> None:
@@ -70,22 +71,26 @@ def test_any_map_leaves_the_estimate_unbiased(options: str) -> None:
     check("threshold", "gaussian", learn, **OPTIONS[options])
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("law", LAWS)
 def test_any_map_leaves_it_unbiased_under_any_law(law: str) -> None:
     check("sigmoid", law, "unit", 0.04, antithetic=LAWS[law]().symmetric, copies=8)
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 def test_layerwise_is_unbiased_too() -> None:
     check("sigmoid", "gaussian", "site", estimator="layerwise")
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 def test_the_expected_zero_one_loss_gives_an_output_error() -> None:
     check("threshold_zero_one", "gaussian", "site", head="expected")
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 def test_inside_a_column_space() -> None:
     net, x, y = test_column_space.made("tokens", feedback="control_variate")
@@ -123,6 +128,7 @@ def variance(net: GLR, x: Tensor, y: Tensor, site: str) -> Tensor:
     return torch.stack(drawn).var(0).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 def test_a_learned_map_lowers_the_variance() -> None:
     net, x, y = trained(40)
@@ -250,6 +256,7 @@ class Halved:
         return other * self.f if isinstance(other, Tensor) else 0.5 * other * self.f
 
 
+@pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("bug", ["half is added back", "it sees the redraws"])
 def test_faults_are_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,6 +330,7 @@ PATHWISE = [case for case in cases("cross_entropy") if case.name == "pathwise"]
 SIGMOID = [case for case in THRESHOLD if case.learn != "none"]
 
 
+@pytest.mark.slow
 @in_lanes(THRESHOLD, covering(THRESHOLD))
 def test_threshold_network_with_cross_entropy(case: Case, needed: float) -> None:
     check("threshold", case, needed=needed)
@@ -341,6 +342,7 @@ def test_sigmoid_network_with_cross_entropy(case: Case, needed: float) -> None:
     check("sigmoid", case, needed=needed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [1, 3])
 def test_pathwise_averages_its_passes(passes: int) -> None:
     case = Case("gaussian", "pathwise", "iid", True, "shared", "sampled", "unit")

@@ -83,6 +83,7 @@ OPTIONS = {
 LONG_ON_CONVOLUTIONS = {"two passes", "no pairs", "iid", "one block", "few items"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "options"),
     [

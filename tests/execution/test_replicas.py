@@ -247,6 +247,7 @@ def test_an_invalid_config_is_refused_before_ray_starts(tiny_yaml, tmp_path, cap
     assert words in line
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_tested_again_without_ray(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(replicas, "connected", None)
     once = train(tiny("training.epochs=1"), tmp_path / "run")

@@ -416,6 +416,7 @@ def test_an_error_is_one_line(run, capsys, words, message):
     assert not (folder / "certificates").exists()
 
 
+@pytest.mark.slow
 def test_a_network_without_noise_needs_noise_on_the_input(run, capsys):
     assert cli.main(["certify", str(run("bp")), *SMALL]) == 2
     assert "input_noise=0.25" in capsys.readouterr().err

@@ -105,12 +105,14 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "words"), WRONG.values(), ids=WRONG)
 def test_an_error_is_one_line(run, capsys, arguments, words):
     line = error_of(capsys, "evaluate", run("threshold"), *FEW, *arguments)
     assert all(word in line for word in words), line
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_run_is_one_line(tmp_path, run, capsys):
     assert "is not a run" in error_of(capsys, "evaluate", tmp_path)
     assert "is not a run" in error_of(capsys, "evaluate", tmp_path / "nowhere")

@@ -332,6 +332,7 @@ def test_actors_and_a_gpu_do_not_go_together(run):
         evaluate([run("bp")], small(), device="cuda:0", actors=1)
 
 
+@pytest.mark.slow
 def test_an_input_that_bypasses_the_sites_refuses_the_adaptive_attacks(run, monkeypatch):
     """The report states the reason, and the other attacks run."""
     from glr_dist.errors import SiteError

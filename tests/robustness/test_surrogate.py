@@ -34,6 +34,7 @@ def surrogate(dataset, **changes):
     return checkpoint.digest(trained_surrogate(surrogate, dataset, "cpu").net.state_dict())
 
 
+@pytest.mark.slow
 def test_it_is_trained_once_for_each_config_and_cached(cache, digits, capsys):
     first = surrogate(digits)
     assert capsys.readouterr().err.count("training the surrogate") == 1
@@ -44,6 +45,7 @@ def test_it_is_trained_once_for_each_config_and_cached(cache, digits, capsys):
     assert not list(cache.glob(".*"))
 
 
+@pytest.mark.slow
 def test_other_images_are_another_surrogate(cache, digits):
     first = surrogate(digits)
     fewer = data.load(config.Data(validation=0.3))
@@ -52,6 +54,7 @@ def test_other_images_are_another_surrogate(cache, digits):
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_surrogate_is_trained_again(cache, digits, capsys):
     first = surrogate(digits)
     (newest,) = cache.glob("*/checkpoints/*.pt")

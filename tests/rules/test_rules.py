@@ -57,6 +57,7 @@ def by_autograd(layer: nn.Module, x: Tensor, delta: Tensor) -> dict[str, Tensor]
     return dict(zip(names, torch.autograd.grad(layer(x), parameters, delta), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RULES)
 @fixed
 @given(data=st.data())

@@ -76,6 +76,7 @@ def test_a_layer_that_is_not_there_or_not_trained_is_refused():
         SpectralPenalty.of(Penalty(spectral=1.0), net.network)
 
 
+@pytest.mark.slow
 def test_a_penalty_changes_the_gradient_of_a_step_by_its_own_and_nothing_else(tiny, tmp_path):
     steps = ["training.epochs=1", "training.optimizer={name: SGD, lr: 0.5}", "training.max_steps=1"]
     runs = {}

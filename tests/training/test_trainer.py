@@ -93,6 +93,7 @@ def test_the_summary_is_what_the_run_returned(finished):
     assert (summary["epochs"], summary["steps"], summary["seed"], summary["estimator"]) == (3, 9, 0, "conditional")
 
 
+@pytest.mark.slow
 def test_the_summary_agrees_with_the_metrics_and_the_last_checkpoint(finished, tiny, tmp_path):
     out, summary = finished
     last = metrics(out)[-1]
@@ -491,6 +492,7 @@ def test_a_damaged_config_of_the_run_is_a_config_error(tiny, tmp_path, content):
 # ---------------------------------------------------------------- what may change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
     [

@@ -98,6 +98,7 @@ def test_learned_scales_are_carried_if_both_runs_learn_them_alike(learned, tiny,
     assert len(set(scales(trainer)["1"].tolist())) == 8  # learned ones
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learn", ["none", "site"])
 def test_other_scales_begin_as_configured(learned, other, tiny, tmp_path, learn):
     for number, (path, own) in enumerate(((learned, learn), (other[0], "unit"), (other[0], "site"))):
