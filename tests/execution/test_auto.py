@@ -13,6 +13,7 @@ from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.execution.predict import Frames, Load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_step_is_measured_with_all_its_items_and_bytes(name):
     net, (x, y), loss = made(name, Inline(2)), batch(name), VARIANTS[name][1]

@@ -283,6 +283,7 @@ def test_an_attention_refuses_other_masks(options: dict[str, Any], words: str) -
 LAYOUTS = list(itertools.product([True, False], [True, False], [True, False]))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
 @pytest.mark.parametrize(("batch_first", "norm_first", "bias"), LAYOUTS)
 @pytest.mark.parametrize("training", [True, False])

@@ -167,6 +167,7 @@ def test_a_network_for_images_refuses_other_inputs(name: str) -> None:
         MODELS[name](model, torch.Size((7,)), 10, torch.Generator())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("name", ["lenet5", "vgg8", "resnet8", "mixture_of_experts", "vq_mlp"])
 def test_every_activation_is_accepted(name: str, activation: str) -> None:

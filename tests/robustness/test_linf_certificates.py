@@ -56,6 +56,7 @@ MODULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", MODULES.values(), ids=MODULES)
 @given(seed=st.integers(0, 10_000), size=st.sampled_from([0.0, 1e-6, 0.05, 1.0]), scale=st.sampled_from([0.1, 1, 100]))
 @settings(max_examples=25, deadline=None)
