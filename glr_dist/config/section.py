@@ -1,4 +1,4 @@
-"""What all sections of a configuration share: each is frozen and refuses unknown keys."""
+"""The base of all sections of a configuration, which are frozen and refuse unknown keys, and shared types."""
 
 from __future__ import annotations
 

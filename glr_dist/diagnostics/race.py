@@ -31,7 +31,7 @@ _BACKPROP_PASSES = 3  # a backward pass counts as two forward ones
 
 @dataclass(frozen=True)
 class Time:
-    """What a candidate needed in one round; None if it did not reach the accuracy within the steps."""
+    """Cost of one candidate in one round; None if it did not reach the accuracy within the steps."""
 
     seconds: float | None
     forward_passes: float | None

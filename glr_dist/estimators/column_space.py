@@ -131,7 +131,7 @@ def narrow_space(site: Site, trained: Collection[str] | None) -> ColumnSpace:
     """Returns the sizes of the column spaces at a site, if a redraw varies fewer dimensions than it has logits.
 
     Raises:
-        SiteError: it does not, or there is no column space.
+        SiteError: a redraw varies as many dimensions, or the site has no column space.
     """
     space = column_space(site, trained)
     if not space.narrow:

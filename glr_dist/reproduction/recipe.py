@@ -1,4 +1,4 @@
-"""What a reproduction trains and measures, by data set. Imports no torch."""
+"""The runs and the suite of a reproduction, by data set. Imports no torch."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class WhileTraining:
             certifiable(self._run(trainer), self._settings.certification)
 
     def due(self, trainer: Trainer) -> bool:
-        """Returns whether the epoch that has ended is evaluated: every so many epochs, and the last one of a run."""
+        """Returns whether the epoch that has ended is one in `robustness.every`, or the last one of the run."""
         every, epoch = self._settings.every, trainer.epoch
         if self.notes or every is None:
             return False
@@ -115,7 +115,7 @@ class WhileTraining:
     def _run(self, trainer: Trainer) -> TrainedRun:
         """Returns the run with a copy of its network as it is now."""
         if self._net is None:
-            self._net = network_of(self._config, self._dataset, trainer.device)
+            self._net = network_of(self._config, self._dataset, trainer.device, measure=False)
         self._net.load_state_dict(trainer.kept())
         net = self._net.eval()
         return TrainedRun(trainer.folder, trainer.config, self._dataset, net, trainer.epoch, trainer.history)
