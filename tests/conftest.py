@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[1]
 MAX_WORKERS = 4  # each holds torch, and one of them Ray
 RAY_FIXTURES = {"local_ray"}
 PROCESS_FIXTURES = {"start", "python"}
+SLOW_FIXTURES = {"database"}  # MLflow creates its tables in seconds
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -108,6 +109,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("ray")
         if fixtures & PROCESS_FIXTURES:
             item.add_marker("process")
+        if fixtures & SLOW_FIXTURES:
+            item.add_marker("slow")
         for mark, implied in (("product", "long"), ("long", "slow")):
             if item.get_closest_marker(mark):
                 item.add_marker(implied)

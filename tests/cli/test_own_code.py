@@ -521,6 +521,7 @@ def test_predictions_do_not_mix_with_what_the_network_prints(folder, tmp_path, c
     assert "an input has shape [5]" in error_line(capsys, "predict", out, tmp_path / "x.npy")
 
 
+@pytest.mark.slow
 def test_a_network_with_several_inputs_is_planned(folder, tmp_path):
     sections = map(folder.text, ["data={name: 'DATA:two_inputs'}", "model={name: 'NET:Both'}"])
     assert cli.main(["plan", str(folder.config), *sections, "--out", str(tmp_path / "plan")]) == 0

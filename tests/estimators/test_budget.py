@@ -213,6 +213,7 @@ def test_a_step_stays_within_the_budget_and_the_allotment_is_kept():
     assert Allotment.from_state(seen[0].state()) == seen[0]
 
 
+@pytest.mark.slow
 def test_the_estimate_is_that_of_the_same_numbers_by_hand():
     """The measurement has left no trace in the noise of the estimate, and so cannot bias it."""
     net, x, y = made(redraw="auto", measure_every=1)
@@ -229,6 +230,7 @@ def test_the_estimate_is_that_of_the_same_numbers_by_hand():
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_the_streams_of_a_measurement_are_those_of_no_estimate(monkeypatch):
     """A step of `measured` is 2^42 later: beyond those of training and of `diagnose`."""
     net, x, y = made()

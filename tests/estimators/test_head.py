@@ -128,6 +128,7 @@ def test_a_network_that_turns_out_to_change_its_logits_is_an_error() -> None:
 # ---------------------------------------------------------------- the derivative
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learn", ["none", "site", "unit"])
 @pytest.mark.parametrize("estimator", ["conditional", "layerwise", "joint"])
 def test_the_last_site_gets_the_derivative_of_the_expectation(estimator: str, learn: str) -> None:

@@ -387,6 +387,7 @@ def test_a_stopped_certification_continues(run, monkeypatch, capsys):
     assert counted == [2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_wrong_norm_fails_the_run(run, monkeypatch, capsys):
     folder = run("threshold")
     monkeypatch.setattr(methods, "lipschitz_bound", lambda net, x: first_segment.lipschitz_bound(net, x) / 20)
@@ -437,6 +438,7 @@ def test_a_network_that_normalises_its_input_is_certified_in_pixel_space(run, tm
     assert slopes[1] > 1.5 * slopes[0]
 
 
+@pytest.mark.slow
 def test_a_network_trained_with_noise_on_the_input_is_smoothed_by_it(run, tmp_path):
     config = load_config(run("bp") / "config.yaml", ["noise.input.scale=0.3", "training.epochs=1"])
     train(config, tmp_path / "run")

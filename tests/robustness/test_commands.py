@@ -129,6 +129,7 @@ def test_a_run_named_twice_is_evaluated_once(run, capsys):
     assert capsys.readouterr().out.count("# Robustness of") == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_missing_or_damaged_is_one_line(run, capsys):
     folder = run("threshold")
     newest = max((folder / "checkpoints").iterdir())

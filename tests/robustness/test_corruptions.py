@@ -73,6 +73,7 @@ def test_constants_of_the_paper():
 SHAPES = [(2, 1, 28, 28), (2, 3, 32, 32), (2, 3, 64, 64), (2, 3, 7, 9), (2, 1, 9, 7), (2, 1, 2, 2), (2, 3, 1, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constants", CONSTANTS)
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_images_of_any_size_keep_their_shape_and_range(name, constants):
@@ -348,6 +349,7 @@ def test_defocus_blur_is_a_plain_sum(constants, severity):
     np.testing.assert_allclose(y.numpy(), np.clip(expected, 0, 1), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constants", CONSTANTS)
 def test_motion_blur_is_a_plain_sum_along_a_line(constants):
     x = scene(3, 3, 9, 11)

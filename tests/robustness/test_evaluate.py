@@ -327,6 +327,7 @@ def test_a_checkpoint_of_another_network_is_refused(run):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_actors_and_a_gpu_do_not_go_together(run):
     with pytest.raises(UserError, match="--actors 0"):
         evaluate([run("bp")], small(), device="cuda:0", actors=1)
@@ -443,6 +444,7 @@ def test_pictures_are_png_and_pdf(run):
         assert (folder / "robustness" / name).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError("no fonts"), OSError(28, "No space left on device"), KeyError("x")])
 @pytest.mark.parametrize("figure", ["severity_figure", "sheet_figure"])
 def test_a_picture_that_fails_is_a_warning(run, monkeypatch, capsys, figure, error):

@@ -71,6 +71,7 @@ def test_a_refusal_is_continued_too(path):
     assert not opened(path).is_pending(ATTACK, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [1, 2, 3])
 def test_the_block_of_a_line_with_one_changed_character_is_measured_again(path, line):
     lines = path.read_bytes().splitlines(keepends=True)

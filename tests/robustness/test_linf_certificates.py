@@ -121,6 +121,7 @@ def by_enumeration(network, low, high, label, other):
     return found + network.outer_bias[label] - network.outer_bias[other]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_a_program_finds_the_least_margin(seed):
     network, size = tiny_network(seed), [0.05, 0.3, 1.0][seed % 3]

@@ -58,6 +58,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", KINDS.values(), ids=KINDS)
 def test_the_steps_of_a_run_see_the_noise_and_its_evaluation_does_not(tiny, tmp_path, monkeypatch, overrides):
     trainer = Trainer(tiny(*overrides, "noise.input={scale: 0.4, ramp: 1}", "training.epochs=2"), tmp_path / "run")

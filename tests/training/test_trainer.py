@@ -479,6 +479,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tiny, tmp_pat
     assert (out / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "3", "- 1\n", "a: [", "\x07"], ids=repr)
 def test_a_damaged_config_of_the_run_is_a_config_error(tiny, tmp_path, content):
     out = tmp_path / "run"
@@ -552,6 +553,7 @@ def test_a_run_is_not_overwritten(finished, tiny):
     assert json.loads((out / "summary.json").read_text()) == summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -162,6 +162,7 @@ def error_line(capsys, *arguments):
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "words"), INVALID.values(), ids=INVALID)
 def test_an_invalid_search_is_one_line_before_anything_is_written(capsys, tmp_path, tiny_search_yaml, changes, words):
     values = yaml.safe_load(tiny_search_yaml.read_text())
