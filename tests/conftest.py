@@ -289,7 +289,10 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A Ray of this process's own with four logical CPUs, whatever the machine has; its workers find these tests."""
+    """A Ray of this process's own with four logical CPUs and two GPUs, whatever the machine has.
+
+    Its workers find these tests.
+    """
     import ray
 
     from glr_dist.execution.cluster import connect
@@ -297,7 +300,8 @@ def local_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent / "execution"), prepend=os.pathsep)
         # Not by `connect(4)`: only the process that starts such a Ray can use it, and other processes join this one.
-        ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        options = {"num_cpus": 4, "num_gpus": 2, "include_dashboard": False}
+        ray.init("local", logging_level="ERROR", log_to_driver=False, **options)
     assert not connect(4)
     yield
     ray.shutdown()

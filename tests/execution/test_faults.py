@@ -195,8 +195,6 @@ def test_a_finished_run_leaves_no_process_and_reports_its_actors(start, tiny_yam
 
 
 def test_a_request_that_does_not_fit_ends_in_one_line(local_ray, tiny_yaml, tmp_path, capsys):
-    if torch.cuda.device_count() >= 3:
-        pytest.skip("this machine has three GPUs")
     overrides = ("execution.kind=layers", "execution.actors=1", "execution.gpus_per_actor=3")
     limit = "execution.placement_timeout=1"
     assert cli.main(["train", str(tiny_yaml), *overrides, limit, "--out", str(tmp_path / "run")]) == 2

@@ -337,7 +337,7 @@ def test_resources_in_use_are_not_counted(make):
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ({"gpus": 3}, ["no room for 2 x (1 CPU and 3 GPU); the cluster has", "4 CPU (4 free) and 0 GPU (0 free)"]),
+        ({"gpus": 3}, ["no room for 2 x (1 CPU and 3 GPU); the cluster has", "4 CPU (4 free) and 2 GPU (2 free)"]),
         ({"cpus": 5}, ["no room for 2 x (5 CPU)"]),
     ],
 )
