@@ -12,15 +12,8 @@ submitted again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from glr_dist.cli import main as glr_dist
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job; returns the exit code of `glr-dist evaluate`."""
-    return glr_dist(["evaluate", *(sys.argv[1:] if arguments is None else arguments)])
-
+from glr_dist.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from glr_dist.job import run_as_job
+from glr_dist.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_as_job("tune"))
+    sys.exit(main(["tune", *sys.argv[1:]]))

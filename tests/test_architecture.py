@@ -33,7 +33,7 @@ LAYERS = (
     {"tuning"},
     {"reproduction"},
     {"cli"},
-    {"job", "__main__"},
+    {"__main__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

@@ -41,14 +41,16 @@ class Head:
     address: str
     environment: dict[str, str]
 
-    def ray(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def ray(self, *arguments: object, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
         """Runs `ray …` in a shell that follows the documented remedy; output and errors together."""
-        return _ray(*arguments, environment={**self.environment, "RAY_AUTH_MODE": "token"})
+        return _ray(*arguments, environment={**self.environment, "RAY_AUTH_MODE": "token"}, folder=folder)
 
-    def submit(self, name: str, *entrypoint: object, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        """`ray job submit` as the README has it."""
-        common = ("--address", self.address, "--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml")
-        return self.ray("job", "submit", *common, "--submission-id", name, *options, "--", *entrypoint)
+    def submit(
+        self, name: str, *entrypoint: object, options: tuple[str, ...] = (), folder: Path = ROOT
+    ) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` as the README has it, from a checkout or from a folder of the user's own."""
+        common = ("--address", self.address, "--working-dir", ".", "--runtime-env", ROOT / "jobs" / "runtime_env.yaml")
+        return self.ray("job", "submit", *common, "--submission-id", name, *options, "--", *entrypoint, folder=folder)
 
     def stop(self, name: str) -> None:
         """Runs `ray job stop`, which waits for the end of the job."""
@@ -73,14 +75,14 @@ class Head:
         return found
 
 
-def _ray(*arguments: object, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def _ray(*arguments: object, environment: dict[str, str], folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*RAY, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=TIMEOUT,
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
         check=False,
     )
@@ -173,6 +175,55 @@ def test_a_job_trains_and_its_results_outlive_it(head, kind):
     assert not [path for path in left_out if path.is_file() or any(path.glob("*"))]  # Ray keeps empty folders
 
 
+OWN = {
+    "mynet.py": """
+from torch import nn
+
+
+def net(width: int = 8):
+    return nn.Sequential(nn.Flatten(), nn.Linear(6, width), nn.Sigmoid(), nn.Linear(width, 3))
+
+
+def wrong(outputs, targets):
+    return (outputs.argmax(-1) != targets).float()
+""",
+    "mydata.py": """
+import numpy as np
+
+
+def clouds(examples: int = 96):
+    draws = np.random.default_rng(0)
+    y = draws.integers(0, 3, examples)
+    return {"train": (draws.normal(size=(examples, 6)).astype("float32") + y[:, None], y)}
+""",
+    "my.yaml": """
+data: {name: "mydata:clouds", examples: 192}
+model: {name: "mynet:net", width: 4}
+estimator: {copies: 8}
+training: {epochs: 2, batch_size: 32, loss: "mynet:wrong"}
+execution: {device: cpu}
+""",
+}
+
+
+@pytest.mark.long
+def test_a_job_trains_a_users_own_network_on_own_data_from_a_folder_of_its_own(head):
+    (own := head.folder / "own").mkdir()
+    for name, text in OWN.items():
+        (own / name).write_text(text)
+    digests = set()
+    for kind, settings in KINDS.items():
+        out = head.folder / f"own-{kind}"
+        command = ("python", "-m", "glr_dist", "train", "my.yaml", *settings, "--out", out)
+        done = head.submit(f"own-{kind}", *command, folder=own)
+        assert done.returncode == 0, done.stdout
+        digests.add(json.loads((out / "summary.json").read_text())["params_sha256"])
+        lost = head.submit(f"own-lost-{kind}", *command[:-2], folder=own)
+        assert lost.returncode == 1
+        assert "glr-dist: --out: a Ray job runs in a temporary copy" in head.log(f"own-lost-{kind}")
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
@@ -183,7 +234,7 @@ def test_a_job_trains_and_its_results_outlive_it(head, kind):
             id="a bad configuration",
         ),
         pytest.param(
-            "lost", (*TINY, "--out", "runs/lost"), "train: --out: ", id="a relative folder", marks=pytest.mark.long
+            "lost", (*TINY, "--out", "runs/lost"), "glr-dist: --out: ", id="a relative folder", marks=pytest.mark.long
         ),
     ],
 )

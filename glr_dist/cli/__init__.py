@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from glr_dist.cli.parser import parse
+from glr_dist.cli.results import check_results_last
 from glr_dist.cli.stdout import OutputError, guarded_stdout
 
 __all__ = ["main"]
@@ -39,6 +40,7 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         with _sigterm_as_interrupt(), guarded_stdout(), explained():
+            check_results_last(options)
             code: int = options.run(options)
             return code
     except (UserError, FloatingPointError) as error:

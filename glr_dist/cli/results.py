@@ -11,6 +11,24 @@ from pathlib import Path
 PARENT = Path("runs")
 
 
+def check_results_last(options: argparse.Namespace) -> None:
+    """Checks that the results of a command outlive a Ray job, which runs in a copy of its working directory.
+
+    Raises:
+        ConfigError: in a Ray job, the path that the command writes to is missing or relative.
+    """
+    from glr_dist.errors import ConfigError
+    from glr_dist.execution.address import in_ray_job
+
+    for name in ("out", "to"):
+        path = getattr(options, name, Path("/"))
+        if in_ray_job() and (path is None or not path.is_absolute()):
+            raise ConfigError(
+                f"--{name}: a Ray job runs in a temporary copy of its working directory; give an absolute path that "
+                f"outlives it, as in --{name} /shared/runs/my-run"
+            )
+
+
 @contextmanager
 def results_folder(
     options: argparse.Namespace, stem: str, purpose: str = "run", *, holds_results: Callable[[Path], bool] | None = None
