@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +19,7 @@ from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.estimators import ESTIMATORS, Gradients, Step
 from glr_dist.estimators.allotment import Allotment, Thresholds, best_allotment, candidates, first_allotment
 from glr_dist.estimators.column_space import ColumnSpace, narrow_space, worthwhile_space
+from glr_dist.estimators.compiled_redraw import CompiledRedraws, Shape
 from glr_dist.estimators.feedback import Feedback, FeedbackMap
 from glr_dist.estimators.flips import thresholds_of
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, SAMPLED, Head, check_expectation, head_of
@@ -25,6 +27,7 @@ from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline, one_thread
 from glr_dist.execution.measure import PASSES as MEASURED_PASSES
 from glr_dist.execution.measure import limits_of, measured
+from glr_dist.inductor import CompileError
 from glr_dist.losses import Loss, cross_entropy
 from glr_dist.network import Network
 from glr_dist.noise import LAWS, Gaussian, Noise, noise_of
@@ -36,6 +39,8 @@ from glr_dist.summary import Summary, summary_of
 from glr_dist.text import hint
 from glr_dist.trees import Tree, count, leaves, mapped
 from glr_dist.verification import verify
+
+_MOST_COMPILED = 8  # losses whose redraws are compiled
 
 
 class GLR(nn.Module):
@@ -79,6 +84,8 @@ class GLR(nn.Module):
         executor: where work items are computed: "inline" (this process, the default), "layers" (Ray actors), or an
             executor such as `glr_dist.Layers(8)`.
         actors: number of Ray actors; short for `executor=glr_dist.Layers(actors)`.
+        compile: "none" (default), or "step": redraws are compiled before the first step of each batch size, which
+            takes seconds, or run eagerly with a warning if the first of them cannot be compiled.
         output: chooses the output if the model returns several tensors: a key, an index, the name of an attribute, or
             a function of the value; by default `logits` where there is one, else the only tensor.
         verify: check on a few examples, before the first step and after a change of the model, that the model is what
@@ -117,6 +124,7 @@ class GLR(nn.Module):
         seed: int = 0,
         executor: Executor | str | None = None,
         actors: int | None = None,
+        compile: str = "none",
         verify: bool = True,
         output: Output = None,
         **unknown: object,
@@ -159,6 +167,8 @@ class GLR(nn.Module):
         self.thresholds: Thresholds = {}  # of the units that are flipped, or may be, by site
         self.allotment: Allotment | None = None  # of the budget, once the variance has been measured
         self.verify = verify
+        self.compiles = _compiles(compile, self.options)
+        self._compiled: list[tuple[Loss, CompiledRedraws]] = []
         self.feedback = Feedback()
         self._head: tuple[Loss, Head] | None = None  # of the last loss
         self._verified: set[str] = set()  # names of the losses that the network as it is was verified with
@@ -201,6 +211,7 @@ class GLR(nn.Module):
         """
         network = self.network
         self._verified.clear()
+        self._compiled.clear()
         self._head = None
         estimated = self.options.name != "pathwise"
         network.prepare(x, estimated=estimated, keep_inputs=lambda site: direct_rule(network, site) is not None)
@@ -302,11 +313,64 @@ class GLR(nn.Module):
             if self._measurement_due():
                 self._allot(step)
                 step = self.bind(x, y, loss)
+            if self.compiles:
+                step = self._with_compiled(step)
             self.executor.begin(self.estimator, step)
             with self.network.hooked():
                 total = self.executor.gradients(self.estimator, step, lambda: self._verify_if_changed(step))
             self._check_finite(total)
         return total
+
+    def compile_redraws(self, x: Tree, y: Tree, loss: Loss = cross_entropy) -> None:
+        """Compiles the redraws of a step, if `compile` is "step"; `estimate` does it by itself otherwise.
+
+        A bar shows the progress on a terminal. Takes the arguments of `gradients` and raises its errors.
+
+        Raises:
+            CompileError: a redraw cannot be compiled.
+            UserError: a compiled redraw differs from the eager one.
+        """
+        step = self.bind(x, y, loss)
+        with one_thread(), torch.no_grad():
+            if self.compiles:
+                self._compile(step)
+
+    @property
+    def compiled_code(self) -> dict[Shape, str]:
+        """Digests of the code of the compiled redraws, by shape."""
+        return {shape: digest for _, compiled in self._compiled for shape, digest in compiled.digests.items()}
+
+    def _compile(self, step: Step) -> Step:
+        """Returns the step with the compiled redraws of its loss, of which those that it lacks are built."""
+        compiled = next((compiled for loss, compiled in self._compiled if loss == step.loss), None)
+        if compiled is None:
+            if len(self._compiled) == _MOST_COMPILED:
+                raise UserError(
+                    f"compile: the loss is another function than in {_MOST_COMPILED} steps before, and each is "
+                    "compiled; define it once, outside the loop"
+                )
+            compiled = CompiledRedraws()
+            self._compiled.append((step.loss, compiled))
+        step = replace(step, compiled=compiled)
+        if step.size not in compiled.sizes:
+            with self.network.hooked():
+                self._verify_if_changed(step)
+                tapes = {block: self.estimator.tape(step, 0, block) for block in _different(step)}
+                items = [item for item in self.estimator.items(step, 0) if item.example_block in tapes]
+                compiled.prepare(self.estimator, step, items, tapes, progress=True)
+            compiled.sizes.add(step.size)
+        return step
+
+    def _with_compiled(self, step: Step) -> Step:
+        """Returns the step with compiled redraws; the first one as it is if they cannot be compiled."""
+        try:
+            return self._compile(step)
+        except CompileError as error:
+            if any(compiled.sizes for _, compiled in self._compiled):
+                raise
+            warnings.warn(f"compile: {error}; the redraws run eagerly", stacklevel=4)
+            self.compiles = False
+            return step
 
     def _check_finite(self, total: Gradients) -> None:
         if not total.loss.isfinite():
@@ -500,6 +564,11 @@ class GLR(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
+def _different(step: Step) -> list[int]:
+    """Returns the first example block of each number of examples."""
+    return list({step.examples_in(block): block for block in reversed(step.all_example_blocks)}.values())
+
+
 def scale_key(site: str) -> str:
     """Returns the key of a site in a `ParameterDict`, which accepts neither dots nor the names of its own methods."""
     key = site.replace(".", "/") or "model"
@@ -551,6 +620,13 @@ def _checked_options(estimator: config.Estimator, noise: Noise | None) -> config
     if options.sampler == "sobol" and not noise.has_quantile:
         raise ConfigError(f"estimator.sampler: 'sobol' needs a law with quantile(u), {noise.law} has none; use 'iid'")
     return options
+
+
+def _compiles(compile: str, options: config.Estimator) -> bool:
+    if compile not in ("none", "step"):
+        raise ConfigError(f"compile: {compile!r} is not allowed: 'none' or 'step'")
+    config.check_compile(compile, options, "compile")
+    return compile == "step"
 
 
 def _executor_of(executor: Executor | str | None, actors: int | None) -> Executor:

@@ -77,6 +77,7 @@ class Network:
     def _look(self) -> None:
         """Finds the blocks, and the modules whose calls are sites."""
         modules = dict(self.model.named_modules())
+        self._floating = [p for p in self.model.parameters() if p.is_floating_point()]
         self.blocks = chain(self.model)
         names = chosen((name for name, module in modules.items() if isinstance(module, self.types)), self.names)
         self.candidates = {name: modules[name] for name in names}
@@ -317,7 +318,7 @@ class Network:
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the network."""
-        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        return next((p.dtype for p in self._floating), torch.get_default_dtype())
 
     def prepare(self, x: Tree, *, estimated: bool = True, keep_inputs: Callable[[Site], bool]) -> None:
         """Finds the sites and their segments by running two examples, and checks the network.

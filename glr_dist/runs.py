@@ -18,7 +18,8 @@ from glr_dist.imported import is_import_path, sources_of
 _CHECKPOINT = re.compile(r"epoch-(\d{5,})\.pt")
 CheckpointName = Literal["newest", "best"]  # a checkpoint of a run, as a user names it
 
-# Settings that change where and how a run is computed, but not one bit of its result.
+# Settings that change where and how a run is computed, but not one bit of its result. Of the section `execution` only
+# `compile` does, see `deciding`.
 _NO_EFFECT = (
     *("execution", "tracking", "robustness", "diagnose", "data.root", "data.download"),
     *("training.verify", "training.keep_checkpoints"),
@@ -37,7 +38,10 @@ def deciding(config: Config) -> dict[str, Any]:
     if values["model"]["weights_sha256"] is not None:
         del values["model"]["weights"]
     named |= {f"{section}.{key}": value for section in values for key, value in values[section].items()}
-    return {name: value for name, value in named.items() if not name.startswith(_NO_EFFECT)}
+    found = {name: value for name, value in named.items() if not name.startswith(_NO_EFFECT)}
+    if config.execution.compile != "none":
+        found["execution.compile"] = config.execution.compile
+    return found
 
 
 class RunFolder:
@@ -186,6 +190,13 @@ class RunFolder:
         changed = config.model_copy(update={"training": training})
         write_atomically(self.config_file, configuration.dump_config(changed).encode())
 
+    def keep_compile(self, compile: str) -> None:
+        """Writes into the configuration whether the run's redraws are compiled."""
+        config = self.config()
+        execution = config.execution.model_copy(update={"compile": compile})
+        changed = config.model_copy(update={"execution": execution})
+        write_atomically(self.config_file, configuration.dump_config(changed).encode())
+
     def replace_metrics(self, records: Sequence[dict[str, Any]]) -> None:
         """Replaces the metrics by those of the given epochs."""
         write_atomically(self.metrics_file, "".join(json.dumps(record) + "\n" for record in records).encode())
@@ -213,6 +224,9 @@ class ReadOnlyRunFolder(RunFolder):
         """Does nothing."""
 
     def change_epochs(self, epochs: int) -> None:
+        """Does nothing."""
+
+    def keep_compile(self, compile: str) -> None:
         """Does nothing."""
 
     def keep_code(self, config: Config) -> None:

@@ -74,6 +74,7 @@ class Tape:
         statistics: moments of the calls of batch norms in the pass, [3, C] by "module.call".
         spaces: site -> the basis of its column space, and its logits with the noise outside it; kept by the first item
             that needs them, and never sent.
+        noise: site -> σ ε [n, *S] of the pass; kept by the first compiled redraw that needs it, and never sent.
     """
 
     logits: dict[str, Tensor] = field(default_factory=dict)
@@ -83,6 +84,7 @@ class Tape:
     errors: Tensor = field(default_factory=lambda: torch.empty(0))
     statistics: dict[str, Tensor] = field(default_factory=dict)
     spaces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    noise: dict[str, Tensor] = field(default_factory=dict)
 
 
 _CALL = re.compile(r"\[\d+\]$")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import threading
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
@@ -64,9 +65,15 @@ class Key(NamedTuple):
         return hashlib.shake_128(struct.pack("<7q", *self)).digest(size)
 
 
-# The 624 words of state in a fresh Mersenne Twister; the bytes before and after them stay as they are.
-_WORDS = slice(3, 627)
-_FRESH = torch.Generator().get_state().numpy().view(np.uint64).copy()
+class _State(threading.local):
+    """State of a fresh Mersenne Twister, whose 624 words are written for each stream; the other bytes stay."""
+
+    def __init__(self) -> None:
+        self.bytes = torch.Generator().get_state()
+        self.words = self.bytes.numpy().view(np.uint64)[3:627]
+
+
+_STATE = _State()
 
 
 def generator(key: Key, device: torch.device | str = "cpu") -> torch.Generator:
@@ -78,9 +85,8 @@ def generator(key: Key, device: torch.device | str = "cpu") -> torch.Generator:
     device = torch.device(device)
     stream = torch.Generator(device)
     if device.type == "cpu":
-        state = _FRESH.copy()
-        state[_WORDS] = np.frombuffer(key.digest(624 * 4), dtype="<u4")
-        stream.set_state(torch.from_numpy(state.view(np.uint8)))
+        _STATE.words[:] = np.frombuffer(key.digest(624 * 4), dtype="<u4")
+        stream.set_state(_STATE.bytes)  # copies it
     else:
         stream.manual_seed(int.from_bytes(key.digest(8), "little"))
     return stream

@@ -1,12 +1,13 @@
 """Benchmarks: all candidates alternate on one machine in one run, and the figures are medians of ratios.
 
-    python jobs/benchmark.py step [CONFIG.yaml] [key=value ...] [--actors 1 2] [--out DIR]
+    python jobs/benchmark.py step [CONFIG.yaml] [key=value ...] [--actors 1 2] [--compile] [--out DIR]
     python jobs/benchmark.py variance CONFIG.yaml [key=value ...] [--passes 10 20 50] [--out DIR]
     python jobs/benchmark.py time_to_accuracy CONFIG.yaml [key=value ...] [--accuracy 0.9] [--out DIR]
 
 `step` (also `scaling`) compares training steps in one process on one thread with a step of plain backpropagation of the
 same network, then steps on Ray actors with those, and with the best that the cores can do: independent processes that
-run the same work items without sending or waiting. `--actors 0` leaves out Ray.
+run the same work items without sending or waiting. `--actors 0` leaves out Ray. `--compile` adds a step whose redraws
+are compiled.
 
 `variance` measures the cosine of each site's estimates against the forward passes of a step: copies, the best head,
 flips, and a budget that is allotted to the sites.
@@ -49,6 +50,7 @@ from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
 
 Commands = Any  # what `add_subparsers` returns
+COMPILED = "compiled redraws"
 SCALING = Path(__file__).resolve().parents[1] / "configs" / "benchmark" / "scaling.yaml"
 
 
@@ -77,6 +79,7 @@ def _add_step(commands: Commands) -> None:
     )
     command.add_argument("config", nargs="*", metavar="CONFIG.yaml key=value", help=f"default: {SCALING.name}")
     command.add_argument("--actors", type=int, nargs="+", default=[1, 2], metavar="N", help="0: without Ray (1 2)")
+    command.add_argument("--compile", action="store_true", help="also a step with compiled redraws, on one thread")
     command.add_argument("--rounds", type=_count, default=9, metavar="N", help="turns of each candidate")
     command.add_argument("--steps", type=_count, default=2, metavar="N", help="steps in a turn")
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for scaling.json")
@@ -85,7 +88,7 @@ def _add_step(commands: Commands) -> None:
         if min(options.actors) < 0 or (0 in options.actors and len(options.actors) > 1):
             raise ConfigError("--actors: numbers of actors from 1 on are allowed, or 0 alone")
         actors = [number for number in options.actors if number]
-        report = scaling(_config(options, SCALING), actors, options.rounds, options.steps)
+        report = scaling(_config(options, SCALING), actors, options.rounds, options.steps, compiled=options.compile)
         _write(options, "scaling", report)
 
     command.set_defaults(run=run)
@@ -174,7 +177,9 @@ def _write(options: argparse.Namespace, name: str, report: dict[str, Any]) -> No
         write_atomically(options.out.absolute() / f"{name}.json", content.encode())
 
 
-def scaling(config: Config, actors: Sequence[int], rounds: int, steps: int) -> dict[str, Any]:
+def scaling(
+    config: Config, actors: Sequence[int], rounds: int, steps: int, *, compiled: bool = False
+) -> dict[str, Any]:
     """Compares steps of one process on one thread with backpropagation, with Ray actors, and with processes."""
     from glr_dist.diagnostics.race import BACKPROP
     from glr_dist.execution.cluster import connected
@@ -189,6 +194,7 @@ def scaling(config: Config, actors: Sequence[int], rounds: int, steps: int) -> d
             executors[f"layers {number}"] = opened.enter_context(Layers(number, threads=1))
         processes = opened.enter_context(Independent(config, max(actors, default=0)))
         backward = _backpropagation(config)
+        fast = _trained(config, compile=True) if compiled else None
 
         def steps_on(executor: Executor) -> None:
             net.executor = executor
@@ -197,26 +203,32 @@ def scaling(config: Config, actors: Sequence[int], rounds: int, steps: int) -> d
 
         candidates: dict[str, Callable[[], object]] = {
             BACKPROP: lambda: [backward() for _ in range(steps)],
+            **({} if fast is None else {COMPILED: lambda: [fast[1]() for _ in range(steps)]}),
             **{name: lambda executor=executor: steps_on(executor) for name, executor in executors.items()},  # type: ignore[misc]
             **{f"processes {n}": lambda n=n: processes.run(n, steps) for n in sorted({1, *actors} if actors else ())},  # type: ignore[misc]
         }
         for run in candidates.values():
             run()
+        # Steps in this process and thread alone are measured in processor time, which other processes hardly disturb.
+        clock = time.perf_counter if actors else time.process_time
         seconds: dict[str, list[float]] = {name: [] for name in candidates}
         for _ in tqdm(range(rounds), unit="round", disable=not sys.stderr.isatty()):
             for name, run in candidates.items():
-                started = time.perf_counter()
+                started = clock()
                 run()
-                seconds[name].append((time.perf_counter() - started) / steps)
+                seconds[name].append((clock() - started) / steps)
 
     def ratio(above: str, below: str) -> list[float]:
         return [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
 
-    times = sorted(ratio("inline", BACKPROP))
-    print(
-        f"one process, one thread: {statistics.median(seconds['inline']) * 1000:.1f} ms a step, {rounds} rounds; "
-        f"{statistics.median(times):.2f} times a step of backpropagation ({times[0]:.2f} to {times[-1]:.2f})"
-    )
+    ratios = {name: statistics.median(ratio(name, BACKPROP)) for name in ("inline", COMPILED) if name in seconds}
+    for name in ratios:
+        times = sorted(ratio(name, BACKPROP))
+        print(
+            f"{'one process' if name == 'inline' else name}, one thread: "
+            f"{statistics.median(seconds[name]) * 1000:.1f} ms a step, {rounds} rounds; "
+            f"{ratios[name]:.2f} times a step of backpropagation ({times[0]:.2f} to {times[-1]:.2f})"
+        )
     if actors:
         print(f"{'actors':>6}{'ms a step':>11}{'speed-up':>10}{'of processes':>14}{'share of it':>13}")
     rows = []
@@ -241,7 +253,8 @@ def scaling(config: Config, actors: Sequence[int], rounds: int, steps: int) -> d
         "rounds": rounds,
         "steps": steps,
         "seconds": seconds,
-        "ratio_to_backpropagation": statistics.median(times),
+        "ratio_to_backpropagation": ratios["inline"],
+        **({"ratio_of_compiled": ratios[COMPILED]} if compiled else {}),
         "rows": rows,
     }
 
@@ -256,10 +269,12 @@ def _batch(config: Config) -> tuple[GLR, torch.Tensor, torch.Tensor]:
     return net, *dataset.train.to(device).batch(slice(0, config.training.batch_size))
 
 
-def _trained(config: Config) -> tuple[GLR, Callable[[], None]]:
+def _trained(config: Config, *, compile: bool = False) -> tuple[GLR, Callable[[], None]]:
     """The network, and a function that makes one training step."""
     net, x, y = _batch(config)
+    net.executor, net.compiles = Inline(1), compile
     optimizer, loss = optimizer_of(config.training, net), loss_of(config)
+    net.compile_redraws(x, y, loss)
 
     def step() -> None:
         optimizer.zero_grad()

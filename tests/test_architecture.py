@@ -18,7 +18,7 @@ LAYERS = (
     {"noise"},
     {"files", "figures", "checks", "claims", "outputs"},
     {"data"},
-    {"chain", "compiled", "sites"},
+    {"chain", "compiled", "inductor", "sites"},
     {"survey"},
     {"network"},
     {"rules", "estimators"},

@@ -20,7 +20,7 @@ from glr_dist.config.robustness import Robustness
 from glr_dist.config.section import Count, Named, Positive, Section
 from glr_dist.config.tracking import Tracking
 from glr_dist.config.training import Adversarial, EarlyStopping, Optimizer, Penalty, Schedule, Training
-from glr_dist.config.validation import check_estimator, per_site, resolve_sampler
+from glr_dist.config.validation import can_compile, check_compile, check_estimator, per_site, resolve_sampler
 from glr_dist.errors import ConfigError
 
 __all__ = [
@@ -51,6 +51,8 @@ __all__ = [
     "Training",
     "ZooModel",
     "build",
+    "can_compile",
+    "check_compile",
     "check_estimator",
     "dump",
     "dump_config",
@@ -89,6 +91,7 @@ class Config(Section):
         sampler = resolve_sampler(self.estimator, self.noise)
         object.__setattr__(self, "estimator", self.estimator.model_copy(update={"sampler": sampler}))
         check_estimator(self.estimator, self.noise, self.training.loss)
+        check_compile(self.execution.compile, self.estimator)
         if (last := max(self.noise.schedule, default=0)) >= self.training.epochs:
             raise ConfigError(
                 f"noise.schedule: {last} is not before the end of the run (training.epochs={self.training.epochs})"

@@ -13,11 +13,16 @@ from glr_dist.errors import ConfigError
 class Execution(Section):
     """Executor of a step. On one type of device it does not change results, except for rounding in `replicas`.
 
+    `compile` changes results within rounding: a run notes which of its two values it uses, and keeps it.
+
     `inline`: in this process. `layers`: the work items of a step on Ray actors. `replicas`: the examples of a batch on
     Ray Train workers. `auto`: `layers` if it is predicted to be faster than `inline`.
     """
 
     kind: Literal["inline", "layers", "replicas", "auto"] = "inline"
+    compile: Literal["none", "step", "auto"] = Field(
+        "none", description="redraws of a step as compiled functions (auto: if enough steps are to come)"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: CUDA if available")
     threads: Count | None = Field(None, description="threads that compute work items (default: as many as torch)")
     actors: Count | None = Field(None, description="Ray actors, or workers of `replicas` (default: as many as fit)")

@@ -39,6 +39,28 @@ def per_site(value: int | str | Mapping[str, int]) -> list[int]:
     return list(value.values()) if isinstance(value, Mapping) else [value]
 
 
+def check_compile(compile: str, estimator: Estimator, where: str = "execution.compile") -> None:
+    """Refuses compiled redraws where nothing is redrawn one site at a time, or where their shapes change in training.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if compile != "step":
+        return
+    if not can_compile(estimator):
+        reason = (
+            f"has no effect with {estimator.name!r}; it compiles the redraws of 'conditional' and 'layerwise'"
+            if estimator.name not in ("conditional", "layerwise")
+            else "needs fixed estimator.copies; with 'auto' they change in training"
+        )
+        raise ConfigError(f"{where}: 'step' {reason}; use 'none'")
+
+
+def can_compile(estimator: Estimator) -> bool:
+    """True if redraws of an estimator can be compiled: those of one site at a time, in shapes that stay."""
+    return estimator.name in ("conditional", "layerwise") and estimator.copies != "auto"
+
+
 def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None) -> None:
     """Refuses combinations that would bias the estimate or have no effect.
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from glr_dist.estimators.compiled_redraw import compilable
 from glr_dist.estimators.feedback import moments_key
 from glr_dist.estimators.flips import coefficients, flipped
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, expected_gradient
@@ -148,6 +149,14 @@ class Redraw:
         self, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the shares of a block of redraws in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
+        if step.compiled is not None and compilable(step, site):
+            return step.compiled.shares(self, step, item, block, site, tape)
+        return self.eager_shares(step, item, block, site, tape)
+
+    def eager_shares(
+        self, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the shares of a block of redraws, one operator after another: the reference of compiled redraws."""
         scale, z = step.scales[site.name], tape.logits[site.name]
         n = len(z)
         eps = step.draw(site, item, block, n)

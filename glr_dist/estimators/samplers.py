@@ -46,6 +46,65 @@ def _frame(key: Key, rows: int, units: int, dtype: torch.dtype, device: torch.de
     return frame
 
 
+class Frames(NamedTuple):
+    """Orthogonal directions in factors: ε_rn = χ_rn · (q_r ∘ (2 b_n - 1)), for the rows r of each frame.
+
+    Frames with equally many rows R_f form a piece of F frames; the F · R_f of all pieces add up to R.
+
+    Attributes:
+        rows: q of the frames of each piece, or of parts of them [F, R_f, D].
+        bits: b of the frames of each piece, 0 or 1 [F, n, D].
+        radii: χ [R, n].
+    """
+
+    rows: tuple[Tensor, ...]
+    bits: tuple[Tensor, ...]
+    radii: Tensor
+
+    def eps(self) -> Tensor:
+        """Returns ε [R, n, D]."""
+        pieces = [
+            (q[:, :, None, :] * (2 * bits - 1)[:, None]).flatten(0, 1)
+            for q, bits in zip(self.rows, self.bits, strict=True)
+        ]
+        eps = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        return eps.mul_(self.radii[..., None])
+
+
+def frames_of(block: DirectionBlock, units: int) -> list[tuple[int, int, int]]:
+    """Returns the number of each frame that a block draws from, and the rows start … stop - 1 of the frame.
+
+    Only the last frame may differ from the others in its number of rows.
+    """
+    return [
+        (frame, max(block.start - frame * units, 0), min(block.stop - frame * units, units))
+        for frame in range(block.start // units, (block.stop - 1) // units + 1)
+    ]
+
+
+def orthogonal_frames(
+    key: Key, block: DirectionBlock, n: int, units: int, dtype: torch.dtype, device: torch.device
+) -> Frames:
+    """Draws the factors of `orthogonal`."""
+    stream = generator(key._replace(block=block.number, role=Role.RADIUS), device)
+    shapes = torch.full((block.stop - block.start, n), units / 2, dtype=torch.float64, device=device)
+    radii = (2 * torch._standard_gamma(shapes, generator=stream)).sqrt().to(dtype)  # χ² is a gamma variable
+    pieces: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+    for frame, start, stop in frames_of(block, units):
+        frame_key = key._replace(block=frame, example_block=0, role=Role.FRAME)
+        q = _frame(frame_key, min(units, block.total - frame * units), units, dtype, device)
+        bits = torch.empty(n, units, dtype=dtype, device=device)
+        bits.random_(0, 2, generator=generator(key._replace(block=frame, role=Role.SIGN), device))
+        rows, signs = pieces.setdefault(stop - start, ([], []))
+        rows.append(q[start:stop])
+        signs.append(bits)
+    return Frames(
+        tuple(torch.stack(rows) if len(rows) > 1 else rows[0][None] for rows, _ in pieces.values()),
+        tuple(torch.stack(signs) if len(signs) > 1 else signs[0][None] for _, signs in pieces.values()),
+        radii,
+    )
+
+
 def orthogonal(
     noise: Noise, key: Key, block: DirectionBlock, n: int, units: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -54,20 +113,7 @@ def orthogonal(
     ε_rn = χ_rn · (q_r ∘ signs_n): all examples share the frame q, each flips its coordinates by random signs of its own
     and scales each row by an independent χ_D radius. The last frame may have fewer than D rows.
     """
-    stream = generator(key._replace(block=block.number, role=Role.RADIUS), device)
-    shapes = torch.full((block.stop - block.start, n), units / 2, dtype=torch.float64, device=device)
-    radii = (2 * torch._standard_gamma(shapes, generator=stream)).sqrt().to(dtype)  # χ² is a gamma variable
-    pieces = []
-    for frame in range(block.start // units, (block.stop - 1) // units + 1):
-        first = frame * units
-        frame_key = key._replace(block=frame, example_block=0, role=Role.FRAME)
-        q = _frame(frame_key, min(units, block.total - first), units, dtype, device)
-        q = q[max(block.start - first, 0) : block.stop - first]
-        bits = torch.empty(n, units, dtype=dtype, device=device)
-        signs = bits.random_(0, 2, generator=generator(key._replace(block=frame, role=Role.SIGN), device))
-        pieces.append(q[:, None, :] * (2 * signs - 1))
-    eps = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-    return eps.mul_(radii[..., None])
+    return orthogonal_frames(key, block, n, units, dtype, device).eps()
 
 
 _BITS = 52  # of a uniform: a float64 holds them exactly

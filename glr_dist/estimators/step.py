@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ from glr_dist.rules import any_segment
 from glr_dist.sites import Site, Tape
 from glr_dist.streams import Key, Role, generator
 from glr_dist.trees import Tree, copied, count, leaves, taken
+
+if TYPE_CHECKING:
+    from glr_dist.estimators.compiled_redraw import CompiledRedraws
 
 K = TypeVar("K")
 
@@ -111,6 +115,7 @@ class Step:
         spaces: site -> the column spaces of its inputs, for the sites that redraw only the noise inside them.
         feedback: site -> the map from the output error to δ, for the sites that use one.
         head: how the noise of the last site enters.
+        compiled: the compiled redraws, which take the place of the eager ones; None without them.
         x, y, loss: inputs and targets, trees of tensors [N, …], and the per-example loss.
         replica: (rank, world size); each replica estimates from its own example blocks, and their sum is the estimate.
     """
@@ -132,6 +137,7 @@ class Step:
     spaces: Mapping[str, ColumnSpace] = field(default_factory=dict)
     feedback: Mapping[str, FeedbackMap] = field(default_factory=dict)
     head: Head = SAMPLED_HEAD
+    compiled: CompiledRedraws | None = None
     replica: tuple[int, int] = (0, 1)
 
     # ------------------------------------------------------------ sizes
@@ -141,12 +147,12 @@ class Step:
         """Number of signs that each direction is used with: 2 for antithetic pairs, else 1."""
         return 2 if self.options.antithetic else 1
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of examples of the batch, N."""
         return count(self.x, "x")
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """The device that holds the batch."""
         return leaves(self.x)[0].device

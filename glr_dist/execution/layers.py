@@ -103,6 +103,7 @@ class Layers(Executor):
             step.flips,
             step.head,
             step.spaces,
+            None if step.compiled is None else dict(step.compiled.digests),
         )
         if self._program_of != parts:
             self._program = self.pool.share("program", _pickled(program_of(estimator, step)))

@@ -41,6 +41,7 @@ def tapes_for_items(step: Step, tapes: Mapping[int, Tape]) -> Packed:
                 **vars(tape),
                 "inputs": {name: x for name, x in tape.inputs.items() if name in needed},
                 "spaces": {},
+                "noise": {},
             }
             for block, tape in tapes.items()
         }
@@ -93,6 +94,8 @@ class Worker:
             ), time.perf_counter() - started
 
         with self._loaded(program, state):
+            if self.step.compiled is not None:
+                self.step.compiled.prepare(self.estimator, self.step, items, self._tapes)
             partials, seconds = zip(*self._inline.map(timed, items), strict=True)
             return packed([vars(partial) for partial in partials]), list(seconds)
 

@@ -13,6 +13,7 @@ from glr_dist.config import Config
 from glr_dist.data import located
 from glr_dist.errors import ConfigError
 from glr_dist.estimators.allotment import Allotment
+from glr_dist.estimators.compiled_redraw import Shape
 from glr_dist.execution.all_reduce import begun_alike
 from glr_dist.execution.replicas import check_workers, failures, run_replicas
 from glr_dist.runs import ReadOnlyRunFolder, RunFolder
@@ -35,9 +36,11 @@ class ReplicasTrainer(Trainer):
         super().__init__(config, out.absolute(), resume=resume, device=torch.device("cpu"))
 
     def _advance(self, epochs: int) -> None:
-        config = self.config
         self.net.train()
+        self.net.compiles = False
         self.net.gradients(*self.train.batch(slice(0, 1)), self.loss)  # reports at once what cannot be estimated
+        self._compile()
+        config = self.config  # with the path that all workers take
         shared = config.model_copy(update={"data": located(config.data, config.code)})  # another working directory
         folder, warned = self.folder.path / ".replicas", 0
 
@@ -89,6 +92,16 @@ class _WorkerTrainer(Trainer):
         if self.epoch < epochs:
             self._advance(epochs)
 
+    def compile(self) -> dict[Shape, str]:
+        """Compiles the redraws, as the configuration says, and returns the digests of the code."""
+        self.net.train()
+        self._compile()
+        return self.net.compiled_code
+
+    @property
+    def _may_run_eagerly(self) -> bool:
+        return False  # the driver has chosen the path for all
+
     def _report(self, progress: Progress, record: dict[str, object]) -> None:
         """Does nothing: the driver reports."""
 
@@ -98,7 +111,9 @@ class _WorkerTrainer(Trainer):
 
 def _train(config: Config, out: Path, epochs: int, device: torch.device) -> None:
     """Trains in one worker, after all of them have restored the same state."""
-    begun_alike(
+    trainer = begun_alike(
         lambda: _WorkerTrainer(config, out, device),
         lambda trainer: (trainer.epoch, checkpoint.digest(trainer.net.state_dict())),
-    ).train_to(epochs)
+    )
+    begun_alike(trainer.compile, lambda code: code)
+    trainer.train_to(epochs)

@@ -41,6 +41,7 @@ def summary_of(
         "forward_passes": last["forward_passes"],
         **_actors(history),
         "estimator": config.estimator.name,
+        **({"compile": config.execution.compile} if config.execution.compile != "none" else {}),
         "data": config.data.name,
         "seed": config.seed,
         "params_sha256": params_digest,

@@ -20,15 +20,18 @@ from glr_dist.config import Config
 from glr_dist.data.augment import augmented, check_images
 from glr_dist.errors import ConfigError
 from glr_dist.estimators.allotment import Allotment
+from glr_dist.execution.compile_choice import choose
 from glr_dist.execution.inline import one_thread
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.figures import draw
+from glr_dist.inductor import CompileError
 from glr_dist.runs import RunFolder
 from glr_dist.streams import Key, Role, generator
 from glr_dist.training import checkpoint
 from glr_dist.training.adversarial import Adversary
 from glr_dist.training.average import Average
 from glr_dist.training.best import best_record, digest_of, score_of
+from glr_dist.training.compile_path import with_path, with_path_of
 from glr_dist.training.curve import curve_figure
 from glr_dist.training.evaluator import evaluator_of
 from glr_dist.training.input_noise import check_inputs, scale_after, with_input_noise
@@ -146,11 +149,43 @@ class Trainer:
         try:
             self.net.train()
             step = self.net.bind(*self.train.batch(slice(0, self.config.training.batch_size)), self.loss)
+            self._compile()
             with executor_of(self.config.execution, self.net, step) as self.net.executor, self._progress() as progress:
                 while self.epoch < epochs and not self.ended:
                     self._run_epoch(progress)
         finally:
             self.net.executor = inline
+
+    def _compile(self) -> None:
+        """Compiles the redraws if the run's configuration asks for it, and writes the path that the run takes.
+
+        Raises:
+            CompileError: they cannot be compiled, and the run has begun with compiled ones.
+        """
+        config, size = self.config, self.config.training.batch_size
+        path = config.execution.compile
+        batches = sorted({min(size, len(self.train)), len(self.train) % size} - {0}, reverse=True)
+        if path == "auto":
+            step = self.net.bind(*self.train.batch(slice(0, size)), self.loss)
+            steps = config.training.epochs * self.steps
+            path = choose(self.net.estimator, step, min(steps, config.training.max_steps or steps), len(batches))
+        self.net.compiles = path == "step"
+        try:
+            for batch in batches:
+                self.net.compile_redraws(*self.train.batch(slice(0, batch)), self.loss)
+        except CompileError as error:
+            if not self._may_run_eagerly:
+                raise
+            print(f"execution.compile: none; {error}", file=sys.stderr)
+            self.net.compiles, path = False, "none"
+        if path != config.execution.compile:
+            self.config = with_path(config, path)
+            self.folder.keep_compile(path)
+
+    @property
+    def _may_run_eagerly(self) -> bool:
+        """True if redraws that cannot be compiled may run eagerly: no step has been made."""
+        return self.net.step == 0
 
     @property
     def ended(self) -> bool:
@@ -321,7 +356,7 @@ class Trainer:
         try:
             if resume and self.folder.exists:
                 configured = self.folder.config()
-                self.config = adopted(configured, self.config, self.folder.path)
+                self.config = with_path_of(configured, adopted(configured, self.config, self.folder.path))
                 self.folder.check_resumable(self.config, other_epochs=True)
                 self.folder.check_data(self._data_digests())
                 for name in self.folder.changed_code(self.config):

@@ -1,0 +1,289 @@
+"""A redraw, all but the draw itself, as one function of tensors that torch's compiler builds.
+
+It computes what `Redraw.eager_shares` computes, in a form that makes few passes over memory: both signs of a direction
+in one expression, and δ of orthogonal Gaussian directions as a product,
+
+    Σ_r (L_r - b) ε_r = (2 b_n - 1) ∘ Σ_r (L_r - b) χ_r q_r
+
+Shapes: S signs, R directions, n examples, *S the shape of the site's logits, D their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from glr_dist.estimators.head import EXPECTED
+from glr_dist.estimators.samplers import DirectionBlock, Frames, orthogonal_frames
+from glr_dist.estimators.step import Pass, Step, WorkItem, likelihood_ratio, unchanged
+from glr_dist.estimators.variance import centred
+from glr_dist.inductor import built
+from glr_dist.network import Uniforms
+from glr_dist.noise import Gaussian
+from glr_dist.sites import Site, Tape
+from glr_dist.trees import Tree, leaves, mapped, taken
+
+Shares = tuple[Tensor, Tensor | None]  # of δ / N [n, *S], and of the gradient of log σ
+Name = tuple[str, Any]  # kind of an argument, and which of that kind
+
+
+@lru_cache(maxsize=64)
+def _scalar(value: float, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(value, dtype=dtype)
+
+
+class Call(NamedTuple):
+    """What a redraw depends on.
+
+    Attributes:
+        step: the step.
+        item: the work item.
+        site: its site.
+        tape: the shared pass.
+        drawn: ε [R, n, D], or its factors.
+        targets: those of the example block, a tree of tensors [n, …].
+        noisy: True if the other sites keep the noise of the shared pass.
+    """
+
+    step: Step
+    item: WorkItem
+    site: Site
+    tape: Tape
+    drawn: Frames | Tensor
+    targets: Tree
+    noisy: bool
+
+    @classmethod
+    def of(cls, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape, noisy: bool) -> Call:
+        """Draws the noise of a block of directions."""
+        n = len(tape.logits[site.name])
+        drawn: Frames | Tensor
+        if step.options.sampler == "orthogonal":
+            key = step.key(item.shared_pass, site.index, item.example_block)
+            drawn = orthogonal_frames(key, block, n, site.units, step.network.dtype, step.device)
+        else:
+            drawn = step.draw(site, item, block, n).flatten(2)
+        return cls(step, item, site, tape, drawn, taken(step.y, step.examples_of(item.example_block)), noisy)
+
+    @property
+    def examples(self) -> int:
+        """Number of examples, n."""
+        return len(self.tape.logits[self.site.name])
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """The tensors that are drawn."""
+        return leaves(tuple(self.drawn) if isinstance(self.drawn, Frames) else self.drawn)
+
+    def with_factors(self, factors: list[Tensor]) -> Frames | Tensor:
+        """Returns what is drawn, made of other tensors."""
+        if not isinstance(self.drawn, Frames):
+            return factors[0]
+        number = len(self.drawn.rows)
+        return Frames(tuple(factors[:number]), tuple(factors[number:-1]), factors[-1])
+
+    @property
+    def share(self) -> Tensor:
+        """Weight of one loss in J, a scalar."""
+        step, name = self.step, self.site.name
+        return _scalar(1 / (step.size * step.passes[name] * step.copies[name]), step.network.dtype)
+
+    def noise(self, site: str) -> Tensor:
+        """Returns σ ε [n, *S] of another site in the shared pass."""
+        kept = self.tape.noise
+        if site not in kept:
+            other, item = self.step.network.by_name[site], self.item
+            eps = self.step.shared_eps(other, item.shared_pass, item.example_block, self.examples)
+            kept[site] = eps * self.step.scales[site]
+        return kept[site]
+
+    def uniforms(self, number: int, shape: tuple[int, ...]) -> Tensor:
+        """Returns the uniforms [n, …] of a call of a keyed module."""
+        draw = self.step.uniforms(self.item.shared_pass, self.item.example_block)
+        return draw(number, torch.empty(self.examples, *shape, device=self.step.device))
+
+
+@dataclass(frozen=True)
+class FusedRedraw:
+    """A compiled redraw of one shape.
+
+    Attributes:
+        digest: identifies the generated code.
+    """
+
+    run: Callable[..., tuple[Tensor, ...]]
+    names: tuple[Name, ...]
+    digest: str
+
+    def __call__(self, call: Call) -> Shares:
+        """Returns the shares of a block of redraws in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
+        factors = call.factors
+        found = self.run(*[_value(call, factors, kind, which) for kind, which in self.names])
+        return found[0], found[1] if len(found) > 1 else None
+
+
+def fused(call: Call) -> FusedRedraw:
+    """Compiles the redraw of the shapes of a call; the network has the hooks of a pass.
+
+    Raises:
+        CompileError: it cannot be compiled.
+    """
+    noises, uniforms = _requests(call)
+    model, tape, site = call.step.network.model, call.tape, call.site
+    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    names: list[Name] = [
+        *(("factor", i) for i in range(len(call.factors))),
+        *((kind, None) for kind in ("share", "logits", "losses")),
+        *(("scale", name) for name in call.step.scales),
+        *(("noise", name) for name in noises),
+        *(("uniforms", request) for request in uniforms),
+        *(("target", i) for i in range(len(leaves(call.targets)))),
+        *(("start", i) for i in range(0 if site.top else len(leaves(tape.starts[site.block])))),
+        *(("statistics", name) for name in tape.statistics),
+        *(("tensor", name) for name in tensors),
+    ]
+
+    def function(*values: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(names, values, strict=True))
+        lent = {f"model.{name}": given["tensor", name] for name in tensors}
+        return torch.func.functional_call(_Lent(model, _body), lent, (call, given))  # type: ignore[no-any-return]
+
+    found = built(function, [_value(call, call.factors, *name) for name in names])
+    return FusedRedraw(found.run, tuple(names[i] for i in found.used), found.digest)
+
+
+def _value(call: Call, factors: list[Tensor], kind: str, which: Any) -> Tensor:
+    """Returns an argument of the compiled function."""
+    step, tape = call.step, call.tape
+    found: Tensor
+    if kind == "factor":
+        found = factors[which]
+    elif kind == "share":
+        found = call.share
+    elif kind == "logits":
+        found = tape.logits[call.site.name]
+    elif kind == "losses":
+        found = tape.losses
+    elif kind == "scale":
+        found = step.scales[which]
+    elif kind == "noise":
+        found = call.noise(which)
+    elif kind == "uniforms":
+        found = call.uniforms(*which)
+    elif kind == "target":
+        found = leaves(call.targets)[which]
+    elif kind == "start":
+        found = leaves(tape.starts[call.site.block])[which]
+    elif kind == "statistics":
+        found = tape.statistics[which]
+    else:
+        owner, _, name = which.rpartition(".")
+        found = getattr(step.network.model.get_submodule(owner), name).detach()
+    return found.contiguous()
+
+
+class _Lent(nn.Module):
+    """A function that uses a model, to which `functional_call` lends other tensors."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, ...]:
+        return self.function(*arguments)
+
+
+def _body(call: Call, given: Mapping[Name, Tensor]) -> tuple[Tensor, ...]:
+    """Computes a redraw from the given tensors alone."""
+    site, tape, n = call.site, call.tape, call.examples
+
+    def of(kind: str, tree: Tree) -> Tree:
+        places = iter(range(len(leaves(tree))))
+        return mapped(lambda _: given[kind, next(places)], tree)
+
+    def noisy(other: Site, z: Tensor) -> Tensor:
+        if ("noise", other.name) not in given:
+            return z
+        return (z.view(-1, n, *other.shape) + given["noise", other.name]).view(z.shape)
+
+    def uniforms(number: int, x: Tensor) -> Tensor:
+        drawn = given["uniforms", (number, tuple(x.shape[1:]))]
+        return drawn.repeat(len(x) // n, *[1] * (x.dim() - 1))
+
+    lent = call._replace(
+        step=replace(call.step, scales={name: given["scale", name] for name in call.step.scales}),
+        tape=Tape(
+            logits={site.name: given["logits", None]},
+            losses=given["losses", None],
+            starts={} if site.top else {site.block: of("start", tape.starts[site.block])},
+            statistics={name: given["statistics", name] for name in tape.statistics},
+        ),
+        drawn=call.with_factors([given["factor", i] for i in range(len(call.factors))]),
+        targets=of("target", call.targets),
+    )
+    delta, scales = _shares(lent, noisy if call.noisy else unchanged, uniforms, given["share", None])
+    return (delta,) if scales is None else (delta, scales)
+
+
+def _requests(call: Call) -> tuple[list[str], list[tuple[int, tuple[int, ...]]]]:
+    """Returns the sites whose shared noise a redraw adds, and the uniforms that its keyed modules draw."""
+    noises: list[str] = []
+    drawn: list[tuple[int, tuple[int, ...]]] = []
+    step = call.step
+
+    def noisy(other: Site, z: Tensor) -> Tensor:
+        if step.head.kind == EXPECTED and step.is_last(other):
+            return z
+        noises.append(other.name)
+        return (z.view(-1, call.examples, *other.shape) + call.noise(other.name)).view(z.shape)
+
+    def uniforms(number: int, x: Tensor) -> Tensor:
+        request = number, tuple(x.shape[1:])
+        drawn.append(request)
+        return call.uniforms(*request).repeat(len(x) // call.examples, *[1] * (x.dim() - 1))
+
+    _shares(call, noisy if call.noisy else unchanged, uniforms, call.share)
+    return list(dict.fromkeys(noises)), list(dict.fromkeys(drawn))
+
+
+def _shares(call: Call, noisy: Callable[[Site, Tensor], Tensor], uniforms: Uniforms, share: Tensor) -> Shares:
+    """Returns the shares of a block of redraws in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
+    step, site, tape, drawn, n = call.step, call.site, call.tape, call.drawn, call.examples
+    scale, z, noise, learned = step.scales[site.name], tape.logits[site.name], step.noise_at(site), step.log_scales
+    eps = drawn.eps() if isinstance(drawn, Frames) else drawn
+    eps = eps.view(*eps.shape[:2], *site.shape)
+    directions = len(eps)
+    signs = 1 - 2 * torch.arange(step.signs, dtype=z.dtype, device=z.device)  # 1, or 1 and -1
+    v = z + signs.view(-1, *[1] * eps.dim()) * (scale * eps)
+    passing = Pass(step, noisy)
+    outputs = step.network.replay(site, tape, v.view(-1, *site.shape), passing.visit, uniforms)
+    targets = mapped(lambda y: y.repeat(step.signs * directions, *[1] * (y.dim() - 1)), call.targets)
+    losses = passing.losses(outputs, targets).view(step.signs, directions, n)
+    weights = centred(losses, step.options.baseline, tape.losses)
+    odd = weights[0] - weights[1] if step.options.antithetic else weights[0]
+    even = weights.sum(0) if site.name in learned else None
+    if isinstance(drawn, Frames) and type(noise) is Gaussian and even is None:
+        return _along(drawn, odd).view(z.shape) / scale * share, None
+    by_delta, by_scale = likelihood_ratio(noise, eps, odd, even)
+    delta = by_delta.sum(0) / scale * share
+    if by_scale is None:
+        return delta, None
+    units = by_scale.sum((0, 1)) * share
+    return delta, units if scale.dim() else units.sum()
+
+
+def _along(frames: Frames, weights: Tensor) -> Tensor:
+    """Returns Σ_r w_rn ε_rn [n, D] for weights w [R, n]."""
+    weights, parts, start = weights * frames.radii, [], 0
+    for q, bits in zip(frames.rows, frames.bits, strict=True):
+        rows = q.shape[0] * q.shape[1]
+        part = weights[start : start + rows].view(*q.shape[:2], -1)
+        start += rows
+        product = part.transpose(1, 2) @ q if len(q) > 1 else (part[0].T @ q[0])[None]
+        parts.append((product * (2 * bits - 1)).sum(0))
+    return sum(parts[1:], parts[0])

@@ -1,0 +1,195 @@
+"""Builds one function of tensors with torch's compiler: the same code in every process, for one intra-op thread.
+
+A function is traced once, with the shapes of its arguments, into a graph of operators; inductor turns the graph into
+C++ (on CUDA into Triton). No choice is made by timing. The results on the disk are shared by all processes of a
+machine, so that each function is compiled once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from glr_dist.errors import UserError
+from glr_dist.files import cache_folder
+from glr_dist.text import one_line
+
+Results = tuple[Tensor, ...]
+
+_SETTINGS: dict[str, Any] = {  # of inductor, whatever the environment says; those that a version lacks are left out
+    "cpp.threads": 1,
+    "cpp.dynamic_threads": False,
+    "cpp.enable_unsafe_math_opt_flag": False,
+    "cpp.enable_floating_point_contract_flag": "off",
+    "compile_threads": 1,  # no pool of processes
+    "freezing": False,  # parameters change
+    "max_autotune": False,
+    "max_autotune_gemm": False,
+    "max_autotune_pointwise": False,
+    "coordinate_descent_tuning": False,
+    "deterministic": True,
+}
+_NARROW = 32  # products with at most this many outputs are laid out with the outputs first
+_BUILDING = threading.Lock()
+_COLUMNS_FIRST = {torch.ops.aten.addmm.default: 1, torch.ops.aten.mm.default: 0}  # position of x in x wᵀ
+
+
+class CompileError(UserError):
+    """A function cannot be compiled: it has no graph, or the compiler is missing or fails."""
+
+
+class Built(NamedTuple):
+    """A compiled function.
+
+    Attributes:
+        run: the function of the used arguments.
+        used: positions of the arguments that it uses.
+        digest: identifies the generated code.
+    """
+
+    run: Callable[..., Results]
+    used: tuple[int, ...]
+    digest: str
+
+
+def built(function: Callable[..., Results], arguments: Sequence[Tensor]) -> Built:
+    """Compiles a function for contiguous arguments of the given shapes; call it in one thread, without autograd.
+
+    Args:
+        function: a function of tensors alone. Every tensor that its result depends on is an argument.
+        arguments: example arguments.
+
+    Raises:
+        CompileError: the function cannot be compiled; the message gives the reason.
+    """
+    try:
+        with _BUILDING, _environment(arguments[0].device):
+            graph = _graph(function, arguments)
+            used = _without_unused(graph)
+            _outputs_first(graph)
+            return _compiled(graph, [arguments[i] for i in used], used)
+    except Exception as error:  # the compiler has no common class of errors
+        raise CompileError(one_line(error)) from error
+
+
+def _graph(function: Callable[..., Results], arguments: Sequence[Tensor]) -> GraphModule:
+    """Traces a function; an operator on a tensor that is not an argument, or a choice by a value, is an error."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph: GraphModule = make_fx(function, tracing_mode="fake")(*arguments)
+    graph.graph.eliminate_dead_code()
+    return graph
+
+
+def _without_unused(graph: GraphModule) -> tuple[int, ...]:
+    """Removes the arguments that a graph does not use; returns the positions of the others."""
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for node in places:
+        if not node.users:
+            graph.graph.erase_node(node)
+    return tuple(i for i, node in enumerate(places) if node.users)
+
+
+def _outputs_first(graph: GraphModule) -> None:
+    """Lays narrow products x wᵀ [B, C] out as [C, B]: sums over C then run along B, several rows at a time."""
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default  # which takes any layout
+        elif node.target in _COLUMNS_FIRST and not node.kwargs and node.meta["val"].shape[1] <= _NARROW:
+            _transposed(graph, node)
+    graph.recompile()
+
+
+def _transposed(graph: GraphModule, node: Node) -> None:
+    """Replaces b + x y by (bᵀ + yᵀ xᵀ)ᵀ."""
+    aten = torch.ops.aten
+    first: Any = _COLUMNS_FIRST[node.target]  # type: ignore[index]
+    x, y = node.args[first : first + 2]
+    with graph.graph.inserting_before(node):
+        factors = tuple(graph.graph.call_function(aten.t.default, (factor,)) for factor in (y, x))
+        added: tuple[Node, ...] = ()
+        if first:
+            bias: Any = node.args[0]
+            column = aten.unsqueeze.default if bias.meta["val"].dim() == 1 else aten.t.default
+            added = (graph.graph.call_function(column, (bias, 1) if column is aten.unsqueeze.default else (bias,)),)
+        product = graph.graph.call_function(node.target, (*added, *factors))  # type: ignore[arg-type]
+        back = graph.graph.call_function(aten.t.default, (product,))
+    node.replace_all_uses_with(back)
+    graph.graph.erase_node(node)
+
+
+def _compiled(graph: GraphModule, arguments: list[Tensor], used: tuple[int, ...]) -> Built:
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    codes: list[str] = []
+
+    def inner(*given: Any, **options: Any) -> Any:
+        code: Any = compile_fx_inner(*given, **options)
+        codes.append(code.source_code)
+        return code
+
+    run: Any = compile_fx(graph, arguments, inner_compile=inner, config_patches=_settings(arguments[0].device))
+    (code,) = codes
+    lines = [line for line in code.splitlines() if not line.startswith("#")]  # comments number the compilations
+    return Built(run, used, hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16])
+
+
+# ---------------------------------------------------------------- the compiler and its files
+
+
+def _settings(device: torch.device) -> dict[str, Any]:
+    """Returns the settings of inductor that this version of torch has."""
+    from torch._inductor import config
+
+    # The C++ wrapper releases Python's lock, so that several threads compute items at a time.
+    known = config.get_config_copy() if hasattr(config, "get_config_copy") else config.shallow_copy_dict()
+    return {name: value for name, value in _SETTINGS.items() if name in known} | {"cpp_wrapper": device.type == "cpu"}
+
+
+def compiler_folder() -> Path:
+    """Returns the absolute folder of compiled functions, one for each kind of processor and version of torch."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = "".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
+    except OSError:
+        processor = platform.processor()
+    kind = f"{platform.machine()} {processor} {torch.__version__} {platform.python_version()}"
+    return (cache_folder() / "compiled" / hashlib.sha256(kind.encode()).hexdigest()[:12]).absolute()
+
+
+@contextmanager
+def _environment(device: torch.device) -> Iterator[None]:
+    """Sets where inductor keeps its files, and silences what it says about the machine."""
+    name, logger = "TORCHINDUCTOR_CACHE_DIR", logging.getLogger("torch.utils.cpp_extension")
+    before, level = os.environ.get(name), logger.level
+    os.environ[name] = str(compiler_folder())
+    logger.setLevel(logging.ERROR)
+    try:
+        from torch._inductor import config
+
+        with config.patch(_settings(device)):  # before inductor is imported, which would start processes
+            import torch._functorch.config as functorch_config
+            import torch._inductor.compile_fx  # noqa: F401
+
+            with functorch_config.patch(enable_autograd_cache=False):  # its hits do not show the code
+                yield
+    finally:
+        logger.setLevel(level)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
