@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from torch.fx import GraphModule, Node
 
 from glr_dist.errors import UserError
 from glr_dist.files import cache_folder
-from glr_dist.text import one_line
+from glr_dist.text import shortened
 
 Results = tuple[Tensor, ...]
 
@@ -80,7 +81,8 @@ def built(function: Callable[..., Results], arguments: Sequence[Tensor]) -> Buil
             _outputs_first(graph)
             return _compiled(graph, [arguments[i] for i in used], used)
     except Exception as error:  # the compiler has no common class of errors
-        raise CompileError(one_line(error)) from error
+        said = str(error).strip().partition("\n")[0]
+        raise CompileError(shortened(said or type(error).__name__, 160)) from error
 
 
 def _graph(function: Callable[..., Results], arguments: Sequence[Tensor]) -> GraphModule:
@@ -171,6 +173,17 @@ def compiler_folder() -> Path:
     return (cache_folder() / "compiled" / hashlib.sha256(kind.encode()).hexdigest()[:12]).absolute()
 
 
+def _check_compiler(named: str | Sequence[str | None]) -> None:
+    """Refuses a machine without a C++ compiler, also if the cache holds what it would compile.
+
+    Raises:
+        CompileError: none is installed.
+    """
+    names = [name for name in ((named,) if isinstance(named, str) else named) if name]
+    if not any(map(shutil.which, names)):
+        raise CompileError(f"the C++ compiler {' or '.join(names)} is not installed")
+
+
 @contextmanager
 def _environment(device: torch.device) -> Iterator[None]:
     """Sets where inductor keeps its files, and silences what it says about the machine."""
@@ -185,6 +198,8 @@ def _environment(device: torch.device) -> Iterator[None]:
             import torch._functorch.config as functorch_config
             import torch._inductor.compile_fx  # noqa: F401
 
+            if device.type == "cpu":
+                _check_compiler(config.cpp.cxx)
             with functorch_config.patch(enable_autograd_cache=False):  # its hits do not show the code
                 yield
     finally:

@@ -40,7 +40,7 @@ from glr_dist.config import Config  # noqa: E402
 ROOT = Path(__file__).parents[1]
 MAX_WORKERS = 4  # each holds torch, and one of them Ray
 RAY_FIXTURES = {"local_ray"}
-PROCESS_FIXTURES = {"start", "python"}
+PROCESS_FIXTURES = {"start", "python", "compiler"}  # inductor starts Python to test what it has compiled
 SLOW_FIXTURES = {"database"}  # MLflow creates its tables in seconds
 
 
@@ -251,6 +251,32 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(TINY)
     return lambda *overrides: config.load_config(path, overrides)
+
+
+# ---------------------------------------------------------------- compiled redraws
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Lets the graphs of compiled redraws run operator by operator, without the compiler, and collects them."""
+    from glr_dist import inductor
+
+    found = []
+
+    def uncompiled(graph: Any, arguments: list[Any], used: tuple[int, ...]) -> inductor.Built:
+        found.append(graph)
+        return inductor.Built(graph, used, str(len(arguments)))
+
+    monkeypatch.setattr(inductor, "_compiled", uncompiled)
+    return found
+
+
+@pytest.fixture(scope="session")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The compiler, with a cache of this session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLR_CACHE", str(tmp_path_factory.mktemp("compiled")))
+        yield
 
 
 # ---------------------------------------------------------------- processes

@@ -10,7 +10,8 @@ Shapes: S signs, R directions, n examples, *S the shape of the site's logits, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -135,7 +136,7 @@ def fused(call: Call) -> FusedRedraw:
     """
     noises, uniforms = _requests(call)
     model, tape, site = call.step.network.model, call.tape, call.site
-    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    tensors = dict((*model.named_parameters(), *model.named_buffers()))
     names: list[Name] = [
         *(("factor", i) for i in range(len(call.factors))),
         *((kind, None) for kind in ("share", "logits", "losses")),
@@ -150,8 +151,8 @@ def fused(call: Call) -> FusedRedraw:
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(names, values, strict=True))
-        lent = {f"model.{name}": given["tensor", name] for name in tensors}
-        return torch.func.functional_call(_Lent(model, _body), lent, (call, given))  # type: ignore[no-any-return]
+        with _lent(model, {id(tensor): given["tensor", name] for name, tensor in tensors.items()}):
+            return _body(call, given)
 
     found = built(function, [_value(call, call.factors, *name) for name in names])
     return FusedRedraw(found.run, tuple(names[i] for i in found.used), found.digest)
@@ -187,15 +188,21 @@ def _value(call: Call, factors: list[Tensor], kind: str, which: Any) -> Tensor:
     return found.contiguous()
 
 
-class _Lent(nn.Module):
-    """A function that uses a model, to which `functional_call` lends other tensors."""
-
-    def __init__(self, model: nn.Module, function: Callable[..., tuple[Tensor, ...]]) -> None:
-        super().__init__()
-        self.model, self.function = model, function
-
-    def forward(self, *arguments: Any) -> tuple[Tensor, ...]:
-        return self.function(*arguments)
+@contextmanager
+def _lent(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+    """Lets a model use other tensors in the place of its parameters and buffers, which `tensors` names by their id."""
+    kept = []
+    try:
+        for module in model.modules():
+            for store in (module._parameters, module._buffers):
+                for name, tensor in store.items():
+                    if tensor is not None:
+                        kept.append((store, name, tensor))
+                        store[name] = tensors[id(tensor)]  # type: ignore[assignment]
+        yield
+    finally:
+        for store, name, tensor in kept:
+            store[name] = tensor  # type: ignore[assignment]
 
 
 def _body(call: Call, given: Mapping[Name, Tensor]) -> tuple[Tensor, ...]:

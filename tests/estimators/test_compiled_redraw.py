@@ -1,0 +1,241 @@
+"""Compiled redraws: the same estimate as the eager ones, the same bits everywhere, and what is refused.
+
+Where the C++ compiler is not what is tested, the traced graphs run operator by operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from execution.variants import VARIANTS, batch, made, same, trained
+from torch import Tensor, nn
+
+import glr_dist
+from glr_dist import inductor
+from glr_dist.errors import ClusterError, ConfigError, UserError
+from glr_dist.estimators import fused_redraw
+from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.glr import GLR
+from glr_dist.nn import Heaviside
+
+# The number of nodes of an expected loss depends on the values of learned scales, which a graph cannot. Sites with
+# flips, feedback or a column space run eagerly.
+EAGER = {"expected head, learned scales", "flips", *(name for name in VARIANTS if "feedback" in name)}
+REDRAWING = [
+    name for name, (_, _, options) in VARIANTS.items() if options.get("estimator") not in ("joint", "pathwise")
+]
+
+BY_DEFAULT = ("conditional", "layerwise", "mixed network", "shared batch norm")  # the others are long
+
+
+def small(compile: str = "step", **options: object) -> GLR:
+    if "model" not in options:
+        torch.manual_seed(0)
+        options["model"] = nn.Sequential(nn.Linear(8, 6), Heaviside(), nn.Linear(6, 3))
+    return GLR(noise=0.5, copies=24, compile=compile, **options)
+
+
+def data(n: int = 12) -> tuple[Tensor, Tensor]:
+    stream = torch.Generator().manual_seed(1)
+    return torch.randn(n, 8, generator=stream), torch.randint(0, 3, (n,), generator=stream)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in BY_DEFAULT)) for name in REDRAWING]
+)
+@pytest.mark.filterwarnings("ignore:compile. the redraws of the site '1' cannot be compiled .loop of ufunc")
+@pytest.mark.slow
+def test_the_estimate_is_the_eager_one_up_to_rounding(name, graphs):
+    (x, y), loss = batch(name), VARIANTS[name][1]
+    expected = made(name, Inline(1)).gradients(x, y, loss)
+    net = made(name, Inline(1))
+    net.compiles = True
+    found = net.gradients(x, y, loss)
+    assert bool(graphs) == (name not in EAGER)
+    for kind in ("grads", "scales"):
+        mine, its = getattr(found, kind), getattr(expected, kind)
+        assert mine.keys() == its.keys()
+        for key in its:
+            assert (mine[key] - its[key]).norm() <= 1e-4 * its[key].norm(), key
+    assert torch.equal(found.loss, expected.loss)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "iid", "antithetic": False, "baseline": "leave_one_out"},
+        {"sampler": "iid", "baseline": "none"},
+        {"copies": 20},  # a last frame with fewer rows
+        {"noise": glr_dist.Logistic(0.5, learn="site")},
+        {"noise": glr_dist.Gumbel(0.5), "antithetic": False, "head": "expected"},
+    ],
+    ids=str,
+)
+def test_options_of_the_redraw(options, graphs):
+    def net(compile: str) -> GLR:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 6), nn.Sigmoid(), nn.Linear(6, 3))
+        return GLR(model, **{"noise": 0.5, "copies": 24, **options}, compile=compile)
+
+    loss = glr_dist.losses.zero_one if "head" in options else glr_dist.losses.cross_entropy
+    found, expected = (net(compile).gradients(*data(), loss) for compile in ("step", "none"))
+    assert graphs
+    for kind in ("grads", "scales"):
+        for key, its in getattr(expected, kind).items():
+            assert (getattr(found, kind)[key] - its).norm() <= 1e-4 * its.norm(), key
+
+
+def test_a_function_serves_all_steps_of_its_shape(graphs):
+    net = small()
+    for _ in range(3):
+        net.estimate(*data())
+    assert len(graphs) == 2  # sites
+    with torch.no_grad():
+        for parameter in net.model.parameters():
+            parameter.data = parameter.data + 0.1  # also another memory
+    net.set_scale(0.7)
+    net.zero_grad()
+    net.estimate(*data())
+    assert len(graphs) == 2
+    expected = small("none")
+    expected.load_state_dict(net.state_dict())
+    expected.step = net.step - 1
+    expected.estimate(*data())
+    for mine, its in zip(net.model.parameters(), expected.model.parameters(), strict=True):
+        assert (mine.grad - its.grad).norm() <= 1e-4 * its.grad.norm()
+    net.estimate(*data(9))
+    assert len(graphs) == 4  # another number of examples
+    net.estimate(*data(), glr_dist.losses.zero_one)
+    assert len(graphs) == 6  # another loss
+
+
+class ByValue(nn.Module):
+    """Decides by a value, which a graph cannot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh() if x.abs().max() < 100 else x.sign()
+
+
+class Outside(nn.Module):
+    """Uses a tensor that is neither a parameter nor a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.full((6,), 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.factor).tanh()
+
+
+@pytest.mark.parametrize("unit", [ByValue, Outside])
+def test_what_cannot_be_compiled_runs_eagerly_with_one_line_before_the_first_step(unit):
+    def net(compile: str) -> GLR:
+        torch.manual_seed(0)
+        return small(compile, model=nn.Sequential(nn.Linear(8, 6), unit(), nn.Linear(6, 3)))
+
+    with pytest.warns(UserWarning, match="the redraws of the site '0' cannot be compiled") as caught:
+        eager = net("step")
+        found = eager.gradients(*data())
+    assert len(caught) == 1
+    assert "\n" not in str(caught[0].message)
+    assert not eager.compiles
+    expected = net("none").gradients(*data())
+    assert all(torch.equal(found.grads[name], its) for name, its in expected.grads.items())
+
+
+def test_a_missing_compiler_is_one_line(monkeypatch):
+    monkeypatch.setattr(inductor.shutil, "which", lambda name: None)
+    with pytest.warns(UserWarning, match=r"the C\+\+ compiler \S+ is not installed\); the redraws run eagerly"):
+        small().gradients(*data())
+
+
+def test_a_failure_after_compiled_steps_is_an_error(graphs, monkeypatch):
+    net = small()
+    net.estimate(*data())
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(inductor, "_compiled", broken)
+    with pytest.raises(inductor.CompileError, match=r"site '0' cannot be compiled .*the disk is full"):
+        net.estimate(*data(9))
+    assert net.compiles
+
+
+@pytest.mark.parametrize("wrong", [lambda right: -right, lambda right: 1.02 * right, lambda right: right * torch.nan])
+def test_a_wrong_function_is_refused_before_the_first_step(wrong: Callable[[Tensor], Tensor], graphs, monkeypatch):
+    right = fused_redraw._along
+    monkeypatch.setattr(fused_redraw, "_along", lambda frames, weights: wrong(right(frames, weights)))
+    with pytest.raises(UserError, match=r"redraws of the site '0' differ .* use execution.compile=none") as caught:
+        small().gradients(*data())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_made_anew_in_every_step_is_refused(graphs):
+    net = small()
+    with pytest.raises(UserError, match="define it once, outside the loop"):
+        for _ in range(20):
+            net.estimate(*data(), lambda outputs, y: glr_dist.losses.cross_entropy(outputs, y))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"estimator": "joint"}, "'step' has no effect with 'joint'"),
+        ({"copies": "auto", "budget": 20}, "needs fixed estimator.copies"),
+        ({"compile": "auto"}, "'auto' is not allowed: 'none' or 'step'"),
+    ],
+)
+def test_what_is_refused_at_once(options, message):
+    with pytest.raises(ConfigError, match=message):
+        GLR(nn.Linear(8, 3), **{"compile": "step", **options})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["conditional", "mixed network"])
+def test_compiled_code_gives_the_same_bits_on_one_and_two_threads(name, compiler, monkeypatch):
+    eager = trained(name, Inline(1))
+    monkeypatch.setattr("execution.variants.made", _compiling)
+    expected = trained(name, Inline(1))
+    assert same(trained(name, Inline(2)), expected)
+    assert torch.isclose(eager["loss"], expected["loss"], rtol=1e-3)
+
+
+@pytest.mark.long
+@pytest.mark.ray
+def test_compiled_code_gives_the_same_bits_on_actors(local_ray, compiler, monkeypatch):
+    from glr_dist.execution.layers import Layers
+
+    monkeypatch.setattr("execution.variants.made", _compiling)
+    expected = trained("conditional", Inline())
+    for number in (1, 2):
+        with Layers(number, cpus_per_actor=0.5, threads=1, hang_timeout=300) as layers:
+            assert same(trained("conditional", layers), expected), f"{number} actors"
+
+
+@pytest.mark.long
+def test_other_code_than_that_of_the_driver_is_refused(compiler):
+    from glr_dist.estimators.compiled_redraw import CompiledRedraws
+
+    net = small()
+    net.gradients(*data())
+    with one_thread(), torch.no_grad(), net.network.hooked():
+        step = net.bind(*data())
+        items, tapes = list(net.estimator.items(step, 0)), {0: net.estimator.tape(step, 0, 0)}
+        copy = CompiledRedraws()
+        copy.digests = net.compiled_code
+        copy.prepare(net.estimator, step, items, tapes)  # the same code
+        copy = CompiledRedraws()
+        copy.digests = dict.fromkeys(net.compiled_code, "other")
+        with pytest.raises(ClusterError, match="compiles the redraws of the site '0' into other code"):
+            copy.prepare(net.estimator, step, items, tapes)
+
+
+def _compiling(*arguments: Any) -> GLR:
+    net = made(*arguments)
+    net.compiles = True
+    return net
