@@ -366,7 +366,7 @@ class GLR(nn.Module):
         try:
             return self._compile(step)
         except CompileError as error:
-            if any(compiled.sizes for _, compiled in self._compiled):
+            if any(compiled.sizes for _, compiled in self._compiled) or not self.executor.decides_alone:
                 raise
             warnings.warn(f"compile: {error}; the redraws run eagerly", stacklevel=4)
             self.compiles = False

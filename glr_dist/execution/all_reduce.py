@@ -40,6 +40,8 @@ class Replicas(Inline):
         threads: number of threads that compute work items in this process; torch's own number by default.
     """
 
+    decides_alone = False
+
     def gradients(self, estimator: Estimator, step: Step, check: Callable[[], None] = lambda: None) -> Gradients:
         """Returns the estimate from the whole batch.
 

@@ -35,7 +35,12 @@ class Executor(ABC):
     """Computes the items of a step: always in the same shapes, on one intra-op thread each, without autograd.
 
     An executor is a context manager that releases its resources on exit.
+
+    Attributes:
+        decides_alone: True if this process decides alone whether redraws that cannot be compiled run eagerly.
     """
+
+    decides_alone = True
 
     def begin(self, estimator: Estimator, step: Step) -> None:  # noqa: B027  # most executors need none
         """Called before `gradients`, while the network does not have the hooks of a pass."""
