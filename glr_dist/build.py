@@ -26,6 +26,7 @@ from glr_dist.execution.inline import Inline
 from glr_dist.glr import GLR
 from glr_dist.imported import imported, place_of
 from glr_dist.losses import Loss, per_example
+from glr_dist.nn.noisy_weights import noisy_weights
 from glr_dist.nn.normalize import normalized
 from glr_dist.nn.own import own_module
 from glr_dist.registry import LAWS, LOSSES, MODELS, OPTIMIZERS
@@ -105,6 +106,8 @@ def module_of(config: Config, dataset: Dataset, *, measure: bool = True) -> nn.M
             module = MODELS[model.name](model, dataset.shape, dataset.classes, stream)
     except (RuntimeError, MemoryError, OverflowError) as error:
         raise ConfigError(f"model: {model.name} cannot be built ({one_line(error)})") from None
+    if config.noise.weights:
+        module = noisy_weights(module, config.noise.weights, what="noise.weights")
     for name, parameter in module.named_parameters():
         if not isinstance(parameter, nn.UninitializedParameter) and parameter.numel() == 0:
             raise ConfigError(

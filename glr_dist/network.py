@@ -25,6 +25,7 @@ from glr_dist.compiled import eager
 from glr_dist.errors import SiteError
 from glr_dist.nn.batch_norm import STATISTICS, SharedBatchNorm, Statistics
 from glr_dist.nn.dropout import KEYED
+from glr_dist.nn.noisy_weights import Weights
 from glr_dist.outputs import Output, call, selected
 from glr_dist.sites import DEFAULT_TYPES, Site, Tape, chosen
 from glr_dist.survey import Survey, checkpointed, scripted, survey
@@ -79,8 +80,10 @@ class Network:
         modules = dict(self.model.named_modules())
         self._floating = [p for p in self.model.parameters() if p.is_floating_point()]
         self.blocks = chain(self.model)
-        names = chosen((name for name, module in modules.items() if isinstance(module, self.types)), self.names)
-        self.candidates = {name: modules[name] for name in names}
+        named = chosen((name for name, module in modules.items() if isinstance(module, self.types)), self.names)
+        self.candidates = {
+            name: module for name, module in modules.items() if name in named or isinstance(module, Weights)
+        }
         # Blocks are called by the traversal; what lies inside a block is reached by hooks.
         inside = {part for block in self.blocks for part in block.module.modules() if part is not block.module}
         self._top = {block.name for block in self.blocks if block.module not in inside} & self.candidates.keys()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from glr_dist.estimators import Step
+from glr_dist.nn.noisy_weights import Weights
 from glr_dist.sites import Site
 
 _SHOWN = 60  # characters of a list of parameters
@@ -80,6 +81,8 @@ class Summary:
                 f"{row.name:<{width}}  {row.kind:<{kind}}  {row.calls:>5}  {row.units:>7}  {row.suffix:>6.0%}  "
                 f"{row.copies:>5}  {row.passes:>3}  {row.redraw:<{redraw}}  {_scale(row.scale):>11}  {_parameters(row)}"
             )
+        if names := [row.name for row in self.rows if row.kind == Weights.__name__]:
+            yield f"noise on the weights at {', '.join(names)}: J is the expected loss under perturbed weights there"
         yield (
             f"parameters: {self.trained:,} trained, of which {self.by_autograd:,} by autograd inside one segment; "
             f"{self.frozen:,} frozen"

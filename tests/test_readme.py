@@ -207,15 +207,16 @@ def test_the_example_of_the_estimators_learns_exclusive_or_and_its_scales(capsys
 @pytest.mark.slow
 def test_the_further_blocks_of_the_estimators_page_run(capsys):
     names: dict[str, Any] = {}
-    for number in range(7):
+    for number in range(8):
         exec(blocks("glr_dist/estimators/README.md", "python")[number], names)
     printed = capsys.readouterr().out
     assert "BatchNorm1d" in printed
     assert "5" in next(line for line in printed.splitlines() if line.startswith("cell ")).split()  # calls
     assert names["reader"].model.cell.weight.grad.any()
     assert "column_space (40)" in printed
+    assert "noise on the weights at 0.weights" in printed
     assert names["net"].bind(names["x"], names["y"], names["CostlyMistakes"]()).head.kind == "expected"
-    exec(blocks("glr_dist/estimators/README.md", "python")[7], names)
+    exec(blocks("glr_dist/estimators/README.md", "python")[8], names)
     assert "forward passes a step" in capsys.readouterr().out
     assert 0 < names["net"].allotment.forward_passes <= 20
 

@@ -34,6 +34,9 @@ class Noise(Section):
         description="site types, classes of torch.nn; the network must have each, except those of the default",
     )
     names: tuple[str, ...] = Field(("*",), min_length=1, description="site-name patterns; each must match a site")
+    weights: tuple[str, ...] = Field(
+        (), description="name patterns of layers that receive the noise on their weights instead of their logits"
+    )
     input: InputNoise | None = None
 
     @model_validator(mode="after")
@@ -42,6 +45,12 @@ class Noise(Section):
             raise ConfigError(f"noise.schedule: has no effect with noise.learn '{self.learn}'; leave one of them out")
         if self.schedule and self.law == "none":
             raise ConfigError("noise.schedule: has no effect with noise.law 'none'; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_have_noise(self) -> Noise:
+        if self.weights and self.law == "none":
+            raise ConfigError("noise.weights: has no effect with noise.law 'none'; leave it out")
         return self
 
     def scale_after(self, epochs: int) -> Scale:

@@ -1,4 +1,7 @@
-"""Modules beside torch's own: discontinuous activations, keyed dropout, black boxes; networks; `opened` and `fixed`."""
+"""Modules beside torch's own: discontinuous activations, keyed dropout, black boxes, noisy weights; networks.
+
+`opened`, `fixed` and `noisy_weights` return changed copies of a model.
+"""
 
 from glr_dist.nn.activations import Heaviside, Sign, Staircase
 from glr_dist.nn.batch_norm import SharedBatchNorm
@@ -10,6 +13,7 @@ from glr_dist.nn.experts import mixture_of_experts
 from glr_dist.nn.fixing import Change, Changes, fixed
 from glr_dist.nn.gru import gru
 from glr_dist.nn.models import mlp
+from glr_dist.nn.noisy_weights import NoisyWeights, noisy_weights
 from glr_dist.nn.opening import opened
 from glr_dist.nn.quantised import Quantise, quantised_mlp
 from glr_dist.nn.spiking import LIF, spiking_cnn, spiking_mlp
@@ -28,6 +32,7 @@ __all__ = [
     "Heaviside",
     "SharedBatchNorm",
     "LIF",
+    "NoisyWeights",
     "Quantise",
     "Sign",
     "Staircase",
@@ -37,6 +42,7 @@ __all__ = [
     "lenet5",
     "mixture_of_experts",
     "mlp",
+    "noisy_weights",
     "opened",
     "quantised_mlp",
     "resnet8",

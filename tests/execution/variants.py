@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import glr_dist
 from glr_dist.execution.executor import Executor
 from glr_dist.glr import GLR
-from glr_dist.nn import Dropout, Heaviside, SharedBatchNorm, Staircase
+from glr_dist.nn import Dropout, Heaviside, SharedBatchNorm, Staircase, noisy_weights
 from glr_dist.trees import Tree, equal
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors' processes cannot import a test
@@ -149,6 +149,7 @@ VARIANTS = {
         {"copies": 24, "passes": 2, "redraw": {"0.0": "column_space", "*": "auto"}},
     ),
     "column space, layerwise": (mixed, CROSS_ENTROPY, {"estimator": "layerwise", "copies": 24, "redraw": "auto"}),
+    "noisy weights": (lambda: noisy_weights(mixed(), ["0.0"]), CROSS_ENTROPY, {"copies": 24, "passes": 2}),
     "sobol": (lambda: perceptron(Heaviside()), ZERO_ONE, {"copies": 32, "sampler": "sobol"}),
     "mixed network": (mixed, CROSS_ENTROPY, {"copies": 24, "passes": 2}),
     "mixed network, joint": (mixed, CROSS_ENTROPY, {"estimator": "joint", "copies": 24}),
