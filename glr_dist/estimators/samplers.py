@@ -49,7 +49,7 @@ def _frame(key: Key, rows: int, units: int, dtype: torch.dtype, device: torch.de
 class Frames(NamedTuple):
     """Orthogonal directions in factors: ε_rn = χ_rn · (q_r ∘ (2 b_n - 1)), for the rows r of each frame.
 
-    Frames with equally many rows R_f form a piece of F frames; the F · R_f of all pieces add up to R.
+    Consecutive frames with equally many rows R_f form a piece of F frames; the F · R_f of all pieces add up to R.
 
     Attributes:
         rows: q of the frames of each piece, or of parts of them [F, R_f, D].
@@ -72,10 +72,7 @@ class Frames(NamedTuple):
 
 
 def frames_of(block: DirectionBlock, units: int) -> list[tuple[int, int, int]]:
-    """Returns the number of each frame that a block draws from, and the rows start … stop - 1 of the frame.
-
-    Only the last frame may differ from the others in its number of rows.
-    """
+    """Returns the number of each frame that a block draws from, and the rows start … stop - 1 of the frame."""
     return [
         (frame, max(block.start - frame * units, 0), min(block.stop - frame * units, units))
         for frame in range(block.start // units, (block.stop - 1) // units + 1)
@@ -89,18 +86,19 @@ def orthogonal_frames(
     stream = generator(key._replace(block=block.number, role=Role.RADIUS), device)
     shapes = torch.full((block.stop - block.start, n), units / 2, dtype=torch.float64, device=device)
     radii = (2 * torch._standard_gamma(shapes, generator=stream)).sqrt().to(dtype)  # χ² is a gamma variable
-    pieces: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+    pieces: list[tuple[list[Tensor], list[Tensor]]] = []
     for frame, start, stop in frames_of(block, units):
         frame_key = key._replace(block=frame, example_block=0, role=Role.FRAME)
         q = _frame(frame_key, min(units, block.total - frame * units), units, dtype, device)
         bits = torch.empty(n, units, dtype=dtype, device=device)
         bits.random_(0, 2, generator=generator(key._replace(block=frame, role=Role.SIGN), device))
-        rows, signs = pieces.setdefault(stop - start, ([], []))
-        rows.append(q[start:stop])
-        signs.append(bits)
+        if not pieces or len(pieces[-1][0][-1]) != stop - start:
+            pieces.append(([], []))
+        pieces[-1][0].append(q[start:stop])
+        pieces[-1][1].append(bits)
     return Frames(
-        tuple(torch.stack(rows) if len(rows) > 1 else rows[0][None] for rows, _ in pieces.values()),
-        tuple(torch.stack(signs) if len(signs) > 1 else signs[0][None] for _, signs in pieces.values()),
+        tuple(torch.stack(rows) if len(rows) > 1 else rows[0][None] for rows, _ in pieces),
+        tuple(torch.stack(signs) if len(signs) > 1 else signs[0][None] for _, signs in pieces),
         radii,
     )
 
