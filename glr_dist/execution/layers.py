@@ -88,6 +88,11 @@ class Layers(Executor):
                 f"execution.gpus_per_actor: the actors compute on {self.device.type}, this process on "
                 f"{step.device.type}; both must use the same kind, since their noise must be the same"
             )
+        if step.device.index:
+            raise ClusterError(
+                f"execution.device: '{step.device}' is not allowed with actors on GPUs, each of which sees its own GPU "
+                "alone, as cuda:0; use 'auto', and choose the GPU of this process by CUDA_VISIBLE_DEVICES"
+            )
         network = step.network
         parts = (
             network,

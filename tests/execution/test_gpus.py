@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -131,6 +132,14 @@ def test_actors_beyond_the_gpus_are_refused_in_one_line():
     assert "2 GPU (2 free)" in str(caught.value)
     with pytest.raises(ClusterError, match=r"no room for 5 x \(0.5 CPU and 0.5 GPU\)"):
         Layers(5, cpus_per_actor=0.5, gpus_per_actor=0.5, placement_timeout=1)
+
+
+@pytest.mark.parametrize(("device", "words"), [("cuda:1", "'cuda:1' is not allowed"), ("cpu", "on cuda, this process")])
+def test_a_driver_on_another_kind_of_device_or_another_number_is_refused(device, words):
+    executor = object.__new__(Layers)  # without actors
+    executor.device = torch.device("cuda")
+    with pytest.raises(ClusterError, match=words):
+        executor.begin(None, SimpleNamespace(device=torch.device(device)))
 
 
 def test_by_default_there_are_as_many_actors_as_gpus(on_cpu):
