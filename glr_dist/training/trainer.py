@@ -170,6 +170,8 @@ class Trainer:
             steps = config.training.epochs * self.steps
             path = choose(self.net.estimator, step, min(steps, config.training.max_steps or steps), len(batches))
         self.net.compiles = path == "step"
+        if self.net.compiles and not sys.stderr.isatty():  # a terminal shows a bar
+            print("execution.compile: step; compiling the redraws", file=sys.stderr)
         try:
             for batch in batches:
                 self.net.compile_redraws(*self.train.batch(slice(0, batch)), self.loss)
