@@ -28,7 +28,7 @@ REDRAWING = [
     name for name, (_, _, options) in VARIANTS.items() if options.get("estimator") not in ("joint", "pathwise")
 ]
 
-BY_DEFAULT = ("conditional", "layerwise", "mixed network", "shared batch norm")  # the others are long
+BY_DEFAULT = ("layerwise", "mixed network", "shared batch norm")  # the others are long
 
 
 def small(compile: str = "step", **options: object) -> GLR:

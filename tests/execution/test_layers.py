@@ -36,7 +36,7 @@ def layers(local_ray: None) -> Iterator[dict[int, Layers]]:
 
 
 # One of each kind of work item; the other variants are long.
-BY_DEFAULT = ("conditional", "joint", "learned scales", "expected head, learned scales", "flips", "calls of one module")
+BY_DEFAULT = ("conditional", "joint", "expected head, learned scales", "flips", "calls of one module")
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.montecarlo
-@pytest.mark.parametrize("options", [pytest.param(o, marks=[pytest.mark.long] * (o != "no pairs")) for o in OPTIONS])
+@pytest.mark.parametrize("options", OPTIONS)
 def test_the_gradient_of_threshold_units_is_that_of_j(options: str) -> None:
     chosen = dict(OPTIONS[options])
     needed = chosen.pop("needed", 0.03)
