@@ -213,7 +213,7 @@ def test_answers_of_an_abandoned_run_are_ignored(make):
 def test_calls_go_to_their_preferred_actor_unless_another_is_idle(make):
     pool = make(2)
     healthy_pids(pool)
-    calls = [Call("where", (0.05,), number % 2) for number in range(12)]
+    calls = [Call("where", (0.2,), number % 2) for number in range(12)]
     found = dict(pool.run(calls))
     assert all(found[place] == found[place % 2] for place in range(12))
     assert found[0] != found[1]
