@@ -26,7 +26,7 @@ FOREIGN = ("RAY_ADDRESS", "MLFLOW_TRACKING_", "MLFLOW_EXPERIMENT_", "MLFLOW_RUN_
 for name in [name for name in os.environ if name.startswith(FOREIGN)]:
     del os.environ[name]
 os.environ["MPLBACKEND"] = "agg"
-os.environ["RAY_worker_niceness"] = "0"  # Ray's own 15 makes its workers wait for tests that run beside them
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  Ray's own 15 makes its workers wait for the tests beside them
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers run side by side, with one thread each
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("PYTHONHASHSEED", None)  # processes that tests start hash by seeds of their own
