@@ -157,7 +157,7 @@ def test_the_recommended_options_reach_the_cosine_at_every_site(tiny, tmp_path, 
     assert costs == sorted(costs, reverse=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_better_head_is_recommended_where_it_saves_passes(run):
     report = run("model.activation=threshold", "training.loss=zero_one", "diagnose.reference_passes=4000")
     plain, *others = report.recommendations
@@ -375,7 +375,7 @@ def test_a_constant_estimator_draws_its_picture_without_a_warning(tiny, tmp_path
     assert [str(warning.message) for warning in recwarn] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_table_tells_where_redraws_stay_inside_a_column_space(run, tmp_path):
     report = run(
         "model={name: vgg8, width: 2, activation: relu}",

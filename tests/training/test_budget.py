@@ -24,7 +24,7 @@ def metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_run_has_the_same_bits_and_the_same_figures(tiny, tmp_path):
     config = tiny(*BUDGET)
     whole = train(config, tmp_path / "whole")

@@ -129,7 +129,7 @@ def test_only_the_number_of_epochs_changes_in_the_configuration(tiny, tmp_path):
     assert RunFolder(out).config() == tiny(*SHORT, "training.epochs=3")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_crash_at_any_write_leaves_a_folder_that_can_be_resumed(tiny, tmp_path):
     more = tiny(*SHORT, "training.epochs=3")
     whole = train(more, tmp_path / "whole")

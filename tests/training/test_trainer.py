@@ -357,7 +357,7 @@ def test_a_run_resumed_on_another_number_of_actors_gives_the_bits_of_the_inline_
     assert train(one, tmp_path / "cut", resume=True)["params_sha256"] == whole["params_sha256"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_crash_at_any_write_loses_nothing_but_the_epoch_under_way(tiny, tmp_path):
     settings = tiny("training.epochs=2", "estimator.copies=2", "model.hidden=[2]")
     whole = train(settings, tmp_path / "whole")

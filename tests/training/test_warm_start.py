@@ -176,7 +176,7 @@ def test_a_digest_that_is_given_is_checked(other, tiny, tmp_path):
         tiny(given)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_crash_at_any_write_of_the_beginning_can_be_resumed(other, tiny, tmp_path):
     settings = tiny("estimator.copies=2", "training.epochs=1", f"model.weights={other[0]}")
     whole = train(settings, tmp_path / "whole")
