@@ -108,7 +108,7 @@ class LeftOutError(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """What the parts run with.
+    """Device and number of GPUs for all parts.
 
     Attributes:
         device: "cuda" or "cpu".

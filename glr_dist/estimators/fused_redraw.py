@@ -39,7 +39,7 @@ def _scalar(value: float, dtype: torch.dtype) -> Tensor:
 
 
 class Call(NamedTuple):
-    """What a redraw depends on.
+    """Inputs of a redraw: a step, its item and tape, and the noise that is drawn.
 
     Attributes:
         step: the step.

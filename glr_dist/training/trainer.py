@@ -173,7 +173,7 @@ class Trainer:
         if self.net.compiles and not sys.stderr.isatty():  # a terminal shows a bar
             print("execution.compile: step; compiling the redraws", file=sys.stderr)
         try:
-            for batch in batches:
+            for batch in batches if self.net.compiles else ():
                 self.net.compile_redraws(*self.train.batch(slice(0, batch)), self.loss)
         except CompileError as error:
             if not self._may_run_eagerly:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from glr_dist import GLR, Gaussian, losses
+
 EDGES = (0.0, 1.5, 4.0, 9.0, 20.0)  # beyond: 4e-9 of the laws with exponential tails
 
 
@@ -160,3 +162,30 @@ def gradient(problem: Problem, law: str, learn: str, estimator: str, nodes: int 
         risk = objective(problem, leaves, law, sites, nodes) if estimator == "layerwise" else total
         found |= dict(zip(names, torch.autograd.grad(risk, [leaves[name] for name in names]), strict=True))
     return found
+
+
+def threshold_risk(net: GLR, on: Tensor, y: Tensor, scale: float) -> Tensor:
+    """The mean expected loss of independent threshold units, from the probabilities of all their states.
+
+    The loss is cross-entropy for `layerwise`, and else the 0-1 loss under noise at the last site, the last layer.
+
+    Args:
+        net: the network.
+        on: probability of each unit to be on [N, D].
+        y: targets [N].
+        scale: σ at the last site.
+    """
+    risk_of = losses.expectation(losses.zero_one, Gaussian())
+    assert risk_of is not None
+    states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * on.shape[1])
+    probability = torch.where(states > 0, on[:, None], 1 - on[:, None]).prod(-1)  # [N, states]
+    z = net.model[-1](states).detach()
+    total = torch.zeros((), dtype=torch.float64)
+    for i, target in enumerate(y):
+        targets = target.expand(len(z))
+        if net.options.name == "layerwise":
+            risk = functional.cross_entropy(z, targets, reduction="none")
+        else:
+            risk = risk_of(z, targets, torch.tensor(scale, dtype=torch.float64))
+        total = total + probability[i] @ risk / len(y)
+    return total

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from glr_dist import GLR, Gaussian, Laplace
 from glr_dist.errors import ConfigError, SiteError
 from glr_dist.estimators import redraw
 from glr_dist.estimators.column_space import ColumnSpace, column_space
 from glr_dist.execution.inline import Inline
-from glr_dist.losses import cross_entropy, expectation, zero_one
+from glr_dist.losses import cross_entropy, zero_one
 from glr_dist.network import Network
 from glr_dist.nn import Heaviside
 from glr_dist.rules import RULES, direct_parameters
 from glr_dist.sites import Site
 
+from .closed_forms import threshold_risk
 from .test_unbiased import agrees, estimates
 
 SCALE, REPEATS = 0.7, 256
@@ -68,25 +68,12 @@ def made(layer: str, blank: bool = True, **options: Any) -> tuple[GLR, Tensor, T
 
 def reference(net: GLR, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """The gradient of J by the first layer, from the probabilities of all states of the hidden units."""
-    layer, head = net.model[0], net.model[3]
-    x, y = x[:3], y[:3]
-    risk_of = expectation(zero_one, Gaussian())
-    assert risk_of is not None
+    layer, x, y = net.model[0], x[:3], y[:3]
+    names = [f"0.{name}" for name, _ in layer.named_parameters()]
     with torch.enable_grad():
         on = torch.special.ndtr(layer(x).flatten(1) / SCALE)
-        states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * on.shape[1])
-        probability = torch.where(states > 0, on[:, None], 1 - on[:, None]).prod(-1)  # [N, states]
-        z = head(states).detach()
-        total = torch.zeros((), dtype=torch.float64)
-        for i in range(3):
-            targets = y[i].expand(len(z))
-            if net.options.name == "layerwise":
-                risk = functional.cross_entropy(z, targets, reduction="none")
-            else:
-                risk = risk_of(z, targets, torch.tensor(SCALE, dtype=torch.float64))
-            total = total + probability[i] @ risk / 3
-        names = [f"0.{name}" for name, _ in layer.named_parameters()]
-        return dict(zip(names, torch.autograd.grad(total, list(layer.parameters())), strict=True))
+        grads = torch.autograd.grad(threshold_risk(net, on, y, SCALE), list(layer.parameters()))
+    return dict(zip(names, grads, strict=True))
 
 
 def check(layer: str, needed: float = 0.02, most: int | None = None, **options: Any) -> None:

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from estimators.closed_forms import threshold_risk
 from estimators.test_unbiased import agrees, estimates
 from slopes import Z, slopes
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from glr_dist import GLR, Gaussian, Laplace, config
 from glr_dist.errors import ConfigError, SiteError
 from glr_dist.execution.inline import Inline
-from glr_dist.losses import cross_entropy, expectation, zero_one
+from glr_dist.losses import cross_entropy, zero_one
 from glr_dist.nn import Heaviside, NoisyWeights, noisy_weights
 from glr_dist.robustness.certificates.first_segment import check_smoothable
 from glr_dist.training.train import train
@@ -78,24 +78,10 @@ def threshold_net(**options: Any) -> tuple[GLR, Tensor, Tensor]:
 
 def reference(net: GLR, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """The gradient of J: with weights θ + σ ε, a unit is on with the probability Φ(z / (σ √(|x|² + 1)))."""
-    layer, head = net.model[0], net.model[2]
-    x, y = x[:3], y[:3]
-    risk_of = expectation(zero_one, Gaussian())
-    assert risk_of is not None
+    layer, x, y = net.model[0], x[:3], y[:3]
     with torch.enable_grad():
         on = torch.special.ndtr(layer(x) / (SCALE * (x.square().sum(1, keepdim=True) + 1).sqrt()))
-        states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)
-        probability = torch.where(states > 0, on[:, None], 1 - on[:, None]).prod(-1)
-        z = head(states).detach()
-        total = torch.zeros((), dtype=torch.float64)
-        for i in range(3):
-            targets = y[i].expand(len(z))
-            if net.options.name == "layerwise":
-                risk = functional.cross_entropy(z, targets, reduction="none")
-            else:
-                risk = risk_of(z, targets, torch.tensor(0.7, dtype=torch.float64))
-            total = total + probability[i] @ risk / 3
-        grads = torch.autograd.grad(total, [layer.weight, layer.bias])
+        grads = torch.autograd.grad(threshold_risk(net, on, y, 0.7), [layer.weight, layer.bias])
     return dict(zip(("0.weight", "0.bias"), grads, strict=True))
 
 
