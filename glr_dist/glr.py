@@ -24,9 +24,10 @@ from glr_dist.estimators.feedback import Feedback, FeedbackMap
 from glr_dist.estimators.flips import thresholds_of
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, SAMPLED, Head, check_expectation, head_of
 from glr_dist.execution.executor import Executor
-from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.inline import Inline
 from glr_dist.execution.measure import PASSES as MEASURED_PASSES
 from glr_dist.execution.measure import limits_of, measured
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.inductor import CompileError
 from glr_dist.losses import Loss, cross_entropy
 from glr_dist.network import Network
@@ -76,7 +77,8 @@ class GLR(nn.Module):
             loss and network allow.
         head_draws: draws per example and shared pass at which "derivative" is evaluated (default 8).
         example_block: examples per work item and per stream of noise (default 128).
-        block_elements: maximum number of elements of one tensor of a work item (default 2^19).
+        block_elements: maximum number of elements of one tensor of a work item; "auto" (default) is 2^19 on the CPU and
+            2^24 on a GPU.
         items_per_site: maximum number of work items per site, example block and shared pass (default 16).
         sites: module types that are sites; by default `nn.Linear` and `nn.Conv2d`.
         site_names: patterns of site names.
@@ -117,7 +119,7 @@ class GLR(nn.Module):
         head: str | None = None,
         head_draws: int | None = None,
         example_block: int | None = None,
-        block_elements: int | None = None,
+        block_elements: int | str | None = None,
         items_per_site: int | None = None,
         sites: Sequence[type[nn.Module]] | None = None,
         site_names: Sequence[str] = ("*",),
@@ -307,7 +309,7 @@ class GLR(nn.Module):
         if (n := count(x, "x")) != (targets := count(y, "y")) or n == 0:
             raise UserError(f"x and y must have one length >= 1, got {n} and {targets}")
         step = self.bind(x, y, loss)
-        with one_thread(), torch.no_grad():
+        with reproducible(), torch.no_grad():
             if not all(all_finite(leaf) for leaf in leaves(x) if leaf.is_floating_point()):
                 raise FloatingPointError("the inputs are not finite: x holds NaN or infinity")
             if self._measurement_due():
@@ -331,7 +333,7 @@ class GLR(nn.Module):
             UserError: a compiled redraw differs from the eager one.
         """
         step = self.bind(x, y, loss)
-        with one_thread(), torch.no_grad():
+        with reproducible(), torch.no_grad():
             if self.compiles:
                 self._compile(step)
 
@@ -388,7 +390,7 @@ class GLR(nn.Module):
             Mean loss of the noisy passes, a scalar.
         """
         total = self.gradients(x, y, loss)
-        with one_thread():
+        with reproducible():
             for name, grad in total.grads.items():
                 _accumulate(self.network.parameters[name], grad)
             for name, grad in total.scales.items():
@@ -537,7 +539,7 @@ class GLR(nn.Module):
         drawn = sites if head.kind == SAMPLED else sites[:-1]
         redrawn = [site for site in drawn if site.owned and site.name not in flips]
         like = torch.empty(0, dtype=self.network.dtype, device=self.log_scales[scale_key(sites[0].name)].device)
-        with one_thread(), torch.no_grad():
+        with reproducible(), torch.no_grad():
             return self.feedback.maps(redrawn, self.network.output_shape.numel(), like)
 
     def _head_for(self, loss: Loss) -> Head:

@@ -43,8 +43,9 @@ from glr_dist.config import Config, load_config
 from glr_dist.diagnostics.estimates import without_nan
 from glr_dist.errors import ConfigError, UserError
 from glr_dist.execution.executor import Executor
-from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.inline import Inline
 from glr_dist.execution.memory import keep_freed_memory
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.figures import draw
 from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
@@ -279,7 +280,7 @@ def _trained(config: Config, *, compile: bool = False) -> tuple[GLR, Callable[[]
     def step() -> None:
         optimizer.zero_grad()
         net.estimate(x, y, loss)
-        with one_thread():
+        with reproducible():
             optimizer.step()
 
     return net, step
@@ -294,7 +295,7 @@ def _backpropagation(config: Config) -> Callable[[], None]:
     model, optimizer, loss = net.model, optimizer_of(config.training, net), loss_of(config)
 
     def step() -> None:
-        with one_thread():
+        with reproducible():
             optimizer.zero_grad()
             torch.autograd.backward(loss(model(x), y).mean())
             optimizer.step()
@@ -336,7 +337,7 @@ def _serve(config: Config, pipe: Connection) -> None:
     """One of the processes: answers (rank, number, steps) when its share of the items is done."""
     net, x, y = _batch(config)
     estimator, step = net.estimator, net.bind(x, y, loss_of(config))
-    with one_thread(), torch.no_grad(), net.network.hooked():
+    with reproducible(), torch.no_grad(), net.network.hooked():
         work = []
         for shared_pass in range(estimator.passes(step)):
             tapes = {examples: estimator.tape(step, shared_pass, examples) for examples in step.example_blocks}

@@ -79,16 +79,17 @@ NETWORKS: dict[str, dict[str, Any]] = {
 SMOOTH = {"model": {"hidden": [64, 32], "activation": "sigmoid"}, "estimator": {"copies": 64, "example_block": 32}}
 AGREE = 1e-3  # greatest relative difference of parameters that differ by rounding alone
 
-COPIES = (256, 1024, 4096)  # all far beyond the block of copies that a work item computes at a time
+COPIES = (1024, 4096, 16384)  # all far beyond the block of copies that a work item computes at a time
 FLAT = 1.5  # greatest ratio of the memory at the most copies to that at the fewest: orthogonal frames are kept
 SIZES = (784, [512, 512], 10)
 EXAMPLES = 1024
 STEPS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "iid": {"sampler": "iid"},
-    "blocks of 2^23": {"block_elements": 2**23},
-    "blocks of 2^23, 1024 examples": {"block_elements": 2**23, "example_block": 1024},
-    "blocks of 2^23, 1024 examples, iid": {"block_elements": 2**23, "example_block": 1024, "sampler": "iid"},
+    "blocks of 2^19": {"block_elements": 2**19},
+    "blocks of 2^22": {"block_elements": 2**22},
+    "blocks of 2^26": {"block_elements": 2**26},
+    "blocks of 2^26, 1024 examples": {"block_elements": 2**26, "example_block": 1024},
 }
 ROUNDS = 5
 
@@ -404,21 +405,20 @@ def machine(setting: Setting) -> Row:
     return found
 
 
-def report(about: Row, results: Sequence[Result]) -> str:
-    """Returns the report in Markdown."""
+def head(about: Row) -> str:
+    """Returns the beginning of the report in Markdown: the machine and its software."""
     gpus: dict[str, int] = {}
     for name in about["GPUs"]:
         gpus[name] = gpus.get(name, 0) + 1
     told = {**about, "GPUs": "; ".join(f"{number} x {name}" for name, number in gpus.items()) or "none"}
-    lines = ["# GPU check", "", *(f"- {name}: {value}" for name, value in told.items() if value), ""]
-    summary = [
-        {"part": each.part, "result": each.result, "seconds": each.seconds, "reason": each.reason} for each in results
-    ]
-    lines += table(summary)
-    for each in results:
-        if each.rows:
-            lines += ["", f"## {each.part}: {(PARTS[each.part].__doc__ or '').rstrip('.')}", "", *table(each.rows)]
-    return "\n".join(lines)
+    return "\n".join(["# GPU check", "", *(f"- {name}: {value}" for name, value in told.items() if value)])
+
+
+def section(found: Result) -> str:
+    """Returns the section of a part in Markdown."""
+    outcome = f"{found.result} after {found.seconds:.0f} s{f': {found.reason}' if found.reason else ''}"
+    lines = ["", f"## {found.part}: {(PARTS[found.part].__doc__ or '').rstrip('.')}", "", outcome]
+    return "\n".join([*lines, *(["", *table(found.rows)] if found.rows else [])])
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -461,17 +461,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.result is not None:
         write_atomically(options.result, json.dumps(asdict(_run(parts[0], setting))).encode())
         return 0
+    about = machine(setting)
+    print(head(about), flush=True)
     results = []
     for number, part in enumerate(parts, 1):
         print(f"[{number}/{len(parts)}] {part}: {PARTS[part].__doc__}", file=sys.stderr, flush=True)
         results.append(in_process(part, setting, options.timeout))
-        reason = f": {results[-1].reason}" if results[-1].reason else ""
-        print(f"  {results[-1].result} after {results[-1].seconds:.0f} s{reason}", file=sys.stderr, flush=True)
-    about = machine(setting)
-    print(report(about, results))
-    if options.json is not None:
-        content = {**about, "parts": [asdict(each) for each in results]}
-        write_atomically(options.json.absolute(), (json.dumps(content, indent=2) + "\n").encode())
+        print(section(results[-1]), flush=True)  # at once: what comes next may crash the machine
+        if options.json is not None:
+            content = {**about, "parts": [asdict(each) for each in results]}
+            write_atomically(options.json.absolute(), (json.dumps(content, indent=2) + "\n").encode())
     return 1 if any(each.result == "failed" for each in results) else 0
 
 

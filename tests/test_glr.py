@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -628,3 +629,18 @@ def test_numbers_that_are_not_finite_are_found(dtype, value):
     assert all_finite(numbers[:0])
     numbers[3, 1] = value
     assert not all_finite(numbers)
+
+
+def test_work_items_are_larger_on_a_gpu_unless_their_size_is_given():
+    model, x, y = nn.Linear(4, 3), torch.randn(4, 4), torch.arange(4) % 3
+    for chosen, cpu, gpu in ((None, 2**19, 2**24), ("auto", 2**19, 2**24), (1000, 1000, 1000)):
+        step = glr_dist.GLR(model, 0.5, block_elements=chosen).bind(x, y)
+        assert step.block_elements == cpu
+        assert replace_device(step, "cuda").block_elements == gpu
+
+
+def replace_device(step, device):
+    """Returns a step that says it is on another device."""
+    elsewhere = replace(step)
+    elsewhere.__dict__["device"] = torch.device(device)
+    return elsewhere

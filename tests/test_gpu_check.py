@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 import xml.etree.ElementTree
@@ -73,14 +74,14 @@ def test_a_part_that_fails_does_not_stop_the_others(job, monkeypatch, capsys, tm
     file = tmp_path / "found.json"
     assert job["main"](["--device", "cpu", "--json", str(file), "tests", *parts]) == 1
     printed = capsys.readouterr()
-    rows = {line.split(" | ")[0]: line for line in printed.out.splitlines() if line.startswith("| ")}
-    assert "| left out |" in rows["| tests"]
-    assert "| failed |" in rows["| digest"] and "RuntimeError: CUDA error: an illegal memory access" in rows["| digest"]
-    assert "| failed |" in rows["| rate"] and "params_sha256 differs: MLP" in rows["| rate"]
-    assert "| passed |" in rows["| memory"]
-    assert "exit code -11" in rows["| replicas"]
+    outcome = {name: text.splitlines()[2] for name, text in re.findall(r"## (\w+)(.*?)(?=\n## |\Z)", printed.out, re.S)}
+    assert outcome["tests"].startswith("left out after 0 s: it needs CUDA")
+    assert outcome["digest"].endswith("RuntimeError: CUDA error: an illegal memory access")
+    assert outcome["rate"] == "failed after 0 s: params_sha256 differs: MLP"
+    assert outcome["memory"] == "passed after 0 s"
+    assert outcome["replicas"] == "failed after 1 s: its process ended with exit code -11"
     assert "| MLP \\| x | 0.1235 |" in printed.out.splitlines()
-    assert "\n## memory: It passes\n\n| K | peak MiB | note |\n| --- | --- | --- |\n| 256 | 12.35 |  |" in printed.out
+    assert "\n## memory: It passes\n\npassed after 0 s\n\n| K | peak MiB | note |\n| --- | --- | --- |\n" in printed.out
     assert "[5/5] replicas" in printed.err
     found = json.loads(file.read_text())
     assert [(each["part"], each["result"]) for each in found["parts"]] == [
@@ -89,6 +90,24 @@ def test_a_part_that_fails_does_not_stop_the_others(job, monkeypatch, capsys, tm
     assert found["torch"] == torch.__version__
     monkeypatch.setitem(job["PARTS"], "digest", passes)
     assert job["main"](["--device", "cpu", "digest", "tests"]) == 0
+
+
+def test_parts_that_have_ended_are_reported_before_the_next_begins(job, monkeypatch, capsys, tmp_path):
+    file = tmp_path / "found.json"
+
+    def ends(setting):
+        return job["Found"]([{"K": 1}])
+
+    def interrupted(setting):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(job["PARTS"], "digest", ends)
+    monkeypatch.setitem(job["PARTS"], "rate", interrupted)
+    run_here(job, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        job["main"](["--device", "cpu", "digest", "rate", "--json", str(file)])
+    assert "passed after 0 s\n\n| K |" in capsys.readouterr().out
+    assert [each["part"] for each in json.loads(file.read_text())["parts"]] == ["digest"]
 
 
 @pytest.mark.process

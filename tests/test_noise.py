@@ -9,7 +9,8 @@ from scipy import stats
 from torch import Tensor
 
 from glr_dist.estimators.samplers import SAMPLERS, DirectionBlock
-from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.inline import Inline
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.noise import LAWS, Gaussian, Laplace, Noise
 from glr_dist.streams import Key, Role, generator, uniforms
 
@@ -25,7 +26,7 @@ ALLOWED = [(law, sampler) for law in LAWS for sampler in SAMPLERS if sampler != 
 
 
 def draw(sampler: str, law: Noise, rows: DirectionBlock, n: int, units: int, key: Key = Key(0)) -> Tensor:  # noqa: B008
-    with one_thread():  # as every estimate draws
+    with reproducible():  # as every estimate draws
         return SAMPLERS[sampler](law, key, rows, n, units, torch.float64, CPU)
 
 
@@ -275,7 +276,7 @@ def test_uniforms_are_uniform_in_double_precision() -> None:
 
 @pytest.mark.parametrize(("law", "sampler"), ALLOWED)
 def test_noise_does_not_depend_on_the_number_of_threads(law: str, sampler: str) -> None:
-    """`draw` enters `one_thread`; the sizes are large enough that torch would use several."""
+    """`draw` enters `reproducible`; the sizes are large enough that torch would use several."""
 
     def drawn(threads: int) -> Tensor:
         before = torch.get_num_threads()
@@ -286,14 +287,6 @@ def test_noise_does_not_depend_on_the_number_of_threads(law: str, sampler: str) 
             torch.set_num_threads(before)
 
     assert torch.equal(drawn(1), drawn(2))
-
-
-def test_one_thread_restores_the_number_of_threads() -> None:
-    before = torch.get_num_threads()
-    with pytest.raises(RuntimeError), one_thread():
-        assert torch.get_num_threads() == 1
-        raise RuntimeError
-    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("threads", [1, 2])

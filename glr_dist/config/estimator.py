@@ -51,7 +51,11 @@ class Estimator(Section):
     )
     head_draws: Count = Field(8, description="draws per example and shared pass at which `derivative` is evaluated")
     example_block: Count = Field(128, description="examples per work item and per noise stream")
-    block_elements: Count = Field(2**19, description="maximum number of elements of one tensor of a work item")
+    block_elements: Count | Literal["auto"] = Field(
+        "auto",
+        description="maximum number of elements of one tensor of a work item; auto: 2^19, which the caches of a core "
+        "hold, and 2^24 on a GPU",
+    )
     items_per_site: Count = Field(
         16, description="maximum number of work items per site, example block and shared pass; each sends one result"
     )

@@ -47,7 +47,7 @@ class Joint:
         sites = step.network.sites
         width = max(site.width for site in sites)
         least = 2 if step.options.baseline == "leave_one_out" else 1
-        limit = step.options.block_elements // (step.signs * step.options.example_block * width)
+        limit = step.block_elements // (step.signs * step.options.example_block * width)
         cut = blocks(step.copies[sites[0].name] // step.signs, None, limit, least)
         parts = grouped(cut, step.options.items_per_site)
         for example_block in step.example_blocks:

@@ -69,7 +69,7 @@ class Redraw:
                 yield from (WorkItem(shared_pass, example_block, site.name) for example_block in step.example_blocks)
                 continue
             if site.name in step.flips:
-                limit = options.block_elements // (options.example_block * max(site.width, site.units))
+                limit = step.block_elements // (options.example_block * max(site.width, site.units))
                 cut = blocks(step.copies[site.name], None, limit, 1)
                 for example_block in step.example_blocks:
                     for flips in grouped(cut, options.items_per_site):
@@ -79,7 +79,7 @@ class Redraw:
                 step.head.kind == DERIVATIVE and step.is_last(site)  # uses no baseline
             )
             least = 2 if centred_within else 1
-            limit = options.block_elements // (step.signs * options.example_block * site.width)
+            limit = step.block_elements // (step.signs * options.example_block * site.width)
             cut = blocks(step.copies[site.name] // step.signs, step.redrawn(site) if frames else None, limit, least)
             parts = grouped(cut, options.items_per_site)
             for example_block in step.example_blocks:

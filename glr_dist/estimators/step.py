@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 
+_BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}  # what the caches of a core hold; enough to keep a GPU busy
+
 
 class WorkItem(NamedTuple):
     """A piece of work that can be computed anywhere, in any order, and always in the same shapes.
@@ -156,6 +158,12 @@ class Step:
     def device(self) -> torch.device:
         """The device that holds the batch."""
         return leaves(self.x)[0].device
+
+    @property
+    def block_elements(self) -> int:
+        """Maximum number of elements of one tensor of a work item."""
+        chosen = self.options.block_elements
+        return _BLOCK_ELEMENTS.get(self.device.type, _BLOCK_ELEMENTS["cpu"]) if chosen == "auto" else chosen
 
     @property
     def example_blocks(self) -> range:

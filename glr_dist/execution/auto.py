@@ -13,8 +13,9 @@ from glr_dist.config import Execution
 from glr_dist.estimators import Estimator, Partial, Step
 from glr_dist.execution import cluster, plan, predict
 from glr_dist.execution.executor import TapedItem
-from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.inline import Inline
 from glr_dist.execution.predict import Hardware, Load
+from glr_dist.execution.reproducible import reproducible
 
 
 def choose(execution: Execution, estimator: Estimator, step: Step, threads: int) -> Literal["inline", "layers"]:
@@ -71,7 +72,7 @@ class _Measuring(Inline):
 def measured_load(estimator: Estimator, step: Step) -> Load:
     """Measures the load of one step by running it once on a single thread."""
     measuring = _Measuring()
-    with one_thread(), torch.no_grad(), step.network.hooked():
+    with reproducible(), torch.no_grad(), step.network.hooked():
         started = time.perf_counter()
         measuring.gradients(estimator, step)
         driver = time.perf_counter() - started - measuring.item_seconds

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import chain
 from typing import TypeVar
 
@@ -18,17 +17,6 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Makes torch's operators use one intra-op thread: the bits of some (sigmoid, QR, sums) depend on the number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _begin_worker() -> None:
     """Sets two options of this thread: one intra-op thread, and no autograd by default."""
     torch.set_num_threads(1)
@@ -37,6 +25,8 @@ def _begin_worker() -> None:
 
 class Inline(Executor):
     """Computes items in this process, each on one of `threads` threads; the result does not depend on their number.
+
+    On a GPU the items follow one another.
 
     Args:
         threads: number of threads; torch's own number by default.
@@ -55,7 +45,8 @@ class Inline(Executor):
     ) -> Iterator[tuple[TapedItem, Partial]]:
         """Yields the partial sum of each item, in order; at most 2 x threads of them are in memory."""
         items = chain.from_iterable(passes)
-        return self.map(lambda taped: (taped, estimator.partial(step, taped.item, taped.tape)), items)
+        inner = map if step.device.type == "cuda" else self.map  # threads of one GPU would only wait for each other
+        yield from inner(lambda taped: (taped, estimator.partial(step, taped.item, taped.tape)), items)
 
     def map(self, function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[B]:
         """Yields the results in the order of the arguments; at most 2 x threads of them are in memory."""

@@ -30,7 +30,7 @@ from glr_dist.estimators.samplers import DirectionBlock
 from glr_dist.estimators.variance_law import VarianceLaw
 from glr_dist.estimators.work import copy_cost
 from glr_dist.execution.executor import Executor, TapedItem
-from glr_dist.execution.inline import one_thread
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.sites import Site
 
 _FIRST_STEP = 2**42  # steps from here on key the noise of measurements
@@ -141,7 +141,7 @@ class _Halves:
         else:
             rows = min(d, most)
             edges, frame = [0, rows // 2, rows], d
-        size = max(1, step.options.block_elements // (step.signs * step.options.example_block * site.width))
+        size = max(1, step.block_elements // (step.signs * step.options.example_block * site.width))
         parts: list[tuple[DirectionBlock, ...]] = []
         number = 0
         for start, stop in itertools.pairwise(edges):
@@ -215,7 +215,7 @@ def _laws(
 ) -> tuple[dict[str, dict[str, VarianceLaw]], float]:
     """Runs the passes and returns the laws of the given sites, and the forward passes that it took."""
     moments = {site.name: _Moments(plans.get(site.name)) for site in sites}
-    with one_thread(), torch.no_grad():
+    with reproducible(), torch.no_grad():
         executor.begin(estimator, step)
         with step.network.hooked():
             runs = (_items(executor, estimator, step, number, sites, plans) for number in range(passes))

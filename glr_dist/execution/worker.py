@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from glr_dist.estimators import Estimator, Partial, Step, WorkItem
-from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.inline import Inline
 from glr_dist.execution.memory import keep_freed_memory
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.execution.wire import Packed, packed, unpacked
 from glr_dist.sites import Tape
 
@@ -107,7 +108,7 @@ class Worker:
     @contextmanager
     def _loaded(self, program: bytes, state: Packed) -> Iterator[None]:
         """Loads the step that `program` and `state` describe, for the duration of the context."""
-        with one_thread(), torch.no_grad():
+        with reproducible(), torch.no_grad():
             if program is not self._program:
                 self.estimator, self.step = pickle.loads(program)
                 self._program, self._state = program, None

@@ -17,8 +17,9 @@ from glr_dist.build import loss_of, optimizer_of
 from glr_dist.config import Config
 from glr_dist.estimators import Step, WorkItem
 from glr_dist.execution import plan, predict
-from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.inline import Inline
 from glr_dist.execution.predict import Hardware
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.glr import GLR
 from glr_dist.losses import Loss
 from glr_dist.planning.step_plan import Driver, Kind
@@ -94,7 +95,7 @@ class Bench:
     def whole(self) -> float:
         """Measures the seconds of a whole estimate, computed inline."""
         self.net.executor = Inline(1)
-        with one_thread():
+        with reproducible():
             return self._median(lambda: self.net.estimate(self.x, self.y, self.loss))
 
     def _item(self, item: WorkItem) -> float:
@@ -116,7 +117,7 @@ class Bench:
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:
-        with one_thread(), torch.no_grad(), self.net.network.hooked():
+        with reproducible(), torch.no_grad(), self.net.network.hooked():
             yield
 
     def _median(self, work: Callable[[], Any]) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from glr_dist.errors import NoGradientError, ZeroGradientError
-from glr_dist.execution.inline import one_thread
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.glr import GLR
 from glr_dist.robustness.attacks import ATTACKS, Target
 from glr_dist.robustness.attacks.base import l2_norms
@@ -41,7 +41,7 @@ def measure(subject: Subject, suite: Suite, condition: Condition, block: int) ->
     first = block * suite.block
     x, y = subject.images.batch(slice(first, min(first + suite.block, condition.examples)))
     key = Key(suite.seed, step=zlib.crc32(condition.label.encode()), example_block=block)
-    with one_thread(), torch.no_grad():
+    with reproducible(), torch.no_grad():
         try:
             changed = _kept(condition, subject, suite, key, x, y)
         except NoGradientError as error:

@@ -17,7 +17,7 @@ from glr_dist import __version__
 from glr_dist.config import Config
 from glr_dist.data import Split
 from glr_dist.errors import ConfigError, SiteError
-from glr_dist.execution.inline import one_thread
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.glr import GLR
 from glr_dist.input_gradient import shifted, spreads
 from glr_dist.robustness.conditions import Condition, conditions_of, networks_of
@@ -165,7 +165,7 @@ def _right(net: GLR, split: Split) -> Tensor:
         ConfigError: there are none.
     """
     right = []
-    with one_thread(), torch.no_grad():
+    with reproducible(), torch.no_grad():
         for start in range(0, len(split), _BATCH):
             x, y = split.batch(slice(start, start + _BATCH))
             right.append((net(x).argmax(1) == y).cpu())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glr_dist.config import Adversarial
 from glr_dist.errors import ConfigError
-from glr_dist.execution.inline import one_thread
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.glr import GLR, scale_key
 from glr_dist.input_gradient import shifted, spreads
 from glr_dist.losses import cross_entropy
@@ -73,7 +73,7 @@ class Adversary:
         if step % self._config.every:
             return x
         epsilon, steps = self._config.epsilon, self._config.steps
-        with one_thread():
+        with reproducible():
             self._model.load_state_dict(self._net.model.state_dict())
             found, length = x, epsilon
             if steps > 1:

@@ -12,7 +12,7 @@ from glr_dist.checks import all_finite
 from glr_dist.config import Training
 from glr_dist.data import Split
 from glr_dist.errors import ConfigError
-from glr_dist.execution.inline import one_thread
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.glr import GLR
 from glr_dist.losses import IGNORED, Loss, zero_one
 from glr_dist.text import one_line
@@ -53,7 +53,7 @@ def scores(net: GLR, split: Split, loss: Loss, metrics: Sequence[str] = ()) -> d
             wrong = zero_one(outputs, y).double().sum() if classes else outputs.new_zeros(())
             return wrong, loss(outputs, y).double().sum(), (outputs.cpu(), y.cpu()) if metrics else None
 
-    with one_thread():
+    with reproducible():
         parts = list(net.executor.map(of_batch, range(0, len(split), _BATCH)))
     wrong = torch.stack([part[0] for part in parts]).sum().item()
     total = torch.stack([part[1] for part in parts]).sum().item()

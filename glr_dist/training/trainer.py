@@ -21,8 +21,8 @@ from glr_dist.data.augment import augmented, check_images
 from glr_dist.errors import ConfigError
 from glr_dist.estimators.allotment import Allotment
 from glr_dist.execution.compile_choice import choose
-from glr_dist.execution.inline import one_thread
 from glr_dist.execution.memory import keep_freed_memory
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.figures import draw
 from glr_dist.inductor import CompileError
 from glr_dist.runs import RunFolder
@@ -251,7 +251,7 @@ class Trainer:
         if self.config.noise.input is not None:
             record["input_noise"] = scale_after(self.config.noise.input, self.epoch - 1)  # of the epoch that ended
         if self.penalty is not None:
-            with one_thread():
+            with reproducible():
                 record |= {f"spectral_norm/{layer}": norm for layer, norm in self.penalty.norms().items()}
         if (early := self.config.training.early_stopping) is not None:
             record["score"] = score_of(record, early.metric)
@@ -284,7 +284,7 @@ class Trainer:
             before = self.net.allotment
             loss = self.net.estimate(x, y, self.loss)
             self._count_allotted(before, progress)
-            with one_thread():
+            with reproducible():
                 self._square_norms(squares)
                 if self.penalty is not None:
                     self.penalty.add_gradients()
@@ -299,7 +299,7 @@ class Trainer:
             losses.append(loss * len(index))
             seen += len(index)
             progress.step(self.epoch + 1, loss, copies * seen / (time.perf_counter() - started))
-        with one_thread():
+        with reproducible():
             return (torch.stack(losses).double().sum() / seen).item(), squares
 
     def _count_allotted(self, before: Allotment | None, progress: Progress) -> None:

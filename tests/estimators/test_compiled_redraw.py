@@ -17,7 +17,8 @@ from glr_dist import inductor
 from glr_dist.errors import ClusterError, ConfigError, UserError
 from glr_dist.estimators import fused_redraw
 from glr_dist.execution.executor import Executor
-from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.inline import Inline
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.glr import GLR
 from glr_dist.nn import Heaviside
 
@@ -237,7 +238,7 @@ def test_other_code_than_that_of_the_driver_is_refused(compiler):
 
     net = small()
     net.gradients(*data())
-    with one_thread(), torch.no_grad(), net.network.hooked():
+    with reproducible(), torch.no_grad(), net.network.hooked():
         step = net.bind(*data())
         items, tapes = list(net.estimator.items(step, 0)), {0: net.estimator.tape(step, 0, 0)}
         copy = CompiledRedraws()

@@ -9,8 +9,9 @@ from execution.variants import VARIANTS, batch, made
 from glr_dist.config import Execution
 from glr_dist.execution import cluster, plan, predict
 from glr_dist.execution.auto import choose, measured_load
-from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.inline import Inline
 from glr_dist.execution.predict import Frames, Load
+from glr_dist.execution.reproducible import reproducible
 
 
 @pytest.mark.slow
@@ -25,7 +26,7 @@ def test_a_step_is_measured_with_all_its_items_and_bytes(name):
     assert len(load.items) == len(items) > 2
     assert min(load.items) > 0
     assert load.serial > 0
-    with one_thread(), torch.no_grad(), net.network.hooked():
+    with reproducible(), torch.no_grad(), net.network.hooked():
         tapes = [
             estimator.tape(step, shared, e) for shared in range(estimator.passes(step)) for e in step.example_blocks
         ]

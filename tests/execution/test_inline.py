@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.inline import Inline
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -68,23 +69,19 @@ def test_no_items_give_no_results(threads):
     assert list(Inline(threads).map(lambda number: number, [])) == []
 
 
-def test_items_run_with_one_torch_thread():
-    with one_thread():
-        assert set(Inline(2).map(lambda _: torch.get_num_threads(), range(8))) == {1}
-
-
-def test_one_thread_restores_the_number_of_threads_even_after_an_error():
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        with pytest.raises(KeyError), one_thread():
-            assert torch.get_num_threads() == 1
-            raise KeyError
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_the_default_number_of_threads_is_that_of_torch():
     assert Inline().threads == torch.get_num_threads()
     assert Inline(7).threads == 7
+
+
+@pytest.mark.parametrize(("device", "alone"), [("cpu", False), ("cuda", True)])
+def test_items_of_a_gpu_follow_one_another_in_this_thread(device, alone):
+    """Several threads that call torch's linear algebra on a GPU for the first time even fail."""
+
+    class Estimator:
+        def partial(self, step, item, tape):
+            return threading.current_thread() is threading.main_thread()
+
+    step = SimpleNamespace(device=torch.device(device))
+    items = [[SimpleNamespace(item=number, tape=None) for number in range(6)]]
+    assert [here for _, here in Inline(3).partials(Estimator(), step, items)] == [alone] * 6

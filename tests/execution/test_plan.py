@@ -15,8 +15,8 @@ import glr_dist
 from glr_dist.estimators import Step, WorkItem
 from glr_dist.estimators.work import direction_count, gradient_flops
 from glr_dist.execution import plan, worker
-from glr_dist.execution.inline import one_thread
 from glr_dist.execution.predict import all_items
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.losses import cross_entropy
 from glr_dist.sites import Tape
 
@@ -52,7 +52,7 @@ def bound(model: nn.Module, x: Tensor, classes: int, **options: object) -> tuple
 
 def counted(net: glr_dist.GLR, step: Step, item: WorkItem) -> int:
     """Returns the FLOPs of products and convolutions that an item actually runs."""
-    with one_thread(), torch.no_grad(), net.network.hooked():
+    with reproducible(), torch.no_grad(), net.network.hooked():
         tape = net.estimator.tape(step, item.shared_pass, item.example_block)
         with FlopCounterMode(display=False) as counter:
             net.estimator.partial(step, item, tape)
@@ -328,7 +328,7 @@ def test_bytes_returned_are_those_of_the_partial_sums(network, estimator, learn)
     copies = 100 if estimator == "pathwise" else 4
     noise = glr_dist.Gaussian(0.5, learn=learn)
     net, step = bound(make(), torch.rand(8, *shape), 3, estimator=estimator, copies=copies, noise=noise)
-    with one_thread(), torch.no_grad(), net.network.hooked():
+    with reproducible(), torch.no_grad(), net.network.hooked():
         for item in net.estimator.items(step, 0):
             partial = net.estimator.partial(step, item, net.estimator.tape(step, 0, item.example_block))
             tensors = [*partial.grads.values(), *partial.scales.values(), *partial.delta.values(), partial.loss]

@@ -10,7 +10,8 @@ from ray import cloudpickle
 
 from execution.variants import VARIANTS, batch, made, same
 from glr_dist.estimators import Partial
-from glr_dist.execution.inline import Inline, one_thread
+from glr_dist.execution.inline import Inline
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.execution.wire import unpacked
 from glr_dist.execution.worker import Worker, program_of, state_of, tapes_for_items
 
@@ -46,7 +47,7 @@ def test_a_worker_computes_the_items_and_tapes_that_inline_does(name, threads):
                 parameter.add_(0.01 * number)
         step = net.bind(x, y, loss)
         state = sent(state_of(step))
-        with one_thread(), torch.no_grad(), net.network.hooked():
+        with reproducible(), torch.no_grad(), net.network.hooked():
             for shared_pass in range(net.estimator.passes(step)):
                 tapes = {examples: net.estimator.tape(step, shared_pass, examples) for examples in step.example_blocks}
                 for examples, tape in tapes.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glr_dist.data import Split
 from glr_dist.errors import ZeroGradientError
-from glr_dist.execution.inline import one_thread
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.losses import Loss
 from glr_dist.robustness.attacks.pgd import PGD
 from glr_dist.robustness.certificates.settings import Certification
@@ -53,7 +53,7 @@ def certify_block(certified: Certified, block: int) -> list[Verdict]:
     settings = certified.settings
     first = block * settings.block
     x, y = certified.images.batch(slice(first, min(first + settings.block, len(certified.images))))
-    with one_thread(), torch.no_grad():
+    with reproducible(), torch.no_grad():
         return [_verdict(certified, first + i, x[i], y[i]) for i in range(len(y))]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from glr_dist.chain import Block
 from glr_dist.data import Split
 from glr_dist.errors import SiteError, ZeroGradientError
-from glr_dist.execution.inline import one_thread
+from glr_dist.execution.reproducible import reproducible
 from glr_dist.glr import GLR
 from glr_dist.input_gradient import shifted, spreads
 from glr_dist.nn.activations import Heaviside
@@ -121,7 +121,7 @@ def certify_linf_block(certified: LinfCertified, block: int) -> list[LinfVerdict
     settings = certified.settings
     first = block * settings.block
     x, y = certified.images.batch(slice(first, min(first + settings.block, len(certified.images))))
-    with one_thread(), torch.no_grad():
+    with reproducible(), torch.no_grad():
         predicted = certified.net(x).argmax(1)
         decided = [_decisions(certified, x, y, eps, block) for eps in settings.eps]
     return [
