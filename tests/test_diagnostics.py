@@ -122,16 +122,11 @@ def test_the_recommendation_is_written_with_its_figures(measured):
     assert all(cosine >= 0.95 for cosine in first.cosines.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.montecarlo
 @pytest.mark.parametrize(
     "overrides",
-    [
-        (),
-        pytest.param(
-            ("model.activation=threshold", "training.loss=zero_one", "diagnose.cosine=0.9"), marks=pytest.mark.long
-        ),
-    ],
+    [(), ("model.activation=threshold", "training.loss=zero_one", "diagnose.cosine=0.9")],
     ids=str,
 )
 def test_the_recommended_options_reach_the_cosine_at_every_site(tiny, tmp_path, overrides):

@@ -142,7 +142,7 @@ def mean_and_error(name: str, estimator: str, copies: int) -> tuple[Tensor, Tens
 @pytest.mark.slow
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("name", networks())
-@pytest.mark.parametrize("estimator", ["conditional", "joint"])
+@pytest.mark.parametrize("estimator", ["conditional", pytest.param("joint", marks=pytest.mark.long)])
 def test_estimates_agree_with_pathwise(name: str, estimator: str) -> None:
     """Both are unbiased for J: their means differ by at most 4.5 standard errors, parameter by parameter."""
     truth, truth_error = mean_and_error(name, "pathwise", 0)

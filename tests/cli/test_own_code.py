@@ -412,6 +412,7 @@ def test_actors_compute_the_same_bits(folder, tmp_path, local_ray):
     assert train(layers, tmp_path / "layers")["params_sha256"] == inline
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_killed_run_continues(folder, tmp_path, start):
     out, whole = tmp_path / "run", tmp_path / "whole"

@@ -100,11 +100,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "frames in parts, two passes": {"copies": 12, "passes": 2, "block_elements": 2**15, "needed": 0.05},
     "layerwise": {"estimator": "layerwise", "head": "sampled"},
 }
+LONG_OPTIONS = ("no pairs", "leave-one-out")
 
 
 @pytest.mark.slow
 @pytest.mark.montecarlo
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    "options", [pytest.param(each, marks=[pytest.mark.long] * (each in LONG_OPTIONS)) for each in OPTIONS]
+)
 def test_with_other_options(options: str) -> None:
     check("tokens", **{"needed": 0.03, **OPTIONS[options]})
 

@@ -73,7 +73,9 @@ def test_any_map_leaves_the_estimate_unbiased(options: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.montecarlo
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize(
+    "law", [pytest.param(law, marks=[pytest.mark.long] * (law in ("laplace", "logistic"))) for law in LAWS]
+)
 def test_any_map_leaves_it_unbiased_under_any_law(law: str) -> None:
     check("sigmoid", law, "unit", 0.04, antithetic=LAWS[law]().symmetric, copies=8)
 

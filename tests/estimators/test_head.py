@@ -270,7 +270,7 @@ def test_tokens_and_pixels_are_means_of_expectations() -> None:
 
 @pytest.mark.slow
 @pytest.mark.montecarlo
-@pytest.mark.parametrize("name", ["conditional", "joint"])
+@pytest.mark.parametrize("name", ["conditional", pytest.param("joint", marks=pytest.mark.long)])
 def test_integrating_out_what_is_not_the_output_is_biased(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a module after the last site, which the check of the memory refuses, the estimate is another one."""
     p = problem("threshold_zero_one", "gaussian")

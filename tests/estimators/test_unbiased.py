@@ -360,7 +360,11 @@ CUT: dict[str, Callable[[int], dict[str, Any]]] = {  # options for a number of e
 
 
 # In frames, whose errors the examples share, these take the most steps; the other samplers have them in every lane.
-LONG_CUTS = {("orthogonal", "passes and copies site by site"), ("orthogonal", "example blocks, the last one short")}
+LONG_CUTS = {
+    ("orthogonal", "passes and copies site by site"),
+    ("orthogonal", "example blocks, the last one short"),
+    ("orthogonal", "frames in parts"),
+}
 
 
 @pytest.mark.slow
@@ -455,10 +459,14 @@ REFUSED = {
     "frames under the Laplace law": Case("laplace", "conditional", "orthogonal", True, "shared", "sampled", "unit"),
     "frames under the logistic law": Case("logistic", "conditional", "orthogonal", True, "shared", "sampled", "unit"),
 }
+# As the first and the last.
+LONG_REFUSED = ("leave-one-out within a frame, for unit scales", "frames under the Laplace law")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reason", REFUSED)
+@pytest.mark.parametrize(
+    "reason", [pytest.param(reason, marks=[pytest.mark.long] * (reason in LONG_REFUSED)) for reason in REFUSED]
+)
 def test_what_the_config_refuses_as_biased_is_biased(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = REFUSED[reason]
     assert not case.allowed("zero_one")

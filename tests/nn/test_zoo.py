@@ -268,7 +268,7 @@ def test_patches_are_squares_beside_their_positions() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name == "gru")) for name in ZOO])
 def test_it_is_exported_for_batches_of_any_size(name):
     section = build(ZooModel, {"name": name, **({"patch": 4} if name == "vit" else {})})
     module = MODELS[name](section, torch.Size((1, 16, 16)), 3, torch.Generator().manual_seed(0)).eval()

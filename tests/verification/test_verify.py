@@ -214,10 +214,13 @@ RIGHT: dict[str, tuple[Callable[[], nn.Module], dict[str, object]]] = {
     "in place after a view": (lambda: chain(nn.Flatten(), nn.ReLU(inplace=True), nn.LayerNorm(4)), {}),
     "state that each pass resets": (lambda: chain(Leaky(reset=True)), {}),
 }
+LONG_RIGHT = ("a recurrent cell, joint", "an opened LSTM over time")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", RIGHT)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.long] * (case in LONG_RIGHT)) for case in RIGHT]
+)
 def test_a_network_that_is_accepted_gets_its_gradient(case: str) -> None:
     build, options = RIGHT[case]
     model = made(build)
@@ -327,7 +330,8 @@ REFUSED: dict[str, Refused] = {
     ),
 }
 STREAM = torch.Generator()
-LONG = ("a norm before round", "a norm before floor")  # as "a norm before sign"
+# As "a norm before sign", and as the recurrent cells of the other tests.
+LONG = ("a norm before round", "a norm before floor", "a recurrent sign cell left out")
 
 
 @pytest.mark.slow
