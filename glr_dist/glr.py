@@ -65,10 +65,12 @@ class GLR(nn.Module):
         sampler: "iid", "orthogonal" (Gaussian noise), "sobol", or "auto": orthogonal for Gaussian noise, else iid.
         antithetic: use each ε with both signs (default True).
         baseline: "shared" (default), "leave_one_out" or "none".
-        redraw: "copies" (default): K draws of a site's noise; "column_space": K draws of its component in the column
-            space of the layer's input (Gaussian law); "auto": that where it pays, else copies, and with `copies="auto"`
-            flips where they have less variance; "flips": each of its piecewise constant units at the levels that it
-            does not have (`conditional` only); or a mapping from site-name patterns to these.
+        redraw: "copies" (default): K draws of a site's noise; "levels": the same, with the mean of their scores given
+            the levels of the piecewise constant units behind the site; "column_space": K draws of the noise's component
+            in the column space of the layer's input (Gaussian law); "auto": levels where the units are piecewise
+            constant, column_space where it pays, else copies, and with `copies="auto"` flips where they have less
+            variance; "flips": each piecewise constant unit at the levels that it does not have (`conditional` only); or
+            a mapping from site-name patterns to these.
         feedback: use of a linear map from the output error to a site's δ, learned from its past estimates: "none"
             (default), "control_variate" (lowers the variance of redraws without bias) or "biased" (takes their place
             as far as it has predicted them).
@@ -228,6 +230,7 @@ class GLR(nn.Module):
             "copies": by_site(copies, names, "estimator.copies"),
             "passes": by_site(passes, names, "estimator.passes"),
             "flips": {name: t for name, t in self.thresholds.items() if self.ways[name] == "flips"},
+            "levels": self._levels(),
             "spaces": self._spaces(),
             "rules": {name: rule for name, rule in direct.items() if rule is not None},
         }
@@ -502,23 +505,30 @@ class GLR(nn.Module):
         network, known = self.network, {}
         like = torch.empty(0, dtype=network.dtype, device=like.device)
         density = self.noise is None or self.noise.has_cdf
-        if not density and "flips" in self.ways.values():
-            assert self.noise is not None
-            raise ConfigError(f"estimator.redraw: 'flips' needs a law with density(eps), {self.noise.law} has none")
         for name, how in self.ways.items():
-            if how == "flips":
-                known[name] = thresholds_of(network, network.by_name[name], like)
+            if how in ("flips", "levels"):
+                if not density:
+                    law = self.noise.law if self.noise else "none"
+                    raise ConfigError(f"estimator.redraw: {how!r} needs a law with density(eps), {law} has none")
+                known[name] = thresholds_of(network, network.by_name[name], how, like)
             elif how == "auto" and density:
-                with suppress(SiteError):  # these units cannot be flipped
-                    known[name] = thresholds_of(network, network.by_name[name], like)
+                with suppress(SiteError):  # these units are not piecewise constant
+                    known[name] = thresholds_of(network, network.by_name[name], how, like)
         return known
+
+    def _levels(self) -> Thresholds:
+        """Returns the thresholds of the units given whose levels the scores are averaged, by the site's name."""
+        correlated = self.options.baseline == "leave_one_out" and self.options.sampler == "orthogonal"
+        allowed = self.options.name in ("conditional", "layerwise") and not correlated
+        chosen = ("levels", "auto") if allowed else ()
+        return {name: t for name, t in self.thresholds.items() if self.ways[name] in chosen}
 
     def _spaces(self) -> dict[str, ColumnSpace]:
         """Returns the column spaces of each site that redraws only the noise inside them, by the site's name."""
         network, learn = self.network, self.noise.learn if self.noise else "none"
         chosen = by_site(self.options.redraw, [site.name for site in network.sites], "estimator.redraw")
         allowed = type(self.noise) is Gaussian and learn == "none" and self.options.name in ("conditional", "layerwise")
-        spaces = {}
+        spaces, levels = {}, self._levels()
         for site in network.sites:
             if chosen[site.name] == "column_space" and type(self.noise) is not Gaussian:
                 raise ConfigError("estimator.redraw: 'column_space' needs glr_dist.Gaussian; use 'copies' there")
@@ -527,7 +537,7 @@ class GLR(nn.Module):
             trained = direct_parameters(network, site)
             if chosen[site.name] == "column_space":
                 spaces[site.name] = narrow_space(site, trained)
-            elif chosen[site.name] == "auto" and (space := worthwhile_space(site, trained)):
+            elif chosen[site.name] == "auto" and site.name not in levels and (space := worthwhile_space(site, trained)):
                 spaces[site.name] = space
         return spaces
 
@@ -535,9 +545,9 @@ class GLR(nn.Module):
         """Returns the maps of the feedback, for the sites whose δ is estimated from redraws."""
         if self.options.feedback == "none":
             return {}
-        sites, flips = self.network.sites, self._site_options["flips"]
+        sites, options = self.network.sites, self._site_options
         drawn = sites if head.kind == SAMPLED else sites[:-1]
-        redrawn = [site for site in drawn if site.owned and site.name not in flips]
+        redrawn = [site for site in drawn if site.owned and site.name not in {*options["flips"], *options["levels"]}]
         like = torch.empty(0, dtype=self.network.dtype, device=self.log_scales[scale_key(sites[0].name)].device)
         with reproducible(), torch.no_grad():
             return self.feedback.maps(redrawn, self.network.output_shape.numel(), like)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from glr_dist.config.section import Count, Positive, Section
 from glr_dist.errors import ConfigError
 
-Redraw = Literal["copies", "column_space", "auto", "flips"]
+Redraw = Literal["copies", "levels", "column_space", "auto", "flips"]
 
 
 class Estimator(Section):
@@ -34,9 +34,11 @@ class Estimator(Section):
     baseline: Literal["none", "shared", "leave_one_out"] = "shared"
     redraw: Redraw | Annotated[dict[str, Redraw], Field(min_length=1)] = Field(
         "copies",
-        description="copies: K draws of the site's noise; column_space: K draws of its component in the column space "
-        "of the layer's input (convolutions, layers over tokens); auto: column_space where it pays, else copies, "
-        "within a budget also flips; flips: each piecewise constant unit at its other levels, instead of draws",
+        description="copies: K draws of the site's noise; levels: the same, with the mean of their scores given the "
+        "levels of the piecewise constant units behind, which has less variance; column_space: K draws of its "
+        "component in the column space of the layer's input (convolutions, layers over tokens); auto: levels where the "
+        "units are piecewise constant, column_space where it pays, else copies, within a budget also flips; flips: "
+        "each piecewise constant unit at its other levels, instead of draws",
     )
     feedback: Literal["none", "control_variate", "biased"] = Field(
         "none",

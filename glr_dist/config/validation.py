@@ -142,6 +142,13 @@ def _check_redraw(e: Estimator, noise: Noise) -> None:
     ways = e.redraw.values() if isinstance(e.redraw, Mapping) else [e.redraw]
     if "flips" in ways and e.name != "conditional":
         raise ConfigError(f"estimator.redraw: 'flips' works only with 'conditional', not with {e.name!r}; leave it out")
+    if "levels" in ways and e.name == "joint":
+        raise ConfigError("estimator.redraw: 'levels' works only with 'conditional' and 'layerwise', not with 'joint'")
+    if "levels" in ways and e.baseline == "leave_one_out" and e.sampler == "orthogonal":
+        raise ConfigError(
+            "estimator.redraw: 'levels' is biased with 'leave_one_out' within an orthogonal frame; use baseline "
+            "'shared' or sampler 'iid'"
+        )
     if "column_space" not in ways:
         return
     if e.name == "joint":

@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 def compilable(step: Step, site: Site) -> bool:
     """True if the redraws of a site are compiled; the configuration alone decides it."""
     derivative = step.head.kind == DERIVATIVE and step.is_last(site)
-    return not (derivative or site.name in {*step.flips, *step.spaces, *step.feedback})
+    return not (derivative or site.name in {*step.flips, *step.levels, *step.spaces, *step.feedback})
 
 
 class CompiledRedraws:

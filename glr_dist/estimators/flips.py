@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from glr_dist.errors import SiteError
+from glr_dist.estimators.levels import moment
 from glr_dist.estimators.samplers import DirectionBlock
 from glr_dist.network import Network
 from glr_dist.noise import Noise
@@ -29,7 +30,7 @@ from glr_dist.streams import Key, Role, generator
 _CHECKED = 64  # values of a unit that `thresholds_of` tries
 
 
-def thresholds_of(network: Network, site: Site, like: Tensor) -> tuple[float, ...]:
+def thresholds_of(network: Network, site: Site, way: str, like: Tensor) -> tuple[float, ...]:
     """Returns the thresholds t_1 < … < t_m of the piecewise constant units that follow a site.
 
     The units are the next block of the chain, a module with an attribute `thresholds`. Its outputs are compared with
@@ -38,6 +39,7 @@ def thresholds_of(network: Network, site: Site, like: Tensor) -> tuple[float, ..
     Args:
         network: the prepared network.
         site: the site.
+        way: the way of redrawing that needs them, for the error.
         like: a tensor of the type and device of the logits.
 
     Raises:
@@ -48,7 +50,7 @@ def thresholds_of(network: Network, site: Site, like: Tensor) -> tuple[float, ..
     if not site.top or following is None or found is None:
         what = f"a {type(following).__name__}" if site.top and following is not None else "no block of the chain"
         raise SiteError(
-            f"estimator.redraw: 'flips' at '{site.name}' needs a module with thresholds after it, such as Heaviside, "
+            f"estimator.redraw: {way!r} at '{site.name}' needs a module with thresholds after it, such as Heaviside, "
             f"Sign or Staircase, and {what} follows; use 'copies' there"
         )
     thresholds = tuple(float(t) for t in found)
@@ -110,12 +112,7 @@ def coefficients(
     sigma = (scale.expand(z.shape[1]) if scale.dim() == 0 else scale)[unit, None]
     below, above = ((edge - z[:, unit].T) / sigma for edge in (t[level], t[level + 1]))
     by_z = (noise.density(below) - noise.density(above)) / sigma
-    return by_z, _moment(noise, below) - _moment(noise, above)
-
-
-def _moment(noise: Noise, u: Tensor) -> Tensor:
-    """Returns u p(u), which is 0 at ±∞."""
-    return torch.where(u.isinf(), 0.0, u * noise.density(u))
+    return by_z, moment(noise, below) - moment(noise, above)
 
 
 def _values(t: Tensor) -> Tensor:

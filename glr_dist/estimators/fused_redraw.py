@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from glr_dist.estimators.head import EXPECTED
 from glr_dist.estimators.samplers import DirectionBlock, Frames, orthogonal_frames
-from glr_dist.estimators.step import Pass, Step, WorkItem, likelihood_ratio, unchanged
+from glr_dist.estimators.step import Pass, Scores, Step, WorkItem, likelihood_ratio, unchanged
 from glr_dist.estimators.variance import centred
 from glr_dist.inductor import built
 from glr_dist.network import Uniforms
@@ -276,7 +276,7 @@ def _shares(call: Call, noisy: Callable[[Site, Tensor], Tensor], uniforms: Unifo
     even = weights.sum(0) if site.name in learned else None
     if isinstance(drawn, Frames) and type(noise) is Gaussian and even is None:
         return _along(drawn, odd).view(z.shape) / scale * share, None
-    by_delta, by_scale = likelihood_ratio(noise, eps, odd, even)
+    by_delta, by_scale = likelihood_ratio(Scores.of(noise, eps, learned=even is not None), odd, even)
     delta = by_delta.sum(0) / scale * share
     if by_scale is None:
         return delta, None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, expected_gradient
 from glr_dist.estimators.samplers import DirectionBlock
-from glr_dist.estimators.step import Partial, Pass, Step, WorkItem, accumulate, head_gradient, likelihood_ratio
+from glr_dist.estimators.step import Partial, Pass, Scores, Step, WorkItem, accumulate, head_gradient, likelihood_ratio
 from glr_dist.estimators.variance import blocks, centred, grouped
 from glr_dist.estimators.work import (
     DriverWork,
@@ -108,7 +108,9 @@ class Joint:
                     by_delta = head_gradient(noisy[site.name], losses, site).view(e.shape)
                     delta, by_scale = by_delta * share, by_delta * e * scale
                 else:
-                    by_delta, by_scale = likelihood_ratio(step.noise_at(site), e, weights, weights if learned else None)
+                    by_delta, by_scale = likelihood_ratio(
+                        Scores.of(step.noise_at(site), e, learned=learned), weights, weights if learned else None
+                    )
                     delta = by_delta / scale * share
                 units = None if by_scale is None else by_scale.sum((0, 1, 2))
             if learned:

@@ -114,6 +114,7 @@ class Step:
         log_scales: site -> log σ, for the sites where it is learned.
         seed, number: the run's seed and the step's number, which key all noise.
         flips: site -> the thresholds of the units behind it, for the sites whose units are flipped instead of redrawn.
+        levels: the same for the sites whose scores are averaged given the levels of these units.
         spaces: site -> the column spaces of its inputs, for the sites that redraw only the noise inside them.
         feedback: site -> the map from the output error to δ, for the sites that use one.
         head: how the noise of the last site enters.
@@ -136,6 +137,7 @@ class Step:
     y: Tree
     loss: Loss
     flips: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    levels: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     spaces: Mapping[str, ColumnSpace] = field(default_factory=dict)
     feedback: Mapping[str, FeedbackMap] = field(default_factory=dict)
     head: Head = SAMPLED_HEAD
@@ -354,24 +356,37 @@ def unchanged(site: Site, z: Tensor) -> Tensor:
     return z
 
 
-def likelihood_ratio(noise: Noise, eps: Tensor, odd: Tensor, even: Tensor | None) -> tuple[Tensor, Tensor | None]:
+class Scores(NamedTuple):
+    """Scores of draws: s(ε) and, if σ is learned, ε s(ε) - 1 [..., *S]; or other values with the same expectations."""
+
+    by_z: Tensor
+    by_scale: Tensor | None
+
+    @classmethod
+    def of(cls, noise: Noise, eps: Tensor, *, learned: bool) -> Scores:
+        """Returns the scores of the law at ε [..., *S]."""
+        score = noise.score(eps)
+        return cls(score, eps * score - 1 if learned else None)
+
+
+def likelihood_ratio(scores: Scores, odd: Tensor, even: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Returns the terms whose sums over the draws are σ δ and ∂J/∂log σ.
 
     σ δ = E[L s(ε)] and ∂J/∂log σ = E[L (ε s(ε) - 1)]
 
     Args:
-        noise: the law, for its score s.
-        eps: ε [..., *S].
+        scores: those of the draws.
         odd: weights of s(ε), which is odd in ε [...]; for an antithetic pair L(ε) - L(-ε).
         even: weights of ε s(ε) - 1, which is even [...]; for a pair L(ε) + L(-ε). None if σ is not learned.
 
     Reference:
         Peng, Xiao, Heidergott, Hong, Lam, INFORMS Journal on Computing 2022, theorem 1.
     """
-    score = noise.score(eps)
-    units = [1] * (eps.dim() - odd.dim())
-    by_delta = odd.view(*odd.shape, *units) * score
-    return by_delta, None if even is None else even.view(*even.shape, *units) * (eps * score - 1)
+    units = [1] * (scores.by_z.dim() - odd.dim())
+    by_delta = odd.view(*odd.shape, *units) * scores.by_z
+    if even is None or scores.by_scale is None:
+        return by_delta, None
+    return by_delta, even.view(*even.shape, *units) * scores.by_scale
 
 
 def head_gradient(v: Tensor, losses: Tensor, site: Site) -> Tensor:

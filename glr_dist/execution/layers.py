@@ -106,6 +106,7 @@ class Layers(Executor):
             step.copies,
             step.passes,
             step.flips,
+            step.levels,
             step.head,
             step.spaces,
             None if step.compiled is None else dict(step.compiled.digests),

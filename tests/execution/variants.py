@@ -123,6 +123,17 @@ VARIANTS = {
             "head": "expected",
         },
     ),
+    "levels": (
+        lambda: perceptron(Staircase(2)),
+        ZERO_ONE,
+        {
+            "copies": 48,
+            "passes": 2,
+            "noise": glr_dist.Gaussian(0.4, learn="unit"),
+            "redraw": "auto",
+            "head": "expected",
+        },
+    ),
     "feedback": (
         mixed,
         CROSS_ENTROPY,
