@@ -223,7 +223,7 @@ def test_the_estimate_is_that_of_the_same_numbers_by_hand():
     assert given is not None
     assert given.step == 5
     copies = {name: 2 if name in given.flips else k for name, k in given.copies.items()}
-    redraw = {name: FLIPS if name in given.flips else COPIES for name in given.copies}
+    redraw = {name: FLIPS if name in given.flips else "auto" for name in given.copies}
     byhand, _, _ = made(copies=copies, passes=given.passes, redraw=redraw, budget=None)
     byhand.step = 5
     expected = byhand.gradients(x, y).grads
