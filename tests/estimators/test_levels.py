@@ -133,10 +133,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "frames without pairs": {"antithetic": False, "copies": 4},
     "sobol": {"sampler": "sobol"},
     "leave-one-out": {"baseline": "leave_one_out", "sampler": "iid"},
-    "no baseline, two passes": {"baseline": "none", "passes": 2},
+    "two passes": {"passes": 2},
     "in parts": {"block_elements": 2**11, "items_per_site": 2},
 }
-LONG_OPTIONS = ("frames without pairs", "no baseline, two passes", "in parts")
+LONG_OPTIONS = ("frames without pairs", "two passes", "in parts")
 
 
 @pytest.mark.slow
@@ -260,14 +260,3 @@ def test_faults_are_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redraw, "level_scores", wrong)
     with pytest.raises(AssertionError, match="z too large"):
         agrees(itertools.islice(estimates(net, x, y, zero_one), 96), right, 0.5)
-
-
-@pytest.mark.long
-@pytest.mark.montecarlo
-def test_leave_one_out_within_a_frame_is_biased(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This is why the configuration refuses it."""
-    monkeypatch.setattr("glr_dist.config.validation._check_redraw", lambda *_: None)
-    monkeypatch.setattr(GLR, "_levels", lambda net: {"0": (0.0,)})
-    net, x, y = made("threshold", "gaussian", "unit", baseline="leave_one_out", antithetic=False, copies=2)
-    with pytest.raises(AssertionError, match="z too large"):
-        agrees(estimates(net, x, y, zero_one), reference(net, UNITS["threshold"][1], "gaussian", "unit"), 0.02)
