@@ -22,7 +22,7 @@ def reproducible() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if torch.cuda.is_available():  # not only once it is in use: the context may be open when it comes into use
             with _deterministic():
                 yield
         else:

@@ -55,7 +55,7 @@ def made(unit: str, law: str, learn: str, **options: Any) -> tuple[GLR, Tensor, 
     model = nn.Sequential(nn.Linear(2, 2), UNITS[unit][0], nn.Linear(2, 2)).double()
     x, y = X.repeat(512, 1), Y.repeat(512)
     chosen: dict[str, Any] = {"redraw": {"0": "flips", "*": "copies"}, "head": "expected", "example_block": 2048}
-    net = GLR(model, LAWS[law](0.6, learn=learn), antithetic=LAWS[law]().symmetric, **{**chosen, **options})
+    net = GLR(model, LAWS[law](0.6, learn=learn), **{**chosen, "antithetic": LAWS[law]().symmetric, **options})
     net.prepare(x)
     if learn == "unit":
         net.log_scales["0"].data += torch.tensor([0.4, -0.3], dtype=torch.float64)

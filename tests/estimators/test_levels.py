@@ -18,6 +18,7 @@ from glr_dist.nn import Heaviside
 from glr_dist.noise import LAWS
 
 from .test_flips import REFUSED, UNITS, X, Y, reference
+from .test_flips import made as flips_made
 from .test_unbiased import agrees, estimates, exact, glr, network, problem
 
 # ---------------------------------------------------------------- the means
@@ -96,16 +97,9 @@ def test_a_unit_that_the_noise_does_not_move_has_no_score() -> None:
 
 
 def made(unit: str, law: str, learn: str, **options: Any) -> tuple[GLR, Tensor, Tensor]:
-    torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(2, 2), UNITS[unit][0], nn.Linear(2, 2)).double()
-    x, y = X.repeat(512, 1), Y.repeat(512)
-    chosen: dict[str, Any] = {"redraw": {"0": "levels", "*": "copies"}, "head": "expected", "copies": 8}
-    chosen["antithetic"] = LAWS[law]().symmetric
-    net = GLR(model, LAWS[law](0.6, learn=learn), **{**chosen, **options})
-    net.prepare(x)
-    if learn == "unit":
-        net.log_scales["0"].data += torch.tensor([0.4, -0.3], dtype=torch.float64)
-    return net, x, y
+    """The network of the flips, with levels at its hidden site."""
+    chosen = {"redraw": {"0": "levels", "*": "copies"}, "copies": 8, "example_block": 128}
+    return flips_made(unit, law, learn, **{**chosen, **options})
 
 
 # Each law and each unit once; the other pairs are long.

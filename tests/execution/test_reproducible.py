@@ -13,8 +13,8 @@ from glr_dist.execution.reproducible import reproducible
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """CUDA seems to be in use; without it, too, torch keeps the settings."""
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    """There seems to be a GPU; without one, too, torch keeps the settings."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
 
 
