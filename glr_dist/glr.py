@@ -21,8 +21,8 @@ from glr_dist.estimators.allotment import Allotment, Thresholds, best_allotment,
 from glr_dist.estimators.column_space import ColumnSpace, narrow_space, worthwhile_space
 from glr_dist.estimators.compiled_redraw import CompiledRedraws, Shape
 from glr_dist.estimators.feedback import Feedback, FeedbackMap
-from glr_dist.estimators.flips import thresholds_of
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, SAMPLED, Head, check_expectation, head_of
+from glr_dist.estimators.piecewise_constant import thresholds_of
 from glr_dist.execution.executor import Executor
 from glr_dist.execution.inline import Inline
 from glr_dist.execution.measure import PASSES as MEASURED_PASSES

@@ -43,7 +43,10 @@ class Shape(NamedTuple):
 def compilable(step: Step, site: Site) -> bool:
     """True if the redraws of a site are compiled; the configuration alone decides it."""
     derivative = step.head.kind == DERIVATIVE and step.is_last(site)
-    return not (derivative or site.name in {*step.flips, *step.levels, *step.spaces, *step.feedback})
+    # Other levels take a table of means, whose size depends on the number of directions.
+    pairs = step.options.antithetic and len(step.levels.get(site.name, ())) == 1 and site.name not in step.log_scales
+    tables = site.name in step.levels and not pairs
+    return not (derivative or tables or site.name in {*step.flips, *step.spaces, *step.feedback})
 
 
 class CompiledRedraws:

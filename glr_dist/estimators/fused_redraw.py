@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_dist.estimators.head import EXPECTED
+from glr_dist.estimators.levels import level_scores
 from glr_dist.estimators.samplers import DirectionBlock, Frames, orthogonal_frames
 from glr_dist.estimators.step import Pass, Scores, Step, WorkItem, likelihood_ratio, unchanged
 from glr_dist.estimators.variance import centred
@@ -274,10 +275,17 @@ def _shares(call: Call, noisy: Callable[[Site, Tensor], Tensor], uniforms: Unifo
     weights = centred(losses, step.options.baseline, tape.losses)
     odd = weights[0] - weights[1] if step.options.antithetic else weights[0]
     even = weights.sum(0) if site.name in learned else None
-    if isinstance(drawn, Frames) and type(noise) is Gaussian and even is None:
+    if isinstance(drawn, Frames) and type(noise) is Gaussian and even is None and site.name not in step.levels:
         return _along(drawn, odd).view(z.shape) / scale * share, None
-    by_delta, by_scale = likelihood_ratio(Scores.of(noise, eps, learned=even is not None), odd, even)
+    scores = (
+        level_scores(noise, z, scale, v, step.levels[site.name], learned=even is not None)
+        if site.name in step.levels
+        else Scores.of(noise, eps, learned=even is not None)
+    )
+    by_delta, by_scale = likelihood_ratio(scores, odd, even)
     delta = by_delta.sum(0) / scale * share
+    if scores.factor is not None:
+        delta = delta * scores.factor
     if by_scale is None:
         return delta, None
     units = by_scale.sum((0, 1)) * share

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from glr_dist.estimators.piecewise_constant import moment
 from glr_dist.estimators.step import Scores
 from glr_dist.noise import Noise
 
@@ -30,6 +31,8 @@ def level_scores(
     noise: Noise, z: Tensor, scale: Tensor, v: Tensor, thresholds: Sequence[float], *, learned: bool
 ) -> Scores:
     """Returns the scores of ε, averaged given the levels of each unit [R, n, *S].
+
+    Those of pairs at threshold units have a common factor.
 
     Args:
         noise: the law; symmetric if the directions are pairs.
@@ -43,7 +46,7 @@ def level_scores(
         Casella, Robert: Rao-Blackwellisation of sampling schemes, Biometrika 1996.
     """
     if len(thresholds) == 1 and len(v) == 2:
-        return _of_threshold_pairs(noise, (z - thresholds[0]).abs() / scale, v > thresholds[0], learned)
+        return _of_threshold_pairs(noise, (z - thresholds[0]).abs() / scale, (v > thresholds[0]).to(v), learned)
     edges = torch.stack([(end - z.double()) / scale for end in (-torch.inf, *thresholds, torch.inf)])
     levels = torch.bucketize(v, v.new_tensor(thresholds))
     count = len(edges) - 1
@@ -64,16 +67,16 @@ def _of_threshold_pairs(noise: Noise, distance: Tensor, above: Tensor, learned: 
     Args:
         noise: the law, symmetric.
         distance: |t - z| / σ = u [n, *S]; the pair is on both sides of the threshold where |ε| > u.
-        above: the noisy logits of ε and of -ε are above the threshold [2, R, n, *S].
+        above: 1 where the noisy logits of ε and of -ε are above the threshold, else 0 [2, R, n, *S].
         learned: σ is learned.
     """
     density, beyond = noise.density(distance), noise.cdf(-distance)
     apart = _ratio(density, beyond)
-    by_z = (above[0].to(apart) - above[1].to(apart)) * apart
+    by_z = above[0] - above[1]
     if not learned:
-        return Scores(by_z, None)
+        return Scores(by_z, None, apart)
     same = _ratio(-2 * distance * density, 1 - 2 * beyond)
-    return Scores(by_z, torch.where(above[0] == above[1], same, distance * apart))
+    return Scores(by_z, torch.where(by_z == 0, same, distance * apart), apart)
 
 
 def _means(noise: Noise, levels: Sequence[tuple[Tensor, Tensor]], learned: bool) -> list[Tensor]:
@@ -97,8 +100,3 @@ def _means(noise: Noise, levels: Sequence[tuple[Tensor, Tensor]], learned: bool)
 def _ratio(total: Tensor, probability: Tensor) -> Tensor:
     """Returns the mean over noise of a probability; 0 where that is so small that the noise never falls there."""
     return torch.where(probability > _RARE, total / probability, 0.0)
-
-
-def moment(noise: Noise, u: Tensor) -> Tensor:
-    """Returns u p(u), which is 0 at ±∞."""
-    return torch.where(u.isinf(), 0.0, u * noise.density(u))

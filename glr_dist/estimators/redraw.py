@@ -194,6 +194,8 @@ class Redraw:
             scores = self._scores(step, site, tape, eps, v)
             by_delta, by_scale = likelihood_ratio(scores, odd, even)
             delta = by_delta.sum(0) / scale * share
+            if scores.factor is not None:
+                delta = delta * scores.factor
             if space is not None:
                 delta = space.expand(basis, delta[None], site)[0]
             if feedback is not None:

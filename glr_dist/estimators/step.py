@@ -357,10 +357,17 @@ def unchanged(site: Site, z: Tensor) -> Tensor:
 
 
 class Scores(NamedTuple):
-    """Scores of draws: s(ε) and, if σ is learned, ε s(ε) - 1 [..., *S]; or other values with the same expectations."""
+    """Scores of draws: s(ε) and, if σ is learned, ε s(ε) - 1 [..., *S]; or other values with the same expectations.
+
+    Attributes:
+        by_z: s(ε), without `factor`.
+        by_scale: ε s(ε) - 1; None if σ is not learned.
+        factor: what s(ε) has in common in all draws of an example [n, *S]; None if nothing.
+    """
 
     by_z: Tensor
     by_scale: Tensor | None
+    factor: Tensor | None = None
 
     @classmethod
     def of(cls, noise: Noise, eps: Tensor, *, learned: bool) -> Scores:
@@ -370,7 +377,7 @@ class Scores(NamedTuple):
 
 
 def likelihood_ratio(scores: Scores, odd: Tensor, even: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Returns the terms whose sums over the draws are σ δ and ∂J/∂log σ.
+    """Returns the terms whose sums over the draws are σ δ, without `scores.factor`, and ∂J/∂log σ.
 
     σ δ = E[L s(ε)] and ∂J/∂log σ = E[L (ε s(ε) - 1)]
 

@@ -23,8 +23,8 @@ from glr_dist.glr import GLR
 from glr_dist.nn import Heaviside
 
 # The number of nodes of an expected loss depends on the values of learned scales, which a graph cannot. Sites with
-# flips, feedback or a column space run eagerly.
-EAGER = {"expected head, learned scales", "flips", *(name for name in VARIANTS if "feedback" in name)}
+# flips, tables of levels, feedback or a column space run eagerly.
+EAGER = {"expected head, learned scales", "flips", "levels", *(name for name in VARIANTS if "feedback" in name)}
 REDRAWING = [
     name for name, (_, _, options) in VARIANTS.items() if options.get("estimator") not in ("joint", "pathwise")
 ]

@@ -13,6 +13,7 @@ from glr_dist import GLR, Gaussian, Laplace
 from glr_dist.errors import ConfigError, SiteError
 from glr_dist.estimators import levels, redraw
 from glr_dist.estimators.levels import level_scores
+from glr_dist.estimators.step import Scores
 from glr_dist.losses import LOSSES, zero_one
 from glr_dist.nn import Heaviside
 from glr_dist.noise import LAWS
@@ -45,6 +46,18 @@ def mean_by_level(law: str, z: Tensor, scale: Tensor, thresholds: tuple[float, .
     return *means, v, counts.gather(0, number)
 
 
+def full(found: Scores) -> Tensor:
+    """s(ε), with the factor that all draws share."""
+    return found.by_z if found.factor is None else found.by_z * found.factor
+
+
+def scores(*of: Any) -> tuple[Tensor, Tensor]:
+    """s(ε) and ε s(ε) - 1, averaged given the levels."""
+    found = level_scores(*of, learned=True)
+    assert found.by_scale is not None
+    return full(found), found.by_scale
+
+
 @pytest.mark.parametrize("cut", THRESHOLDS)
 @pytest.mark.parametrize(
     ("law", "signs"), [(law, signs) for law in LAWS for signs in (1, 2) if signs == 1 or LAWS[law]().symmetric]
@@ -58,13 +71,12 @@ def test_scores_are_the_means_of_the_law_given_the_levels(law: str, cut: str, si
     drawn = torch.randperm(GRID, generator=torch.Generator().manual_seed(0))
     few, all_of_them = drawn[:6], drawn  # fewer directions than combinations of levels, and more
     for rows in (few, all_of_them):
-        found = level_scores(noise, z, scale, v[:, rows], thresholds, learned=True)
-        assert found.by_scale is not None
-        for mean, right in ((found.by_z, by_z), (found.by_scale, by_scale)):
+        found = scores(noise, z, scale, v[:, rows], thresholds)
+        for mean, right in zip(found, (by_z, by_scale), strict=True):
             assert ((mean - right[rows]).abs()[often[rows]] < 0.02 * (1 + right[rows].abs()[often[rows]])).all()
         alone = level_scores(noise, z, scale, v[:, rows], thresholds, learned=False)
         assert alone.by_scale is None
-        assert torch.equal(alone.by_z, found.by_z)
+        assert torch.equal(full(alone), found[0])
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -75,10 +87,9 @@ def test_single_precision_is_enough_far_from_the_threshold(law: str) -> None:
     eps = noise.quantile(torch.rand(20_000, *z.shape, generator=torch.Generator().manual_seed(0)).double()).float()
     scale = torch.tensor(1.0)
     v = torch.stack([z + eps, z - eps][:signs])
-    found = level_scores(noise, z, scale, v, (0.0,), learned=True)
-    exactly = level_scores(noise, z.double(), scale.double(), v.double(), (0.0,), learned=True)
+    found = scores(noise, z, scale, v, (0.0,))
+    exactly = scores(noise, z.double(), scale.double(), v.double(), (0.0,))
     for mean, right in zip(found, exactly, strict=True):
-        assert mean is not None and right is not None
         assert mean.dtype == torch.float32
         assert mean.isfinite().all()
         torch.testing.assert_close(mean.double(), right, rtol=2e-3, atol=1e-4)
@@ -88,8 +99,7 @@ def test_a_unit_that_the_noise_does_not_move_has_no_score() -> None:
     z = torch.tensor([[1e3, -1e3]])
     v = torch.stack([z + 1, z - 1]).view(2, 1, 1, 2)
     for pairs in (v, v[:1]):
-        for found in level_scores(Gaussian(), z, torch.tensor(1.0), pairs, (0.0,), learned=True):
-            assert found is not None
+        for found in scores(Gaussian(), z, torch.tensor(1.0), pairs, (0.0,)):
             assert not found.any()
 
 

@@ -134,6 +134,11 @@ VARIANTS = {
             "head": "expected",
         },
     ),
+    "levels of threshold pairs": (
+        lambda: perceptron(Heaviside()),
+        ZERO_ONE,
+        {"copies": 48, "passes": 2, "noise": glr_dist.Laplace(0.4), "redraw": "auto", "head": "expected"},
+    ),
     "feedback": (
         mixed,
         CROSS_ENTROPY,
