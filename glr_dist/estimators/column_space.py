@@ -119,7 +119,7 @@ def column_space(site: Site, trained: Collection[str] | None) -> ColumnSpace:
     if trained is None or type(module) not in _SIZES:
         raise SiteError(
             f"estimator.redraw: 'column_space' at '{site.name}' needs a Linear or Conv2d whose own parameters alone "
-            "the segment trains, with padding by zeros or none; use 'copies' there"
+            "the segment trains, with padding by zeros or none; use 'copies' there, or 'auto'"
         )
     groups, channels, positions, width, last = _SIZES[type(module)](module, site)
     weight, bias = "weight" in trained, "bias" in trained

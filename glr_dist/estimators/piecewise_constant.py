@@ -37,7 +37,7 @@ def thresholds_of(network: Network, site: Site, way: str, like: Tensor) -> tuple
         what = f"a {type(following).__name__}" if site.top and following is not None else "no block of the chain"
         raise SiteError(
             f"estimator.redraw: {way!r} at '{site.name}' needs a module with thresholds after it, such as Heaviside, "
-            f"Sign or Staircase, and {what} follows; use 'copies' there"
+            f"Sign or Staircase, and {what} follows; use 'copies' there, or 'auto'"
         )
     thresholds = tuple(float(t) for t in found)
     values = level_values(like.new_tensor(thresholds))
@@ -55,7 +55,7 @@ def thresholds_of(network: Network, site: Site, way: str, like: Tensor) -> tuple
     if levels is None or not torch.equal(outputs, levels):
         raise SiteError(
             f"estimator.redraw: the outputs of {type(following).__name__} after '{site.name}' are not constant between "
-            "its thresholds for each unit alone; use 'copies' there"
+            "its thresholds for each unit alone; use 'copies' there, or 'auto'"
         )
     return thresholds
 
