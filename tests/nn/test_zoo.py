@@ -16,6 +16,7 @@ from glr_dist.data import load
 from glr_dist.errors import ConfigError
 from glr_dist.execution.inline import Inline
 from glr_dist.nn.codebook import Distances, Nearest
+from glr_dist.nn.convolutional import HalvingPool2d
 from glr_dist.nn.experts import TopOne
 from glr_dist.nn.quantised import Quantise
 from glr_dist.nn.spiking import LIF, Constant
@@ -237,6 +238,12 @@ def test_a_gru_reads_the_rows_from_the_first_to_the_last() -> None:
         h = (1 - update) * candidate + update * h
     assert torch.allclose(model(x), model.head(h), atol=1e-6)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (12, 10), (9, 14)])
+def test_pooling_by_strided_views_is_that_of_torch_bit_for_bit(size: tuple[int, int]) -> None:
+    x = torch.randn(5, 3, *size, generator=torch.Generator().manual_seed(0)) * 100
+    assert torch.equal(HalvingPool2d()(x), nn.AvgPool2d(2)(x))
 
 
 def test_quantised_values_are_the_nearest_levels() -> None:
