@@ -113,7 +113,7 @@ def unkeyed_randomness_is_an_error(model: nn.Module) -> Iterator[None]:
 def all_finite(tensor: Tensor) -> bool:
     """Returns True if no element is NaN or infinite.
 
-    A sum takes a tenth of the time of `isfinite`. If finite elements overflow it, the sum of 0 · x decides, which is NaN
-    where an x is either.
+    A sum takes a tenth of the time of `isfinite`. If finite elements overflow it, the sum of 0 · x decides, which is
+    NaN where an x is either.
     """
     return bool(tensor.sum().isfinite()) or not bool((tensor * 0).sum().isnan())
