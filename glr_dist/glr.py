@@ -6,7 +6,6 @@ import inspect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,26 +17,24 @@ from glr_dist.checks import all_finite, check_no_shared_statistics
 from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.estimators import ESTIMATORS, Gradients, Step
 from glr_dist.estimators.allotment import Allotment, Thresholds, best_allotment, candidates, first_allotment
-from glr_dist.estimators.column_space import ColumnSpace, narrow_space, worthwhile_space
 from glr_dist.estimators.compiled_redraw import CompiledRedraws, Shape
 from glr_dist.estimators.feedback import Feedback, FeedbackMap
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, SAMPLED, Head, check_expectation, head_of
-from glr_dist.estimators.piecewise_constant import thresholds_of
+from glr_dist.estimators.ways import known_thresholds, levels_of, spaces_of
 from glr_dist.execution.executor import Executor
-from glr_dist.execution.inline import Inline
 from glr_dist.execution.measure import PASSES as MEASURED_PASSES
 from glr_dist.execution.measure import limits_of, measured
 from glr_dist.execution.reproducible import reproducible
 from glr_dist.inductor import CompileError
 from glr_dist.losses import Loss, cross_entropy
 from glr_dist.network import Network
-from glr_dist.noise import LAWS, Gaussian, Noise, noise_of
+from glr_dist.noise import Noise, noise_of
+from glr_dist.options import checked_options, compiles, executor_of, unknown_option
 from glr_dist.outputs import Output, call, selected
-from glr_dist.rules import direct_parameters, direct_rule
+from glr_dist.rules import direct_rule
 from glr_dist.sites import DEFAULT_TYPES, by_site
 from glr_dist.streams import Key, generator
 from glr_dist.summary import Summary, summary_of
-from glr_dist.text import hint
 from glr_dist.trees import Tree, count, leaves, mapped
 from glr_dist.verification import verify
 
@@ -135,7 +132,8 @@ class GLR(nn.Module):
     ) -> None:
         super().__init__()
         if unknown:
-            raise ConfigError(_unknown_option(next(iter(unknown))))
+            known = [name for name in inspect.signature(GLR).parameters if name not in ("model", "unknown")]
+            raise ConfigError(unknown_option(next(iter(unknown)), known))
         given = {
             "copies": copies,
             "passes": passes,
@@ -159,19 +157,19 @@ class GLR(nn.Module):
             raise ConfigError(f"{', '.join(options)}: cannot stand beside a whole config.Estimator; set it there")
         self.model = model
         self.noise = noise_of(noise)
-        self.options = _checked_options(estimator, self.noise)
+        self.options = checked_options(estimator, self.noise)
         self.network = Network(model, DEFAULT_TYPES if sites is None else sites, site_names, output)
         self.log_scales = nn.ParameterDict()
         self.seed = seed
         self.step = 0
-        self.executor = _executor_of(executor, actors)
+        self.executor = executor_of(executor, actors)
         self.estimator = ESTIMATORS[self.options.name]
         self._site_options: dict[str, Any] = {}
         self.ways: dict[str, str] = {}  # of redrawing, by site, as the options say
         self.thresholds: Thresholds = {}  # of the units that are flipped, or may be, by site
         self.allotment: Allotment | None = None  # of the budget, once the variance has been measured
         self.verify = verify
-        self.compiles = _compiles(compile, self.options)
+        self.compiles = compiles(compile, self.options)
         self._compiled: list[tuple[Loss, CompiledRedraws]] = []
         self.feedback = Feedback()
         self._head: tuple[Loss, Head] | None = None  # of the last loss
@@ -224,14 +222,15 @@ class GLR(nn.Module):
             check_no_shared_statistics(self.model)
         direct = {site.name: direct_rule(network, site) for site in network.sites}
         self.ways = self.ways_of(self.options.redraw)
-        self.thresholds = self._known_thresholds(leaves(x)[0])
+        self.thresholds = known_thresholds(network, self.noise, self.ways, leaves(x)[0])
+        levels = levels_of(self.options, self.ways, self.thresholds)
         copies, passes = (1 if value == "auto" else value for value in (self.options.copies, self.options.passes))
         self._site_options = {
             "copies": by_site(copies, names, "estimator.copies"),
             "passes": by_site(passes, names, "estimator.passes"),
             "flips": {name: t for name, t in self.thresholds.items() if self.ways[name] == "flips"},
-            "levels": self._levels(),
-            "spaces": self._spaces(),
+            "levels": levels,
+            "spaces": spaces_of(network, self.noise, self.options, self.ways, levels),
             "rules": {name: rule for name, rule in direct.items() if rule is not None},
         }
         if self.noise is None:
@@ -500,47 +499,6 @@ class GLR(nn.Module):
         """Returns the way of redrawing of each site of the prepared network that an option `redraw` means."""
         return by_site(redraw, [site.name for site in self.network.sites], "estimator.redraw")
 
-    def _known_thresholds(self, like: Tensor) -> Thresholds:
-        """Returns the thresholds of the units behind each site that flips them, or may, by the site's name."""
-        network, known = self.network, {}
-        like = torch.empty(0, dtype=network.dtype, device=like.device)
-        density = self.noise is None or self.noise.has_cdf
-        for name, how in self.ways.items():
-            if how in ("flips", "levels"):
-                if not density:
-                    law = self.noise.law if self.noise else "none"
-                    raise ConfigError(f"estimator.redraw: {how!r} needs a law with density(eps), {law} has none")
-                known[name] = thresholds_of(network, network.by_name[name], how, like)
-            elif how == "auto" and density:
-                with suppress(SiteError):  # these units are not piecewise constant
-                    known[name] = thresholds_of(network, network.by_name[name], how, like)
-        return known
-
-    def _levels(self) -> Thresholds:
-        """Returns the thresholds of the units given whose levels the scores are averaged, by the site's name."""
-        correlated = self.options.baseline == "leave_one_out" and self.options.sampler == "orthogonal"
-        allowed = self.options.name in ("conditional", "layerwise") and not correlated
-        chosen = ("levels", "auto") if allowed else ()
-        return {name: t for name, t in self.thresholds.items() if self.ways[name] in chosen}
-
-    def _spaces(self) -> dict[str, ColumnSpace]:
-        """Returns the column spaces of each site that redraws only the noise inside them, by the site's name."""
-        network, learn = self.network, self.noise.learn if self.noise else "none"
-        chosen = by_site(self.options.redraw, [site.name for site in network.sites], "estimator.redraw")
-        allowed = type(self.noise) is Gaussian and learn == "none" and self.options.name in ("conditional", "layerwise")
-        spaces, levels = {}, self._levels()
-        for site in network.sites:
-            if chosen[site.name] == "column_space" and type(self.noise) is not Gaussian:
-                raise ConfigError("estimator.redraw: 'column_space' needs glr_dist.Gaussian; use 'copies' there")
-            if not site.owned or not allowed:
-                continue
-            trained = direct_parameters(network, site)
-            if chosen[site.name] == "column_space":
-                spaces[site.name] = narrow_space(site, trained)
-            elif chosen[site.name] == "auto" and site.name not in levels and (space := worthwhile_space(site, trained)):
-                spaces[site.name] = space
-        return spaces
-
     def _maps(self, head: Head) -> dict[str, FeedbackMap]:
         """Returns the maps of the feedback, for the sites whose δ is estimated from redraws."""
         if self.options.feedback == "none":
@@ -589,68 +547,3 @@ def scale_key(site: str) -> str:
 
 def _accumulate(parameter: Tensor, grad: Tensor) -> None:
     parameter.grad = grad if parameter.grad is None else parameter.grad + grad
-
-
-# Names that users of other packages come with.
-_SYNONYMS = {
-    "copies": "num_samples samples n_samples num_copies population population_size popsize num_directions",
-    "passes": "num_passes forward_passes num_forwards",
-    "noise": "sigma std stddev noise_std scale noise_scale stdev law distribution",
-    "antithetic": "mirrored mirrored_sampling symmetric",
-    "seed": "random_state generator rng",
-    "actors": "workers num_workers num_actors n_jobs",
-    "sites": "layers modules site_types",
-    "baseline": "control_variate",
-    "head": "exact_head",
-    "example_block": "batch_size chunk_size",
-    "estimator": "method gradient",
-}
-
-
-def _unknown_option(name: str) -> str:
-    """Returns the message for an option that `GLR` does not take."""
-    known = [parameter for parameter in inspect.signature(GLR).parameters if parameter not in ("model", "unknown")]
-    for option, synonyms in _SYNONYMS.items():
-        if name.lower() in synonyms.split():
-            return f"{name}: is not an option of GLR; did you mean '{option}'?"
-    return f"{name}: is not an option of GLR; {hint(name, known)}"
-
-
-def _checked_options(estimator: config.Estimator, noise: Noise | None) -> config.Estimator:
-    """Resolves the sampler, and refuses options that would bias the estimate with this noise."""
-    traits: Any = {"law": noise.law, "learn": noise.learn} if noise else {"law": "none"}
-    law = config.Noise.model_construct(**traits)  # not validated: the configuration does not know custom laws
-    options = estimator.model_copy(update={"sampler": config.resolve_sampler(estimator, law)})
-    config.check_estimator(options, law)
-    if noise is None or options.name == "pathwise" or type(noise) in LAWS.values():
-        return options
-    if options.antithetic and not noise.symmetric:
-        raise ConfigError(
-            f"estimator.antithetic: pairs (ε, -ε) need a law that is symmetric about 0, s(-ε) = -s(ε), and "
-            f"{noise.law} is not; pass antithetic=False"
-        )
-    if options.sampler == "sobol" and not noise.has_quantile:
-        raise ConfigError(f"estimator.sampler: 'sobol' needs a law with quantile(u), {noise.law} has none; use 'iid'")
-    return options
-
-
-def _compiles(compile: str, options: config.Estimator) -> bool:
-    if compile not in ("none", "step"):
-        raise ConfigError(f"compile: {compile!r} is not allowed: 'none' or 'step'")
-    config.check_compile(compile, options, "compile")
-    return compile == "step"
-
-
-def _executor_of(executor: Executor | str | None, actors: int | None) -> Executor:
-    if actors is not None and executor not in (None, "layers"):
-        raise ConfigError("actors: cannot stand beside an executor of another kind; leave one of them out")
-    if executor == "layers" or actors is not None:
-        from glr_dist.execution.layers import Layers  # importing Ray takes a second
-
-        return Layers(actors)
-    if executor is None or executor == "inline":
-        return Inline()
-    if isinstance(executor, Executor):
-        return executor
-    known = "'inline', 'layers', or an executor such as glr_dist.Layers(8)"
-    raise ConfigError(f"executor: {executor!r} is not allowed: {known}")

@@ -24,6 +24,7 @@ LAYERS = (
     {"rules", "estimators"},
     {"summary", "verification"},
     {"execution"},
+    {"options"},
     {"glr"},
     {"build", "input_gradient"},
     {"runs"},
