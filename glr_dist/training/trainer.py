@@ -20,18 +20,16 @@ from glr_dist.config import Config
 from glr_dist.data.augment import augmented, check_images
 from glr_dist.errors import ConfigError
 from glr_dist.estimators.allotment import Allotment
-from glr_dist.execution.compile_choice import choose
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.execution.reproducible import reproducible
 from glr_dist.figures import draw
-from glr_dist.inductor import CompileError
 from glr_dist.runs import RunFolder
 from glr_dist.streams import Key, Role, generator
 from glr_dist.training import checkpoint
 from glr_dist.training.adversarial import Adversary
 from glr_dist.training.average import Average
 from glr_dist.training.best import best_record, digest_of, score_of
-from glr_dist.training.compile_path import with_path, with_path_of
+from glr_dist.training.compile_path import take_path, with_path, with_path_of
 from glr_dist.training.curve import curve_figure
 from glr_dist.training.evaluator import evaluator_of
 from glr_dist.training.input_noise import check_inputs, scale_after, with_input_noise
@@ -162,26 +160,9 @@ class Trainer:
         Raises:
             CompileError: they cannot be compiled, and the run has begun with compiled ones.
         """
-        config, size = self.config, self.config.training.batch_size
-        path = config.execution.compile
-        batches = sorted({min(size, len(self.train)), len(self.train) % size} - {0}, reverse=True)
-        if path == "auto":
-            step = self.net.bind(*self.train.batch(slice(0, size)), self.loss)
-            steps = config.training.epochs * self.steps
-            path = choose(self.net.estimator, step, min(steps, config.training.max_steps or steps), len(batches))
-        self.net.compiles = path == "step"
-        if self.net.compiles and not sys.stderr.isatty():  # a terminal shows a bar
-            print("execution.compile: step; compiling the redraws", file=sys.stderr)
-        try:
-            for batch in batches if self.net.compiles else ():
-                self.net.compile_redraws(*self.train.batch(slice(0, batch)), self.loss)
-        except CompileError as error:
-            if not self._may_run_eagerly:
-                raise
-            print(f"execution.compile: none; {error}", file=sys.stderr)
-            self.net.compiles, path = False, "none"
-        if path != config.execution.compile:
-            self.config = with_path(config, path)
+        path = take_path(self.config, self.net, self.train, self.loss, may_run_eagerly=self._may_run_eagerly)
+        if path != self.config.execution.compile:
+            self.config = with_path(self.config, path)
             self.folder.keep_compile(path)
 
     @property
