@@ -303,7 +303,7 @@ class Network:
 
     @property
     def state(self) -> tuple[object, ...]:
-        """What the checks and the ownership depend on: the modules, their modes and hooks, and the parameters."""
+        """The modules, their modes and hooks, and the parameters: the checks and the ownership depend on them."""
         modules = (
             (id(m), id(type(m)), m.training, *m._forward_hooks, *m._forward_pre_hooks) for m in self.model.modules()
         )

@@ -44,7 +44,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a network is to an estimator; `str` gives the table.
+    """A network as an estimator sees it, site by site; `str` gives the table.
 
     Attributes:
         estimator: its name.

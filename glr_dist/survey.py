@@ -24,7 +24,7 @@ from glr_dist.trees import Tree, cloned, count, leaves, same_memory
 
 @dataclass
 class _Call:
-    """What the pass shows of one call of a site's module: its input x, its logits z, and their versions then."""
+    """One call of a site's module in the pass: its input x, its logits z, and their versions then."""
 
     module: str
     block: int
@@ -35,7 +35,7 @@ class _Call:
 
 @dataclass
 class Survey:
-    """What a pass of two examples shows of a network.
+    """The sites and segments of a network, as a pass of two examples shows them.
 
     Attributes:
         sites: the sites in the order of their calls.

@@ -47,7 +47,7 @@ DISTANCE = 0.02  # between the weights and the end of a direction of SPSA; PGPE'
 
 @dataclass
 class Training:
-    """What a method reached with one learning rate.
+    """The course of a training by one method with one learning rate.
 
     Attributes:
         rate: the learning rate.

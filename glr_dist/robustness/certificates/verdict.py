@@ -12,7 +12,7 @@ _CHANCE = 1e-9  # probability that one check fails by chance
 
 
 class Attacked(NamedTuple):
-    """What an attack of one image found.
+    """Result of an attack on one image.
 
     Attributes:
         distance: L2 distance of the attacked image.
