@@ -100,6 +100,18 @@ def test_backpropagation_with_surrogates_trains_the_layer_before_a_jump(model, t
     assert float(re.search(r"test accuracy (\d+\.\d+)", lines[-1])[1]) > 0.75  # guessing gives 0.1
 
 
+def test_backpropagation_averages_the_weights_and_augments_the_images_as_configured(tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    losses, accuracies = [], []
+    for override in ("training.ema=null", "training.ema=0.99", "data.augment={noise: 0.3}"):
+        assert _backprop(tmp_path / "tiny.yaml", override) == 0
+        loss, accuracy = re.search(r"loss (\S+)  validation accuracy (\S+)", capsys.readouterr().out).groups()
+        losses.append(loss)
+        accuracies.append(accuracy)
+    assert losses[0] == losses[1] != losses[2]  # the average does not change the training, other images do
+    assert accuracies[0] != accuracies[1]
+
+
 def test_a_surrogate_changes_the_derivative_alone():
     job = runpy.run_path(str(JOBS / "backprop.py"))
     for unit in (Heaviside(), Sign(), Quantise(2), LIF(0.5)):
@@ -118,6 +130,8 @@ def test_a_surrogate_changes_the_derivative_alone():
     [
         ("training.loss=zero_one", "training.loss: 'zero_one' has no derivative; use 'cross_entropy'"),
         ("noise.input={scale: 0.1}", "noise.input: has no effect in this job"),
+        ("training.clip_norm=1", "training.clip_norm: has no effect in this job"),
+        ("training.warmup=10", "training.warmup: has no effect in this job"),
         ("model.hiden=[3]", "model.hiden: unknown key"),
     ],
 )
