@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from glr_dist import config
+from glr_dist.glr import GLR
+from glr_dist.registry import MODELS
 from glr_dist.tuning.search_config import load_search
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -33,3 +36,23 @@ def test_the_search_loads_and_what_is_kept_of_it_is_the_same_search(path, tmp_pa
     assert loaded.tune.number >= 12
     (tmp_path / "again.yaml").write_text(loaded.dump())
     loaded.check_same(tmp_path / "again.yaml")
+
+
+def test_every_network_of_the_zoo_has_a_configuration():
+    assert set(MODELS) == {config.load_config(path).model.name for path in FILES} & set(MODELS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", sorted((FOLDER / "zoo").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_networks_of_the_zoo_make_a_step(path):
+    """On random images, with few copies."""
+    few = ["estimator.block_elements=auto", "estimator.items_per_site=4"]
+    loaded = config.load_config(path, few)
+    if loaded.estimator.copies != "auto":
+        loaded = config.load_config(path, [*few, "estimator.copies=4"])
+    shape = (1, 8, 8) if loaded.data.name == "digits" else (1, 28, 28)
+    stream = torch.Generator().manual_seed(0)
+    model = MODELS[loaded.model.name](loaded.model, torch.Size(shape), 10, stream)
+    net = GLR(model, 0.3, loaded.estimator)
+    assert net.estimate(torch.rand(6, *shape, generator=stream), torch.arange(6)).isfinite()
+    assert all(parameter.grad is not None for parameter in model.parameters())
