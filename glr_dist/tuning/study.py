@@ -69,17 +69,20 @@ class Study:
             self.optuna.tell(trial, state=TrialState.FAIL)
 
     def importances(self, objective: int) -> dict[str, float]:
-        """Returns each field's share of the variance of an objective.
+        """Returns each field's share of the variance of an objective; zeros if all trials have the same value.
 
         Reference: fANOVA, Hutter, Hoos and Leyton-Brown, ICML 2014.
         """
         from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-        return get_param_importances(
-            self.optuna,
-            evaluator=FanovaImportanceEvaluator(seed=self._seed(0)),
-            target=lambda trial: trial.values[objective],
-        )
+        try:
+            return get_param_importances(
+                self.optuna,
+                evaluator=FanovaImportanceEvaluator(seed=self._seed(0)),
+                target=lambda trial: trial.values[objective],
+            )
+        except RuntimeError:  # the trees found no variance
+            return dict.fromkeys(self.tune.space, 0.0)
 
     def _ask(self, number: int, point: Mapping[str, Any] | None) -> dict[str, Any]:
         self.optuna.sampler = self._sampler(number)

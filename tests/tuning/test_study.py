@@ -90,6 +90,14 @@ def test_the_field_that_matters_has_the_highest_importance(tiny_search):
     assert found["noise.scale"] > 0.8 > found["noise.floor"]
 
 
+def test_trials_with_equal_values_give_no_field_an_importance(tiny_search):
+    space = "tune.space={noise.scale: {loguniform: [0.05, 3]}, noise.floor: {uniform: [0.001, 0.01]}}"
+    study = study_of(tiny_search("tune.trials=8", "tune.algorithm=random", space))
+    for number in range(8):
+        study.tell(result(number, study.suggest(number), 0.5))
+    assert study.importances(0) == {"noise.scale": 0.0, "noise.floor": 0.0}
+
+
 def test_the_best_trial_is_first_and_the_pareto_front_is_not_dominated():
     values = [(0.9, 0.1), (0.8, 0.5), (0.7, 0.4), (0.9, 0.1), (0.6, 0.9)]
     records = [
