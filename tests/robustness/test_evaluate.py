@@ -148,7 +148,8 @@ def test_predictions_by_vote_are_attacked_through_their_noise(run):
     (again,) = evaluate([run("threshold")], small(*few))
     assert again == report
     (silent,) = evaluate([run("threshold")], small(*few, "inference.votes=0", "name=silent"))
-    assert report.clean != silent.clean
+    # On so few images, the clean accuracies may be equal.
+    assert [each.rate for each in by_label(report).values()] != [each.rate for each in by_label(silent).values()]
     assert abs(report.clean.accuracy - silent.clean.accuracy) < 0.1
     attacks = by_label(report)
     assert attacks["pgd", "white_box"].rate is None
