@@ -3,9 +3,9 @@
     python jobs/backprop.py configs/zoo/mnist_spiking_mlp.yaml [key=value ...]
 
 The initial weights, augmentation, batch size, epochs, optimizer, schedule and average of the weights are those of the
-configuration; the noise is not used.
-A jump is a step in the forward pass. In the backward pass the derivative of a threshold unit is that of a steep
-sigmoid, and quantised activations are the clipped identity (straight-through). Prints the accuracy of each epoch.
+configuration; the noise is not used. A jump is a step in the forward pass. In the backward pass the derivative of a
+threshold unit is that of a steep sigmoid, and quantised activations are the clipped identity (straight-through). Prints
+the accuracy of each epoch.
 """
 
 from __future__ import annotations

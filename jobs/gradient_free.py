@@ -134,6 +134,7 @@ def step_of_glr(config: Config, dataset: data.Dataset, rate: float) -> tuple[nn.
     """A step by the configured estimator."""
     net, loss = network_of(config, dataset, torch.device("cpu")).train(), loss_of(config)
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+    passes = net.cost(*dataset.train.batch(slice(0, config.training.batch_size)), loss)[1]  # without a budget
 
     def step(x: Tensor, y: Tensor) -> float:
         before = net.allotment
@@ -142,7 +143,7 @@ def step_of_glr(config: Config, dataset: data.Dataset, rate: float) -> tuple[nn.
         optimizer.step()
         after = net.allotment
         if after is None:
-            return net.cost(x, y, loss)[1]
+            return passes
         return after.forward_passes + (0.0 if after is before else after.measuring)
 
     return net.model, step
@@ -225,8 +226,11 @@ def methods_of(config: Config, pairs: int) -> dict[str, StepOf]:
 def accuracy(model: nn.Module, split: data.Split) -> float:
     """The accuracy of a network without noise."""
     x, y = split.batch(slice(None))
+    training = model.training
     with torch.no_grad():
-        return float((model(x).argmax(1) == y).double().mean())
+        outputs = model.eval()(x)
+    model.train(training)
+    return float((outputs.argmax(1) == y).double().mean())
 
 
 def train(

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from glr_dist.estimators.head import EXPECTED
-from glr_dist.estimators.levels import level_scores
+from glr_dist.estimators.levels import scores_of
 from glr_dist.estimators.samplers import DirectionBlock, Frames, orthogonal_frames
-from glr_dist.estimators.step import Pass, Scores, Step, WorkItem, likelihood_ratio, unchanged
+from glr_dist.estimators.step import Pass, Step, WorkItem, likelihood_ratio, unchanged
 from glr_dist.estimators.variance import centred
 from glr_dist.inductor import built
 from glr_dist.network import Uniforms
@@ -277,11 +277,7 @@ def _shares(call: Call, noisy: Callable[[Site, Tensor], Tensor], uniforms: Unifo
     even = weights.sum(0) if site.name in learned else None
     if isinstance(drawn, Frames) and type(noise) is Gaussian and even is None and site.name not in step.levels:
         return _along(drawn, odd).view(z.shape) / scale * share, None
-    scores = (
-        level_scores(noise, z, scale, v, step.levels[site.name], learned=even is not None)
-        if site.name in step.levels
-        else Scores.of(noise, eps, learned=even is not None)
-    )
+    scores = scores_of(step, site, z, eps, v)
     by_delta, by_scale = likelihood_ratio(scores, odd, even)
     delta = by_delta.sum(0) / scale * share
     if scores.factor is not None:

@@ -21,10 +21,27 @@ import torch
 from torch import Tensor
 
 from glr_dist.estimators.piecewise_constant import moment
-from glr_dist.estimators.step import Scores
+from glr_dist.estimators.step import Scores, Step
 from glr_dist.noise import Noise
+from glr_dist.sites import Site
 
 _RARE = 1e-12  # probability up to which double precision does not give the mean; such noise is never seen
+
+
+def scores_of(step: Step, site: Site, z: Tensor, eps: Tensor, v: Tensor) -> Scores:
+    """Returns the scores of a site's draws, averaged given the levels of the units behind it where the step says so.
+
+    Args:
+        step: the step.
+        site: the site.
+        z: its logits [n, *S].
+        eps: ε [R, n, *S], or coefficients of its column space.
+        v: noisy logits z + σ ε and, of pairs, z - σ ε [S, R, n, *S].
+    """
+    noise, learned = step.noise_at(site), site.name in step.log_scales
+    if site.name not in step.levels:
+        return Scores.of(noise, eps, learned=learned)
+    return level_scores(noise, z, step.scales[site.name], v, step.levels[site.name], learned=learned)
 
 
 def level_scores(

@@ -17,12 +17,11 @@ from glr_dist.estimators.compiled_redraw import compilable
 from glr_dist.estimators.feedback import moments_key
 from glr_dist.estimators.flips import coefficients, flipped
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, expected_gradient
-from glr_dist.estimators.levels import level_scores
+from glr_dist.estimators.levels import scores_of
 from glr_dist.estimators.samplers import DirectionBlock
 from glr_dist.estimators.step import (
     Partial,
     Pass,
-    Scores,
     Step,
     WorkItem,
     accumulate,
@@ -191,7 +190,7 @@ class Redraw:
             feedback = self._feedback(step, site, tape)
             if feedback is not None:  # σ fᵀε, of a pair twice; it is odd in ε, and leaves `even` as it is
                 odd = odd - step.signs * (shift * feedback).flatten(2).sum(2)
-            scores = self._scores(step, site, tape, eps, v)
+            scores = scores_of(step, site, z, eps, v.view(step.signs, directions, n, *site.shape))
             by_delta, by_scale = likelihood_ratio(scores, odd, even)
             delta = by_delta.sum(0) / scale * share
             if scores.factor is not None:
@@ -206,16 +205,6 @@ class Redraw:
         if site.name not in step.log_scales or units is None:
             return delta, None
         return delta, units if scale.dim() else units.sum()
-
-    @staticmethod
-    def _scores(step: Step, site: Site, tape: Tape, eps: Tensor, v: Tensor) -> Scores:
-        """Returns the scores of ε [R, n, *S], which gave the noisy logits v [S·R·n, *S]."""
-        noise, learned = step.noise_at(site), site.name in step.log_scales
-        if site.name not in step.levels:
-            return Scores.of(noise, eps, learned=learned)
-        v = v.view(step.signs, *eps.shape)
-        z, scale = tape.logits[site.name], step.scales[site.name]
-        return level_scores(noise, z, scale, v, step.levels[site.name], learned=learned)
 
     @staticmethod
     def _feedback(step: Step, site: Site, tape: Tape) -> Tensor | None:

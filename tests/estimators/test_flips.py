@@ -62,20 +62,19 @@ def made(unit: str, law: str, learn: str, **options: Any) -> tuple[GLR, Tensor, 
     return net, x, y
 
 
-# Each law and each unit once; the other pairs are long.
+def laws_and_units(by_default: set[tuple[str, str]]) -> list[Any]:
+    """All pairs of a law and a unit; those that do not run by default are long."""
+    pairs = itertools.product(LAWS, UNITS)
+    return [pytest.param(*pair, marks=[pytest.mark.long] * (pair not in by_default)) for pair in pairs]
+
+
+# Each law and each unit once.
 BY_DEFAULT = {("gaussian", "threshold"), ("laplace", "sign"), ("logistic", "quantiser"), ("gumbel", "staircase")}
 
 
 @pytest.mark.slow
 @pytest.mark.montecarlo
-@pytest.mark.parametrize(
-    ("law", "unit"),
-    [
-        pytest.param(law, unit, marks=[pytest.mark.long] * ((law, unit) not in BY_DEFAULT))
-        for law in LAWS
-        for unit in UNITS
-    ],
-)
+@pytest.mark.parametrize(("law", "unit"), laws_and_units(BY_DEFAULT))
 def test_flips_estimate_the_gradient_of_j(unit: str, law: str) -> None:
     learn = {"gaussian": "unit", "laplace": "none"}.get(law, "site")
     net, x, y = made(unit, law, learn)

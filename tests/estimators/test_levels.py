@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from glr_dist import GLR, Gaussian, Laplace
 from glr_dist.errors import ConfigError, SiteError
-from glr_dist.estimators import levels, redraw
+from glr_dist.estimators import levels
 from glr_dist.estimators.levels import level_scores
 from glr_dist.estimators.step import Scores
 from glr_dist.losses import LOSSES, zero_one
 from glr_dist.nn import Heaviside
 from glr_dist.noise import LAWS
 
-from .test_flips import REFUSED, UNITS, X, Y, reference
+from .test_flips import REFUSED, UNITS, X, Y, laws_and_units, reference
 from .test_flips import made as flips_made
 from .test_unbiased import agrees, estimates, exact, glr, network, problem
 
@@ -112,20 +112,13 @@ def made(unit: str, law: str, learn: str, **options: Any) -> tuple[GLR, Tensor, 
     return flips_made(unit, law, learn, **{**chosen, **options})
 
 
-# Each law and each unit once; the other pairs are long.
+# Each law and each unit once.
 BY_DEFAULT = {("gaussian", "threshold"), ("laplace", "quantiser"), ("logistic", "sign"), ("gumbel", "staircase")}
 
 
 @pytest.mark.slow
 @pytest.mark.montecarlo
-@pytest.mark.parametrize(
-    ("law", "unit"),
-    [
-        pytest.param(law, unit, marks=[pytest.mark.long] * ((law, unit) not in BY_DEFAULT))
-        for law in LAWS
-        for unit in UNITS
-    ],
-)
+@pytest.mark.parametrize(("law", "unit"), laws_and_units(BY_DEFAULT))
 def test_levels_estimate_the_gradient_of_j(law: str, unit: str) -> None:
     learn = {"gaussian": "unit", "laplace": "none"}.get(law, "site")
     net, x, y = made(unit, law, learn)
@@ -259,8 +252,8 @@ def test_faults_are_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
             scale = 1.3 * scale
         else:
             z = z + 0.3
-        return levels.level_scores(noise, z, scale, v, *rest, **options)
+        return level_scores(noise, z, scale, v, *rest, **options)
 
-    monkeypatch.setattr(redraw, "level_scores", wrong)
+    monkeypatch.setattr(levels, "level_scores", wrong)
     with pytest.raises(AssertionError, match="z too large"):
         agrees(itertools.islice(estimates(net, x, y, zero_one), 96), right, 0.5)
