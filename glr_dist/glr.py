@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +16,12 @@ from glr_dist import config
 from glr_dist.checks import all_finite, check_no_shared_statistics
 from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.estimators import ESTIMATORS, Gradients, Step
-from glr_dist.estimators.allotment import Allotment, Thresholds, best_allotment, candidates, first_allotment
+from glr_dist.estimators.allotment import Allotment, best_allotment, candidates, first_allotment
 from glr_dist.estimators.compiled_redraw import CompiledRedraws, Shape
 from glr_dist.estimators.feedback import Feedback, FeedbackMap
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, SAMPLED, Head, check_expectation, head_of
-from glr_dist.estimators.ways import known_thresholds, levels_of, spaces_of
+from glr_dist.estimators.unit_wise import UnitWise, columns_of, moved_by
+from glr_dist.estimators.ways import known_thresholds, levels_of, spaces_of, unit_wise_of
 from glr_dist.execution.executor import Executor
 from glr_dist.execution.measure import PASSES as MEASURED_PASSES
 from glr_dist.execution.measure import limits_of, measured
@@ -64,10 +65,12 @@ class GLR(nn.Module):
         baseline: "shared" (default), "leave_one_out" or "none".
         redraw: "copies" (default): K draws of a site's noise; "levels": the same, with the mean of their scores given
             the levels of the piecewise constant units behind the site; "column_space": K draws of the noise's component
-            in the column space of the layer's input (Gaussian law); "auto": levels where the units are piecewise
-            constant, column_space where it pays, else copies, and with `copies="auto"` flips where they have less
-            variance; "flips": each piecewise constant unit at the levels that it does not have (`conditional` only); or
-            a mapping from site-name patterns to these.
+            in the column space of the layer's input (Gaussian law); "flips": each piecewise constant unit at the levels
+            that it does not have; "differences": each unit at both ends of a random interval (Gaussian or Laplace law);
+            "auto": flips or differences at the last hidden site, where a linear head follows that is not sampled,
+            elsewhere levels where the units are piecewise constant, column_space where it pays, else copies, and with
+            `copies="auto"` flips or differences where they have less variance; or a mapping from site-name patterns to
+            these. Flips and differences replace K, for `conditional` only.
         feedback: use of a linear map from the output error to a site's δ, learned from its past estimates: "none"
             (default), "control_variate" (lowers the variance of redraws without bias) or "biased" (takes their place
             as far as it has predicted them).
@@ -166,7 +169,7 @@ class GLR(nn.Module):
         self.estimator = ESTIMATORS[self.options.name]
         self._site_options: dict[str, Any] = {}
         self.ways: dict[str, str] = {}  # of redrawing, by site, as the options say
-        self.thresholds: Thresholds = {}  # of the units that are flipped, or may be, by site
+        self.unit_wise: dict[str, UnitWise] = {}  # how each site is redrawn unit by unit, if it is or may be
         self.allotment: Allotment | None = None  # of the budget, once the variance has been measured
         self.verify = verify
         self.compiles = compiles(compile, self.options)
@@ -222,13 +225,13 @@ class GLR(nn.Module):
             check_no_shared_statistics(self.model)
         direct = {site.name: direct_rule(network, site) for site in network.sites}
         self.ways = self.ways_of(self.options.redraw)
-        self.thresholds = known_thresholds(network, self.noise, self.ways, leaves(x)[0])
-        levels = levels_of(self.options, self.ways, self.thresholds)
+        thresholds = known_thresholds(network, self.noise, self.ways, leaves(x)[0])
+        self.unit_wise = unit_wise_of(network, self.noise, self.options, self.ways, thresholds)
+        levels = levels_of(self.options, self.ways, thresholds)
         copies, passes = (1 if value == "auto" else value for value in (self.options.copies, self.options.passes))
         self._site_options = {
             "copies": by_site(copies, names, "estimator.copies"),
             "passes": by_site(passes, names, "estimator.passes"),
-            "flips": {name: t for name, t in self.thresholds.items() if self.ways[name] == "flips"},
             "levels": levels,
             "spaces": spaces_of(network, self.noise, self.options, self.ways, levels),
             "rules": {name: rule for name, rule in direct.items() if rule is not None},
@@ -434,15 +437,17 @@ class GLR(nn.Module):
         self._prepare_if_changed(x)
         head = self._head_for(loss)
         options = dict(self._site_options)
-        counts = {name: self.network.by_name[name].units * len(t) for name, t in options["flips"].items()}
-        options["copies"] = {**options["copies"], **counts}
+        options["unit_wise"] = self._unit_wise_for(head)
+        options["levels"] = {name: t for name, t in options["levels"].items() if name not in options["unit_wise"]}
+        moved = {name: moved_by(self.unit_wise, self.network.by_name[name]) for name in options["unit_wise"]}
+        options["copies"] = {**options["copies"], **moved}
         if self.network.sites and self.options.name in ("conditional", "layerwise"):
             draws = {EXPECTED: 0, DERIVATIVE: self.options.head_draws}
             last = self.network.sites[-1].name
             options["copies"] = {**options["copies"], last: draws.get(head.kind, options["copies"][last])}
             if head.kind != SAMPLED:  # its noise is not redrawn to estimate δ
                 options["spaces"] = {name: space for name, space in options["spaces"].items() if name != last}
-        options["feedback"] = self._maps(head)
+        options["feedback"] = self._maps(head, {*options["unit_wise"], *options["levels"]})
         learned = self.noise is not None and self.noise.learn != "none"
         step = Step(
             network=self.network,
@@ -464,9 +469,9 @@ class GLR(nn.Module):
         """Returns the step with the K, M and ways of redrawing that the budget affords."""
         if self.allotment is None or set(self.allotment.copies) != {site.name for site in step.learned()}:
             self.allotment = None  # of another network
-            sites = candidates(step, self.thresholds, self.ways, {})
-            return first_allotment(step, sites, self._budget, self._passes(step)).applied(step, self.thresholds)
-        return self.allotment.applied(step, self.thresholds)
+            sites = candidates(step, self.unit_wise, self.ways, {})
+            return first_allotment(step, sites, self._budget, self._passes(step)).applied(step, self.unit_wise)
+        return self.allotment.applied(step, self.unit_wise)
 
     @property
     def _budget(self) -> float:
@@ -490,22 +495,36 @@ class GLR(nn.Module):
             self._verify_if_changed(step)
         limits = limits_of(step, self._budget)
         laws, measuring = measured(
-            self.executor, self.estimator, step, MEASURED_PASSES, limits, self.thresholds, self.ways
+            self.executor, self.estimator, step, MEASURED_PASSES, limits, self.unit_wise, self.ways
         )
-        sites = candidates(step, self.thresholds, self.ways, laws)
+        sites = candidates(step, self.unit_wise, self.ways, laws)
         self.allotment = best_allotment(step, sites, self._budget, self._passes(step), measuring)
 
     def ways_of(self, redraw: str | Mapping[str, str]) -> dict[str, str]:
         """Returns the way of redrawing of each site of the prepared network that an option `redraw` means."""
         return by_site(redraw, [site.name for site in self.network.sites], "estimator.redraw")
 
-    def _maps(self, head: Head) -> dict[str, FeedbackMap]:
-        """Returns the maps of the feedback, for the sites whose δ is estimated from redraws."""
+    def _unit_wise_for(self, head: Head) -> dict[str, UnitWise]:
+        """Returns how sites are redrawn unit by unit: those that must be, and with `auto` the one before the head.
+
+        There a move of a unit costs one column of weights, and the loss is smooth.
+        """
+        chosen = {name: way for name, way in self.unit_wise.items() if self.ways[name] == way.name}
+        if head.kind == SAMPLED or self.options.copies == "auto" or self.options.feedback != "none":
+            return chosen
+        for site in self.network.sites[-2:-1]:
+            may = self.ways[site.name] == "auto" and site.name in self.unit_wise
+            if may and columns_of(self.network, site) is not None:
+                chosen[site.name] = self.unit_wise[site.name]
+        return chosen
+
+    def _maps(self, head: Head, others: Collection[str]) -> dict[str, FeedbackMap]:
+        """Returns the maps of the feedback, for the sites whose δ comes from plain redraws, which `others` are not."""
         if self.options.feedback == "none":
             return {}
-        sites, options = self.network.sites, self._site_options
+        sites = self.network.sites
         drawn = sites if head.kind == SAMPLED else sites[:-1]
-        redrawn = [site for site in drawn if site.owned and site.name not in {*options["flips"], *options["levels"]}]
+        redrawn = [site for site in drawn if site.owned and site.name not in others]
         like = torch.empty(0, dtype=self.network.dtype, device=self.log_scales[scale_key(sites[0].name)].device)
         with reproducible(), torch.no_grad():
             return self.feedback.maps(redrawn, self.network.output_shape.numel(), like)

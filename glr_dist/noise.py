@@ -99,6 +99,24 @@ class Noise(ABC):
         """
         raise ConfigError(f"noise law {self.law}: has no density(eps)")
 
+    def half_width(self, shape: Sequence[int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """Draws R ≥ 0 with the density -2 r p'(r): R U has the law if U is uniform on [-1, 1]; optional.
+
+        Takes the arguments of `sample`. A law has such an R if its density is symmetric and falls with |ε|.
+
+        Raises:
+            ConfigError: the law does not define it.
+
+        Reference:
+            Khinchine: On unimodal distributions, 1938.
+        """
+        raise ConfigError(f"noise law {self.law}: has no half_width(shape, stream, dtype)")
+
+    @property
+    def has_half_width(self) -> bool:
+        """True if the law defines `half_width`."""
+        return type(self).half_width is not Noise.half_width
+
     @property
     def has_quantile(self) -> bool:
         """True if the law defines its inverse CDF."""
@@ -131,6 +149,10 @@ class Gaussian(Noise):
         eps: Tensor = torch.special.ndtri(u)
         return eps
 
+    def half_width(self, shape: Sequence[int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
+        normals = self.sample(shape, stream, dtype)
+        return (normals.square() - 2 * uniforms(shape, stream).log().to(dtype)).sqrt()  # χ with 3 degrees of freedom
+
     def score(self, eps: Tensor) -> Tensor:
         return eps
 
@@ -151,6 +173,9 @@ class Laplace(Noise):
 
     def quantile(self, u: Tensor) -> Tensor:
         return torch.where(u < 0.5, (2 * u).log(), -(2 * (1 - u)).log())
+
+    def half_width(self, shape: Sequence[int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
+        return -uniforms((2, *shape), stream).log().sum(0).to(dtype)  # a gamma variable of shape 2
 
     def score(self, eps: Tensor) -> Tensor:
         return eps.sign()
@@ -245,6 +270,14 @@ class _Adapted(Noise):
         density: Tensor = self.inner.density(eps)
         return density
 
+    def half_width(self, shape: Sequence[int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
+        half: Tensor = self.inner.half_width(shape, stream, dtype)
+        return half
+
+    @property
+    def has_half_width(self) -> bool:
+        return callable(getattr(self.inner, "half_width", None))
+
     @property
     def has_quantile(self) -> bool:
         return callable(getattr(self.inner, "quantile", None))
@@ -319,7 +352,29 @@ def checked(noise: Noise) -> Noise:
                 raise ConfigError(f"{where}: quantile({p}) is not that of sample: {below:.3f} of a sample lie below it")
     if noise.has_cdf:
         _check_cdf(noise, where)
+    if noise.has_half_width:
+        _check_half_width(noise, eps, where)
     return noise
+
+
+def _check_half_width(noise: Noise, eps: Tensor, where: str) -> None:
+    """Refuses half-widths R with which R U, U uniform on [-1, 1], does not have the deciles of a sample ε.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    stream = generator(_CHECK._replace(step=2))
+    half = noise.half_width((_DRAWS,), stream, torch.float64)
+    if not isinstance(half, Tensor) or half.shape != eps.shape or not (half.isfinite() & (half >= 0)).all():
+        raise ConfigError(f"{where}: half_width(shape, stream, dtype) must return finite numbers >= 0 in that shape")
+    spread = half * (2 * torch.rand(_DRAWS, generator=stream, dtype=torch.float64) - 1)
+    for tenth in range(1, 10):
+        decile = eps.quantile(tenth / 10)
+        below = (spread <= decile).double().mean().item()
+        if abs(below - tenth / 10) > _Z * (2 * tenth / 10 * (1 - tenth / 10) / _DRAWS) ** 0.5:
+            raise ConfigError(
+                f"{where}: half_width is not that of sample: {below:.3f} of R U lie below its quantile {tenth / 10:g}"
+            )
 
 
 def _check_cdf(noise: Noise, where: str) -> None:

@@ -74,7 +74,7 @@ class Tape:
         statistics: moments of the calls of batch norms in the pass, [3, C] by "module.call".
         spaces: site -> the basis of its column space, and its logits with the noise outside it; kept by the first item
             that needs them, and never sent.
-        noise: site -> σ ε [n, *S] of the pass; kept by the first compiled redraw that needs it, and never sent.
+        noise: site -> σ ε [n, *S] of the pass; kept where redraws are compiled, and never sent.
     """
 
     logits: dict[str, Tensor] = field(default_factory=dict)

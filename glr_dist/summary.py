@@ -147,7 +147,9 @@ def _redraw(step: Step, site: Site) -> str:
         return "-"
     if site.name in step.spaces:
         return f"column_space ({step.redrawn(site)})"
-    return "flips" if site.name in step.flips else "levels" if site.name in step.levels else "copies"
+    if site.name in step.unit_wise:
+        return step.unit_wise[site.name].name
+    return "levels" if site.name in step.levels else "copies"
 
 
 def _scale(scale: tuple[float, float] | None) -> str:

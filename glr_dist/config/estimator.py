@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from glr_dist.config.section import Count, Positive, Section
 from glr_dist.errors import ConfigError
 
-Redraw = Literal["copies", "levels", "column_space", "auto", "flips"]
+Redraw = Literal["copies", "levels", "column_space", "auto", "flips", "differences"]
 
 
 class Estimator(Section):
@@ -35,10 +35,12 @@ class Estimator(Section):
     redraw: Redraw | Annotated[dict[str, Redraw], Field(min_length=1)] = Field(
         "copies",
         description="copies: K draws of the site's noise; levels: the same, with the mean of their scores given the "
-        "levels of the piecewise constant units behind, which has less variance; column_space: K draws of its "
-        "component in the column space of the layer's input (convolutions, layers over tokens); auto: levels where the "
-        "units are piecewise constant, column_space where it pays, else copies, within a budget also flips; flips: "
-        "each piecewise constant unit at its other levels, instead of draws",
+        "levels of the piecewise constant units behind, which has less variance; column_space: K draws of the "
+        "component in the column space of the layer's input (convolutions, layers over tokens); flips: each piecewise "
+        "constant unit at its other levels, instead of draws; differences: each unit at both ends of a random "
+        "interval; auto: flips or differences at the last hidden site before a linear head that is not sampled, "
+        "elsewhere levels where the units are piecewise constant, column_space where it pays, else copies, within a "
+        "budget also flips or differences",
     )
     feedback: Literal["none", "control_variate", "biased"] = Field(
         "none",

@@ -140,8 +140,11 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
 
 def _check_redraw(e: Estimator, noise: Noise) -> None:
     ways = e.redraw.values() if isinstance(e.redraw, Mapping) else [e.redraw]
-    if "flips" in ways and e.name != "conditional":
-        raise ConfigError(f"estimator.redraw: 'flips' works only with 'conditional', not with {e.name!r}; leave it out")
+    for way in ("flips", "differences"):
+        if way in ways and e.name != "conditional":
+            raise ConfigError(
+                f"estimator.redraw: {way!r} works only with 'conditional', not with {e.name!r}; leave it out"
+            )
     if "levels" in ways and e.name == "joint":
         raise ConfigError("estimator.redraw: 'levels' works only with 'conditional' and 'layerwise', not with 'joint'")
     if "levels" in ways and e.baseline == "leave_one_out" and e.sampler == "orthogonal":

@@ -21,6 +21,7 @@ from glr_dist.diagnostics.estimates import (
     relative_errors,
 )
 from glr_dist.errors import ConfigError
+from glr_dist.estimators.choices import UNIT_WISE
 from glr_dist.figures import figure_of
 
 OPTIONS = ("plain", "head auto", "flips", "copies auto")
@@ -129,11 +130,11 @@ def _estimator(config: Config, networks: Networks, batch: Batch, option: str, bu
     except ConfigError:
         return None
     if option != "flips":
-        drawn = [step.copies[name] for name, how in net.ways.items() if how != "flips" and step.copies[name]]
+        drawn = [step.copies[name] for name, how in net.ways.items() if how not in UNIT_WISE and step.copies[name]]
         return rebuilt(free, copies=drawn[0] if drawn else _COPIES, redraw=config.estimator.redraw)
-    if not net.thresholds:
+    if not net.unit_wise:
         return None
-    ways = {name: "flips" if name in net.thresholds else "auto" for name in net.ways}
+    ways = {name: net.unit_wise[name].name if name in net.unit_wise else "auto" for name in net.ways}
     flips = rebuilt(free, copies=_COPIES, redraw=ways)
     cost = networks.net(config.model_copy(update={"estimator": flips})).cost(batch.x, batch.y, batch.loss)[1]
     return rebuilt(flips, passes=int(budget / cost)) if cost <= budget else None

@@ -1,7 +1,7 @@
 """Seconds and forward passes that a network needs to reach an accuracy, by several estimators and by backpropagation.
 
 All candidates begin with the same weights, see the same batches and train in turns on one machine; evaluation does not
-count. Backpropagation is torch's own, on the network without noise.
+count, nor does compiling redraws. Backpropagation is torch's own, on the network without noise.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,12 @@ from tqdm import tqdm
 
 from glr_dist import data
 from glr_dist.build import device_of, loss_of, network_of, optimizer_of
-from glr_dist.config import Config
+from glr_dist.config import Config, Estimator
 from glr_dist.errors import ConfigError
 from glr_dist.execution.memory import keep_freed_memory
 from glr_dist.losses import has_derivative
 from glr_dist.streams import Key, Role, generator
+from glr_dist.training.average import Average
 from glr_dist.training.scores import scores
 
 BACKPROP = "backpropagation"
@@ -45,11 +47,17 @@ class _Candidate:
         self.config, self.backprop = config, backprop
         self.net = network_of(config, dataset, device_of(config.execution)).train()
         self.optimizer, self.loss = optimizer_of(config.training, self.net), loss_of(config)
+        ema = config.training.ema
+        self.average = None if ema is None else Average(self.net, ema)
+        self.net.compiles = not backprop and config.execution.compile == "step"
+        self.steps = 0
         self.seconds = self.forward_passes = 0.0
         self.time: Time | None = None
 
     def train(self, batches: Sequence[tuple[Any, Any]]) -> None:
         """Makes one step on each batch."""
+        if self.net.compiles and not self.steps:
+            self.net.compile_redraws(*batches[0], self.loss)
         started = time.perf_counter()
         for x, y in batches:
             self.optimizer.zero_grad()
@@ -63,7 +71,15 @@ class _Candidate:
                 self.forward_passes += self.net.cost(x, y, self.loss)[1] if after is None else after.forward_passes
                 self.forward_passes += after.measuring if after is not None and after is not before else 0.0
             self.optimizer.step()
+            self.steps += 1
+            if self.average is not None:
+                self.average.update(self.steps)
         self.seconds += time.perf_counter() - started
+
+    def accuracy(self, validation: data.Split) -> float:
+        """Returns the accuracy of the weights, or of their average where the configuration has one."""
+        with nullcontext() if self.average is None else self.average.in_place():
+            return scores(self.net, validation, self.loss)["accuracy"]
 
 
 def race(
@@ -103,7 +119,7 @@ def race(
                     if candidate.time is not None:
                         continue
                     candidate.train(batches)
-                    if scores(candidate.net, validation, candidate.loss)["accuracy"] >= accuracy:
+                    if candidate.accuracy(validation) >= accuracy:
                         done = start + len(batches)
                         candidate.time = Time(candidate.seconds, candidate.forward_passes, done)
                     bar.set_postfix_str(f"round {number + 1}/{rounds}, {name}", refresh=False)
@@ -133,7 +149,7 @@ def by_backprop(config: Config) -> Config:
     Raises:
         ConfigError: its loss or its network cannot be differentiated.
     """
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"estimator": Estimator(name="pathwise")}  # what suits other units may be refused here
     if getattr(config.model, "activation", "sigmoid") in ("threshold", "sign"):
         changes["model"] = config.model.model_copy(update={"activation": "sigmoid"})
     if not has_derivative(loss_of(config)):

@@ -11,7 +11,7 @@ from torch import Tensor
 from glr_dist.config import Config, Estimator
 from glr_dist.diagnostics.estimates import Batch, Networks, norm_squared, rebuilt
 from glr_dist.estimators.allotment import Laws, candidates
-from glr_dist.estimators.choices import AUTO, COPIES, FLIPS, Choice, cheapest, forward_passes
+from glr_dist.estimators.choices import AUTO, COPIES, UNIT_WISE, Choice, cheapest, forward_passes
 from glr_dist.estimators.variance_law import VarianceLaw, cosine_of
 from glr_dist.execution.measure import measured
 from glr_dist.glr import GLR
@@ -77,8 +77,8 @@ def recommendations(
             continue
         kinds.add(step.head.kind)
         spaces = configured.bind(batch.x, batch.y, batch.loss).spaces
-        ways = {site: how if how == FLIPS else COPIES for site, how in configured.ways.items()}
-        tried = {site: how if how == FLIPS else AUTO for site, how in ways.items()}
+        ways = {site: how if how in UNIT_WISE else COPIES for site, how in configured.ways.items()}
+        tried = {site: how if how in UNIT_WISE else AUTO for site, how in ways.items()}
         if spaces.keys() == step.spaces.keys():  # one measurement for both
             laws = _measured(config, free, batch, reference, tried)
             found.append(_recommended(config, head, config.estimator.redraw, free, batch, laws, ways))
@@ -123,7 +123,7 @@ def _measured(
     """Returns the variance laws of the sites, with the reference's |g|²."""
     step = net.bind(batch.x, batch.y, batch.loss)
     limits = dict.fromkeys(ways, 2 * max(config.diagnose.copies))
-    laws, _ = measured(net.executor, net.estimator, step, PASSES, limits, net.thresholds, ways, batch.bar.update)
+    laws, _ = measured(net.executor, net.estimator, step, PASSES, limits, net.unit_wise, ways, batch.bar.update)
     return {site: _with_gradient(laws[site], norm_squared(reference[site])) for site in laws if site in reference}
 
 
@@ -138,11 +138,11 @@ def _recommended(
 ) -> Recommendation:
     """Returns the recommendation among the given ways of redrawing; `redraw` is the option that they come from."""
     step, goal = net.bind(batch.x, batch.y, batch.loss), config.diagnose.cosine
-    sites = [site for site in candidates(step, net.thresholds, ways, laws) if site.name in laws]
+    sites = [site for site in candidates(step, net.unit_wise, ways, laws) if site.name in laws]
     choices = cheapest(sites, goal) if all(site.ways for site in sites) else None
-    flipped = [] if choices is None else [choice.site.name for choice in choices if choice.way.how == FLIPS]
-    if redraw == "auto" and flipped:
-        redraw = dict.fromkeys(flipped, FLIPS) | ({"*": AUTO} if len(flipped) < len(ways) else {})
+    by_unit = {choice.site.name: choice.way.how for choice in choices or () if choice.way.how in UNIT_WISE}
+    if redraw == "auto" and by_unit:
+        redraw = by_unit | ({"*": AUTO} if len(by_unit) < len(ways) else {})
     elif redraw == "auto" and not step.spaces:
         redraw = COPIES
     changed = [key for key, value in (("head", head), ("redraw", redraw)) if value != getattr(config.estimator, key)]

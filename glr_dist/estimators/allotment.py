@@ -6,14 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from glr_dist.estimators.choices import AUTO, COPIES, FLIPS, HEAD, Candidate, Choice, Way, best, forward_passes, uniform
+from glr_dist.estimators.choices import (
+    AUTO,
+    COPIES,
+    HEAD,
+    UNIT_WISE,
+    Candidate,
+    Choice,
+    Way,
+    best,
+    forward_passes,
+    uniform,
+)
 from glr_dist.estimators.head import SAMPLED
 from glr_dist.estimators.step import Step
+from glr_dist.estimators.unit_wise import UnitWise, move_cost, moved_by, widest
 from glr_dist.estimators.variance_law import VarianceLaw
 from glr_dist.estimators.work import copy_cost, elements_from
 from glr_dist.sites import Site
 
-Thresholds = Mapping[str, tuple[float, ...]]  # of the units behind each site whose units are piecewise constant
 Laws = Mapping[str, Mapping[str, VarianceLaw]]  # by site and way of redrawing
 
 
@@ -24,7 +35,7 @@ class Allotment:
     Attributes:
         step: number of the step whose batch the variances were measured on.
         copies, passes: K and M by site.
-        flips: sites whose units are flipped.
+        unit_wise: the way of redrawing of the sites that are redrawn unit by unit.
         forward_passes: cost of a step.
         measuring: forward passes that the measurement took.
     """
@@ -32,7 +43,7 @@ class Allotment:
     step: int
     copies: dict[str, int]
     passes: dict[str, int]
-    flips: tuple[str, ...]
+    unit_wise: dict[str, str]
     forward_passes: float
     measuring: float = 0.0
 
@@ -43,7 +54,7 @@ class Allotment:
             step=step,
             copies={choice.site.name: choice.copies for choice in choices},
             passes={choice.site.name: choice.passes for choice in choices},
-            flips=tuple(choice.site.name for choice in choices if choice.way.how == FLIPS),
+            unit_wise={choice.site.name: choice.way.how for choice in choices if choice.way.how in UNIT_WISE},
             forward_passes=forward_passes(choices),
             measuring=measuring,
         )
@@ -51,31 +62,30 @@ class Allotment:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Allotment:
         """Returns the allotment that `state` describes."""
-        return cls(**{**state, "flips": tuple(state["flips"])})
+        return cls(**state)
 
     def state(self) -> dict[str, Any]:
         """Returns a plain value, for a checkpoint."""
-        return asdict(self) | {"flips": list(self.flips)}
+        return asdict(self)
 
     def same(self, other: Allotment) -> bool:
         """True if another allotment has the same K, M and ways of redrawing."""
-        return (self.copies, self.passes, self.flips) == (other.copies, other.passes, other.flips)
+        return (self.copies, self.passes, self.unit_wise) == (other.copies, other.passes, other.unit_wise)
 
     def __str__(self) -> str:
         sites = [
-            f"{name} {'flips' if name in self.flips else copies} x {self.passes[name]}"
-            for name, copies in self.copies.items()
+            f"{name} {self.unit_wise.get(name, copies)} x {self.passes[name]}" for name, copies in self.copies.items()
         ]
         return f"copies x passes: {', '.join(sites)}; {self.forward_passes:.1f} forward passes a step"
 
-    def applied(self, step: Step, thresholds: Thresholds) -> Step:
+    def applied(self, step: Step, unit_wise: Mapping[str, UnitWise]) -> Step:
         """Returns a step with this K, M and way of redrawing at the sites that need an estimate."""
         return replace(
             step,
             copies={**step.copies, **self.copies},
             passes={**step.passes, **self.passes},
-            flips={name: thresholds[name] for name in self.flips},
-            spaces={name: space for name, space in step.spaces.items() if name not in self.flips},
+            unit_wise={name: unit_wise[name] for name in self.unit_wise},
+            spaces={name: space for name, space in step.spaces.items() if name not in self.unit_wise},
         )
 
 
@@ -84,13 +94,15 @@ def has_copies(step: Step, site: Site) -> bool:
     return not (step.is_last(site) and step.head.kind != SAMPLED)
 
 
-def candidates(step: Step, thresholds: Thresholds, allowed: Mapping[str, str], laws: Laws) -> list[Candidate]:
+def candidates(
+    step: Step, unit_wise: Mapping[str, UnitWise], allowed: Mapping[str, str], laws: Laws
+) -> list[Candidate]:
     """Returns the sites that need an estimate, and the ways in which they may be redrawn.
 
     Args:
         step: the step; its K counts where the head decides.
-        thresholds: of the units that can be flipped.
-        allowed: way of redrawing by site, as the option says; all but `flips` allow copies, `auto` also flips.
+        unit_wise: the way of redrawing of the sites that can be redrawn unit by unit.
+        allowed: way of redrawing by site, as the option says; `auto` allows copies, and unit by unit.
         laws: those that were measured.
     """
     found = []
@@ -100,13 +112,14 @@ def candidates(step: Step, thresholds: Thresholds, allowed: Mapping[str, str], l
         if not has_copies(step, site):
             ways.append(Way(HEAD, site.suffix, known.get(HEAD), step.copies[site.name]))
         else:
-            if allowed[site.name] != FLIPS:
+            if allowed[site.name] not in UNIT_WISE:
                 ways.append(Way(COPIES, copy_cost(step, site), known.get(COPIES)))
-            if site.name in thresholds and allowed[site.name] in (FLIPS, AUTO):
-                flips = site.units * len(thresholds[site.name])
-                ways.append(Way(FLIPS, site.suffix, known.get(FLIPS), flips))
+            if site.name in unit_wise and allowed[site.name] in (*UNIT_WISE, AUTO):
+                how, moved = unit_wise[site.name].name, moved_by(unit_wise, site)
+                cost, elements = move_cost(step.network, site), widest(step.network, site)
+                ways.append(Way(how, cost, known.get(how), moved, elements))
         if known:
-            ways = [way for way in ways if way.law is not None]  # flips beyond the budget were not measured
+            ways = [way for way in ways if way.law is not None]  # what is beyond the budget was not measured
         elements = elements_from(step.network.sites, site)
         found.append(Candidate(site.name, elements, tuple(ways), step.signs))
     return found

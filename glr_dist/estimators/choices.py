@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from glr_dist.errors import ConfigError
 from glr_dist.estimators.variance_law import VarianceLaw
 
-COPIES, FLIPS, HEAD, AUTO = "copies", "flips", "head", "auto"  # ways of redrawing; `head`: draws of the head, or none
+COPIES, HEAD, AUTO = "copies", "head", "auto"  # ways of redrawing; `head`: draws of the head, or none
+UNIT_WISE = ("flips", "differences")
 _RATIO, _FINE = 1.25, 1.1  # between neighbouring values of M, and of K, that are tried
 _MOST_PASSES, _MOST_DIRECTIONS = 2**12, 2**16  # values that `cheapest` tries
 _COPIES_PER_PASS = 100  # limit of the copies that a uniform choice gets for each forward pass of the budget
@@ -29,16 +30,18 @@ class Way:
     """A way of redrawing the noise of a site.
 
     Attributes:
-        how: `copies`, `flips` or `head`.
+        how: `copies`, `head`, or one of `UNIT_WISE`.
         cost: forward passes that a copy costs.
         law: its variance; None if it was not measured.
-        copies: K if it is fixed, as for flips; None for copies.
+        copies: K if it is fixed, as unit by unit; None for copies.
+        elements: elements of activations that a copy costs; None for those of the site.
     """
 
     how: str
     cost: float
     law: VarianceLaw | None = None
     copies: int | None = None
+    elements: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class Choice:
     @property
     def elements(self) -> int:
         """Elements of activations of the redraws, per example."""
-        return self.passes * self.copies * self.site.elements
+        each = self.site.elements if self.way.elements is None else self.way.elements
+        return self.passes * self.copies * each
 
 
 def forward_passes(choices: Sequence[Choice]) -> float:

@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from glr_dist.errors import ClusterError, UserError
 from glr_dist.estimators.fused_redraw import Call, FusedRedraw, Shares, fused
-from glr_dist.estimators.head import DERIVATIVE
 from glr_dist.estimators.samplers import DirectionBlock, frames_of
-from glr_dist.estimators.step import Step, WorkItem
+from glr_dist.estimators.step import Step, WorkItem, no_gradient
 from glr_dist.inductor import CompileError
 from glr_dist.sites import Site, Tape
 
@@ -32,7 +31,8 @@ class Shape(NamedTuple):
     Attributes:
         site: name of the site.
         examples: n.
-        directions: number of directions from each frame; from all of them without frames.
+        directions: number of directions from each frame; from all of them without frames; unit by unit, the first move
+            and the one after the last.
     """
 
     site: str
@@ -42,11 +42,10 @@ class Shape(NamedTuple):
 
 def compilable(step: Step, site: Site) -> bool:
     """True if the redraws of a site are compiled; the configuration alone decides it."""
-    derivative = step.head.kind == DERIVATIVE and step.is_last(site)
     # Other levels take a table of means, whose size depends on the number of directions.
     pairs = step.options.antithetic and len(step.levels.get(site.name, ())) == 1 and site.name not in step.log_scales
     tables = site.name in step.levels and not pairs
-    return not (derivative or tables or site.name in {*step.flips, *step.spaces, *step.feedback})
+    return not (tables or site.name in {*step.spaces, *step.feedback})
 
 
 class CompiledRedraws:
@@ -99,14 +98,17 @@ class CompiledRedraws:
             self._functions[shape] = self._checked(redraw, step, shape, item, block, tapes[item.example_block])
 
     def shares(
-        self, estimator: Redraw, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape
+        self, estimator: Redraw, step: Step, item: WorkItem, block: DirectionBlock | None, site: Site, tape: Tape
     ) -> Shares:
         """Returns the shares of a block of redraws in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
         function = self._functions[_shape_of(step, item, block, site)]
-        return function(Call.of(step, item, block, site, tape, estimator.noisy))
+        shares = function(Call.of(step, item, block, site, tape, estimator.noisy))
+        if step.differentiated(site) and not shares[0].any():
+            raise no_gradient(site)
+        return shares
 
     def _checked(
-        self, estimator: Redraw, step: Step, shape: Shape, item: WorkItem, block: DirectionBlock, tape: Tape
+        self, estimator: Redraw, step: Step, shape: Shape, item: WorkItem, block: DirectionBlock | None, tape: Tape
     ) -> FusedRedraw:
         """Builds a function, and compares its result on the batch with that of the eager redraw."""
         eager, site = replace(step, compiled=None), step.network.by_name[shape.site]
@@ -128,19 +130,23 @@ class CompiledRedraws:
         return function
 
 
-def shapes_of(step: Step, items: Iterable[WorkItem]) -> dict[Shape, tuple[WorkItem, DirectionBlock]]:
+def shapes_of(step: Step, items: Iterable[WorkItem]) -> dict[Shape, tuple[WorkItem, DirectionBlock | None]]:
     """Returns the shapes of the compiled redraws of items, each with the first item and block that have it."""
-    found: dict[Shape, tuple[WorkItem, DirectionBlock]] = {}
+    found: dict[Shape, tuple[WorkItem, DirectionBlock | None]] = {}
     for item in items:
         site = step.network.by_name[item.site or ""]
-        for block in item.directions if compilable(step, site) else ():
+        for block in (item.directions or (None,)) if compilable(step, site) else ():
             found.setdefault(_shape_of(step, item, block, site), (item, block))
     return found
 
 
-def _shape_of(step: Step, item: WorkItem, block: DirectionBlock, site: Site) -> Shape:
-    directions: tuple[int, ...] = (block.stop - block.start,)
-    if step.options.sampler == "orthogonal":
+def _shape_of(step: Step, item: WorkItem, block: DirectionBlock | None, site: Site) -> Shape:
+    directions: tuple[int, ...] = () if block is None else (block.stop - block.start,)
+    if block is None:
+        pass
+    elif site.name in step.unit_wise:
+        directions = (block.start, block.stop)
+    elif step.framed(site):
         directions = tuple(stop - start for _, start, stop in frames_of(block, site.units))
     return Shape(site.name, step.examples_in(item.example_block), directions)
 

@@ -13,52 +13,56 @@ Shapes: n examples, D units, m thresholds, F = D·m flips; flip f is unit f // m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from glr_dist.estimators.piecewise_constant import level_values, moment
 from glr_dist.estimators.samplers import DirectionBlock
+from glr_dist.estimators.unit_wise import Moves
 from glr_dist.noise import Noise
+from glr_dist.sites import Site
+from glr_dist.streams import Key
 
 
-def flipped(v: Tensor, thresholds: Sequence[float], block: DirectionBlock) -> tuple[Tensor, Tensor, Tensor]:
-    """Flips units of noisy logits.
-
-    Args:
-        v: noisy logits of the shared pass [n, D].
-        thresholds: t_1 … t_m.
-        block: numbers of the flips.
-
-    Returns:
-        The noisy logits with one unit at another level each [R, n, D], the unit of each flip [R], and its level there
-        [R, n].
-    """
-    t = v.new_tensor(thresholds)
-    flip = torch.arange(block.start, block.stop, device=v.device)
-    unit, other = flip // len(t), flip % len(t)
-    now = torch.bucketize(v, t)[:, unit].T
-    level = other[:, None] + (other[:, None] >= now)
-    copies = v.expand(len(flip), *v.shape).clone()
-    copies.scatter_(2, unit[:, None, None].expand(-1, len(v), 1), level_values(t)[level][..., None])
-    return copies, unit, level
-
-
-def coefficients(
-    noise: Noise, z: Tensor, scale: Tensor, thresholds: Sequence[float], unit: Tensor, level: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Returns the coefficients [R, n] of the losses in ∂J/∂z of the units, and in ∂J/∂log σ.
+@dataclass(frozen=True)
+class Flips:
+    """Moves each unit to each level that it does not have.
 
     Args:
-        noise: the law.
-        z: logits [n, D].
-        scale: σ, a scalar or [D].
-        thresholds: t_1 … t_m.
-        unit, level: of each flip, as `flipped` returns them.
+        thresholds: t_1 … t_m of the units.
     """
-    t = z.new_tensor([-torch.inf, *thresholds, torch.inf])
-    sigma = (scale.expand(z.shape[1]) if scale.dim() == 0 else scale)[unit, None]
-    below, above = ((edge - z[:, unit].T) / sigma for edge in (t[level], t[level + 1]))
-    by_z = (noise.density(below) - noise.density(above)) / sigma
-    return by_z, moment(noise, below) - moment(noise, above)
+
+    thresholds: tuple[float, ...]
+    name: ClassVar[str] = "flips"
+    replays: ClassVar[int] = 1
+
+    def moves(self, site: Site) -> int:
+        return site.units * len(self.thresholds)
+
+    def drawn(
+        self, noise: Noise, key: Key, block: DirectionBlock, n: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensor | None:
+        return None
+
+    def moved(
+        self, noise: Noise, z: Tensor, v: Tensor, scale: Tensor, block: DirectionBlock, drawn: Tensor | None
+    ) -> Moves:
+        t = torch.cat([z.new_full((1,), threshold) for threshold in self.thresholds])
+        ends = z.new_full((1,), torch.inf)
+        edges, number = torch.cat([-ends, t, ends]), len(self.thresholds)
+        units: slice | Tensor = slice(block.start, block.stop)
+        other: Tensor | int = 0
+        if number > 1:
+            flip = torch.arange(block.start, block.stop, device=z.device)
+            units, other = flip // number, (flip % number)[:, None]
+        now = (v[:, units, None] > t).sum(2).T  # a value at a threshold has the level below it
+        level = other + (other >= now)
+        sigma = scale[units, None] if scale.dim() else scale
+        centre = z[:, units].T
+        below, above = ((edge - centre) / sigma for edge in (edges[level], edges[level + 1]))
+        by_z = (noise.density(below) - noise.density(above)) / sigma
+        by_scale = moment(noise, below) - moment(noise, above)
+        return Moves(units, level_values(t)[level][:, None], by_z[:, None], by_scale[:, None])

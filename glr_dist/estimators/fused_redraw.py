@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from glr_dist.estimators.head import EXPECTED
+from glr_dist.estimators.head import EXPECTED, expected_shares
 from glr_dist.estimators.levels import scores_of
 from glr_dist.estimators.samplers import DirectionBlock, Frames, orthogonal_frames
-from glr_dist.estimators.step import Pass, Step, WorkItem, likelihood_ratio, unchanged
+from glr_dist.estimators.step import Pass, Step, WorkItem, head_gradient, likelihood_ratio, unchanged
+from glr_dist.estimators.unit_wise import columns_of, drawn_by, unit_wise_shares
 from glr_dist.estimators.variance import centred
 from glr_dist.inductor import built
 from glr_dist.network import Uniforms
@@ -47,7 +48,8 @@ class Call(NamedTuple):
         item: the work item.
         site: its site.
         tape: the shared pass.
-        drawn: ε [R, n, D], or its factors.
+        block: its block of directions, or of moves; None if nothing is drawn.
+        drawn: ε [R, n, D], or its factors; unit by unit, what the moves draw.
         targets: those of the example block, a tree of tensors [n, …].
         noisy: True if the other sites keep the noise of the shared pass.
     """
@@ -56,21 +58,26 @@ class Call(NamedTuple):
     item: WorkItem
     site: Site
     tape: Tape
-    drawn: Frames | Tensor
+    block: DirectionBlock | None
+    drawn: Frames | Tensor | None
     targets: Tree
     noisy: bool
 
     @classmethod
-    def of(cls, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape, noisy: bool) -> Call:
+    def of(cls, step: Step, item: WorkItem, block: DirectionBlock | None, site: Site, tape: Tape, noisy: bool) -> Call:
         """Draws the noise of a block of directions."""
         n = len(tape.logits[site.name])
-        drawn: Frames | Tensor
-        if step.options.sampler == "orthogonal":
+        drawn: Frames | Tensor | None
+        if block is None:
+            drawn = None
+        elif site.name in step.unit_wise:
+            drawn = drawn_by(step, item, block, site, n)
+        elif step.framed(site):
             key = step.key(item.shared_pass, site.index, item.example_block)
             drawn = orthogonal_frames(key, block, n, site.units, step.network.dtype, step.device)
         else:
             drawn = step.draw(site, item, block, n).flatten(2)
-        return cls(step, item, site, tape, drawn, taken(step.y, step.examples_of(item.example_block)), noisy)
+        return cls(step, item, site, tape, block, drawn, taken(step.y, step.examples_of(item.example_block)), noisy)
 
     @property
     def examples(self) -> int:
@@ -80,12 +87,14 @@ class Call(NamedTuple):
     @property
     def factors(self) -> list[Tensor]:
         """The tensors that are drawn."""
+        if self.drawn is None:
+            return []
         return leaves(tuple(self.drawn) if isinstance(self.drawn, Frames) else self.drawn)
 
-    def with_factors(self, factors: list[Tensor]) -> Frames | Tensor:
+    def with_factors(self, factors: list[Tensor]) -> Frames | Tensor | None:
         """Returns what is drawn, made of other tensors."""
         if not isinstance(self.drawn, Frames):
-            return factors[0]
+            return factors[0] if factors else None
         number = len(self.drawn.rows)
         return Frames(tuple(factors[:number]), tuple(factors[number:-1]), factors[-1])
 
@@ -93,7 +102,14 @@ class Call(NamedTuple):
     def share(self) -> Tensor:
         """Weight of one loss in J, a scalar."""
         step, name = self.step, self.site.name
-        return _scalar(1 / (step.size * step.passes[name] * step.copies[name]), step.network.dtype)
+        copies = 1 if self.block is None or name in step.unit_wise else step.copies[name]
+        return _scalar(1 / (step.size * step.passes[name] * copies), step.network.dtype)
+
+    @property
+    def logits(self) -> list[str]:
+        """The sites whose logits in the shared pass a redraw begins with."""
+        columns = columns_of(self.step.network, self.site) if self.site.name in self.step.unit_wise else None
+        return [self.site.name, *([columns.next.name] if columns else [])]
 
     def noise(self, site: str) -> Tensor:
         """Returns σ ε [n, *S] of another site in the shared pass."""
@@ -140,7 +156,8 @@ def fused(call: Call) -> FusedRedraw:
     tensors = dict((*model.named_parameters(), *model.named_buffers()))
     names: list[Name] = [
         *(("factor", i) for i in range(len(call.factors))),
-        *((kind, None) for kind in ("share", "logits", "losses")),
+        *((kind, None) for kind in ("share", "losses")),
+        *(("logits", name) for name in call.logits),
         *(("scale", name) for name in call.step.scales),
         *(("noise", name) for name in noises),
         *(("uniforms", request) for request in uniforms),
@@ -168,7 +185,7 @@ def _value(call: Call, factors: list[Tensor], kind: str, which: Any) -> Tensor:
     elif kind == "share":
         found = call.share
     elif kind == "logits":
-        found = tape.logits[call.site.name]
+        found = tape.logits[which]
     elif kind == "losses":
         found = tape.losses
     elif kind == "scale":
@@ -226,7 +243,7 @@ def _body(call: Call, given: Mapping[Name, Tensor]) -> tuple[Tensor, ...]:
     lent = call._replace(
         step=replace(call.step, scales={name: given["scale", name] for name in call.step.scales}),
         tape=Tape(
-            logits={site.name: given["logits", None]},
+            logits={name: given["logits", name] for name in call.logits},
             losses=given["losses", None],
             starts={} if site.top else {site.block: of("start", tape.starts[site.block])},
             statistics={name: given["statistics", name] for name in tape.statistics},
@@ -262,6 +279,12 @@ def _requests(call: Call) -> tuple[list[str], list[tuple[int, tuple[int, ...]]]]
 def _shares(call: Call, noisy: Callable[[Site, Tensor], Tensor], uniforms: Uniforms, share: Tensor) -> Shares:
     """Returns the shares of a block of redraws in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
     step, site, tape, drawn, n = call.step, call.site, call.tape, call.drawn, call.examples
+    if call.block is None:
+        return expected_shares(step, site, tape, call.targets, share)
+    if site.name in step.unit_wise:
+        assert not isinstance(drawn, Frames)
+        return unit_wise_shares(step, site, tape, call.block, drawn, call.targets, noisy, uniforms, share)
+    assert drawn is not None
     scale, z, noise, learned = step.scales[site.name], tape.logits[site.name], step.noise_at(site), step.log_scales
     eps = drawn.eps() if isinstance(drawn, Frames) else drawn
     eps = eps.view(*eps.shape[:2], *site.shape)
@@ -269,15 +292,27 @@ def _shares(call: Call, noisy: Callable[[Site, Tensor], Tensor], uniforms: Unifo
     signs = 1 - 2 * torch.arange(step.signs, dtype=z.dtype, device=z.device)  # 1, or 1 and -1
     v = z + signs.view(-1, *[1] * eps.dim()) * (scale * eps)
     passing = Pass(step, noisy)
-    outputs = step.network.replay(site, tape, v.view(-1, *site.shape), passing.visit, uniforms)
+    v = v.view(-1, *site.shape)
     targets = mapped(lambda y: y.repeat(step.signs * directions, *[1] * (y.dim() - 1)), call.targets)
+    if step.differentiated(site):
+        with torch.enable_grad():
+            outputs = step.network.replay(site, tape, v.requires_grad_(), passing.visit, uniforms)
+            gradient = head_gradient(v, passing.losses(outputs, targets), site)
+        gradient = gradient.view(step.signs, directions, n, *site.shape)
+        delta = gradient.sum((0, 1)) * share
+        if site.name not in learned:
+            return delta, None
+        signed = gradient[0] - gradient[1] if step.options.antithetic else gradient[0]
+        units = (signed * (scale * eps)).sum((0, 1, 2)) * share
+        return delta, units if scale.dim() else units.sum()
+    outputs = step.network.replay(site, tape, v, passing.visit, uniforms)
     losses = passing.losses(outputs, targets).view(step.signs, directions, n)
     weights = centred(losses, step.options.baseline, tape.losses)
     odd = weights[0] - weights[1] if step.options.antithetic else weights[0]
     even = weights.sum(0) if site.name in learned else None
     if isinstance(drawn, Frames) and type(noise) is Gaussian and even is None and site.name not in step.levels:
         return _along(drawn, odd).view(z.shape) / scale * share, None
-    scores = scores_of(step, site, z, eps, v)
+    scores = scores_of(step, site, z, eps, v.view(step.signs, directions, n, *site.shape))
     by_delta, by_scale = likelihood_ratio(scores, odd, even)
     delta = by_delta.sum(0) / scale * share
     if scores.factor is not None:

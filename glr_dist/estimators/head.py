@@ -22,6 +22,7 @@ from glr_dist.errors import ConfigError, NoGradientError, SiteError, UserError
 from glr_dist.losses import Expectation, Loss, expectation, has_derivative, per_example
 from glr_dist.network import Network
 from glr_dist.noise import Noise
+from glr_dist.sites import Site, Tape
 from glr_dist.streams import Key, Role, generator
 from glr_dist.trees import Tree, copied, same_memory, taken
 
@@ -116,6 +117,22 @@ def expected_gradient(step: Step, z: Tensor, targets: Tree) -> tuple[Tensor, Ten
     ones = torch.ones_like(losses)
     by_z, by_scale = torch.autograd.grad(losses, [z, log_scale], ones, materialize_grads=True)
     return by_z.contiguous(), by_scale  # the bits of a sum over the rows depend on the strides, which a transfer loses
+
+
+def expected_shares(
+    step: Step, site: Site, tape: Tape, targets: Tree, share: float | Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the shares of a shared pass in δ / N of the last site [n, *S] and, if σ is learned, in that of log σ.
+
+    Args:
+        step: the step.
+        site: the last site.
+        tape: the shared pass.
+        targets: those of the example block, a tree of tensors [n, …].
+        share: weight of one loss in J.
+    """
+    by_z, by_scale = expected_gradient(step, tape.logits[site.name], targets)
+    return by_z * share, by_scale * share if site.name in step.log_scales else None
 
 
 def check_expectation(step: Step) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from glr_dist.estimators.compiled_redraw import compilable
 from glr_dist.estimators.feedback import moments_key
-from glr_dist.estimators.flips import coefficients, flipped
-from glr_dist.estimators.head import DERIVATIVE, EXPECTED, expected_gradient
+from glr_dist.estimators.head import expected_shares
 from glr_dist.estimators.levels import scores_of
 from glr_dist.estimators.samplers import DirectionBlock
 from glr_dist.estimators.step import (
@@ -27,8 +26,10 @@ from glr_dist.estimators.step import (
     accumulate,
     head_gradient,
     likelihood_ratio,
+    no_gradient,
     unchanged,
 )
+from glr_dist.estimators.unit_wise import drawn_by, unit_wise_shares, widest
 from glr_dist.estimators.variance import blocks, centred, grouped
 from glr_dist.estimators.work import (
     DriverWork,
@@ -62,26 +63,26 @@ class Redraw:
 
     def items(self, step: Step, shared_pass: int) -> Iterator[WorkItem]:
         options = step.options
-        frames = options.sampler == "orthogonal"
         for site in step.learned():
             if shared_pass >= step.passes[site.name]:
                 continue
-            if self._exact(step, site):
+            if step.integrated(site):
                 yield from (WorkItem(shared_pass, example_block, site.name) for example_block in step.example_blocks)
                 continue
-            if site.name in step.flips:
-                limit = step.block_elements // (options.example_block * max(site.width, site.units))
-                cut = blocks(step.copies[site.name], None, limit, 1)
+            if site.name in step.unit_wise:
+                way = step.unit_wise[site.name]
+                limit = step.block_elements // (way.replays * options.example_block * widest(step.network, site))
+                cut = blocks(way.moves(site), None, limit, 1)
                 for example_block in step.example_blocks:
-                    for flips in grouped(cut, options.items_per_site):
-                        yield WorkItem(shared_pass, example_block, site.name, flips)
+                    for moves in grouped(cut, options.items_per_site):
+                        yield WorkItem(shared_pass, example_block, site.name, moves)
                 continue
-            centred_within = options.baseline == "leave_one_out" and not (
-                step.head.kind == DERIVATIVE and step.is_last(site)  # uses no baseline
-            )
+            centred_within = options.baseline == "leave_one_out" and not step.differentiated(site)  # uses no baseline
             least = 2 if centred_within else 1
             limit = step.block_elements // (step.signs * options.example_block * site.width)
-            cut = blocks(step.copies[site.name] // step.signs, step.redrawn(site) if frames else None, limit, least)
+            cut = blocks(
+                step.copies[site.name] // step.signs, step.redrawn(site) if step.framed(site) else None, limit, least
+            )
             parts = grouped(cut, options.items_per_site)
             for example_block in step.example_blocks:
                 for directions in parts:
@@ -92,13 +93,8 @@ class Redraw:
         site = step.network.by_name[item.site]
         result = Partial()
         deltas: dict[str, Tensor] = {}
-        share = self._flipped if site.name in step.flips else self._redrawn
-        shares = (
-            [self._expected(step, item, site, tape)]
-            if self._exact(step, site)
-            else (share(step, item, block, site, tape) for block in item.directions)
-        )
-        for delta, scales in shares:
+        for block in item.directions or (None,):  # None: nothing is drawn
+            delta, scales = self._redrawn(step, item, block, site, tape)
             accumulate(deltas, site.name, delta)
             if scales is not None:
                 accumulate(result.scales, site.name, scales)
@@ -115,39 +111,8 @@ class Redraw:
             result.grads = self.finish(step, item.shared_pass, item.example_block, site.name, delta, tape).grads
         return result
 
-    @staticmethod
-    def _exact(step: Step, site: Site) -> bool:
-        """True if δ of a site is the derivative of the expected loss, without a draw."""
-        return step.head.kind == EXPECTED and step.is_last(site)
-
-    @staticmethod
-    def _expected(step: Step, item: WorkItem, site: Site, tape: Tape) -> tuple[Tensor, Tensor | None]:
-        """Returns the shares of a shared pass in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
-        share = 1 / (step.size * step.passes[site.name])
-        by_z, by_scale = expected_gradient(step, tape.logits[site.name], step.targets(item.example_block, 1))
-        return by_z * share, by_scale * share if site.name in step.log_scales else None
-
-    def _flipped(
-        self, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape
-    ) -> tuple[Tensor, Tensor | None]:
-        """Returns the shares of a block of flips in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
-        scale, thresholds, noise = step.scales[site.name], step.flips[site.name], step.noise_at(site)
-        z = tape.logits[site.name]
-        n = len(z)
-        v = self._others(step, item.shared_pass, item.example_block)(site, z)
-        copies, unit, level = flipped(v.flatten(1), thresholds, block)
-        losses = self._losses(step, item, site, tape, copies.view(-1, *site.shape)).view(-1, n)
-        one = scale.flatten() if scale.dim() else scale
-        by_z, by_scale = coefficients(noise, z.flatten(1), one, thresholds, unit, level)
-        weights = (losses - tape.losses) / (step.size * step.passes[site.name])
-        delta = torch.zeros_like(z.flatten(1)).index_add_(1, unit, (weights * by_z).T)
-        if site.name not in step.log_scales:
-            return delta.view(z.shape), None
-        units = torch.zeros_like(delta[0]).index_add_(0, unit, (weights * by_scale).sum(1)).view(site.shape)
-        return delta.view(z.shape), units if scale.dim() else units.sum()
-
     def _redrawn(
-        self, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape
+        self, step: Step, item: WorkItem, block: DirectionBlock | None, site: Site, tape: Tape
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the shares of a block of redraws in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
         if step.compiled is not None and compilable(step, site):
@@ -155,9 +120,18 @@ class Redraw:
         return self.eager_shares(step, item, block, site, tape)
 
     def eager_shares(
-        self, step: Step, item: WorkItem, block: DirectionBlock, site: Site, tape: Tape
+        self, step: Step, item: WorkItem, block: DirectionBlock | None, site: Site, tape: Tape
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the shares of a block of redraws, one operator after another: the reference of compiled redraws."""
+        if block is None:
+            share = 1 / (step.size * step.passes[site.name])
+            return expected_shares(step, site, tape, step.targets(item.example_block, 1), share)
+        if site.name in step.unit_wise:
+            drawn = drawn_by(step, item, block, site, len(tape.losses))
+            noisy = self._others(step, item.shared_pass, item.example_block)
+            uniforms = step.uniforms(item.shared_pass, item.example_block)
+            targets, share = step.targets(item.example_block, 1), 1 / (step.size * step.passes[site.name])
+            return unit_wise_shares(step, site, tape, block, drawn, targets, noisy, uniforms, share)
         scale, z = step.scales[site.name], tape.logits[site.name]
         n = len(z)
         eps = step.draw(site, item, block, n)
@@ -175,10 +149,12 @@ class Redraw:
         v = v.view(-1, *site.shape)
         share = 1 / (step.size * step.passes[site.name] * step.copies[site.name])  # weight of one loss in J
         units: Tensor | None
-        if step.head.kind == DERIVATIVE and step.is_last(site):
+        if step.differentiated(site):
             with torch.enable_grad():
                 losses = self._losses(step, item, site, tape, v.requires_grad_())
             gradient = head_gradient(v, losses, site).view(step.signs, directions, n, *site.shape)
+            if not gradient.any():
+                raise no_gradient(site)
             delta = gradient.sum((0, 1)) * share
             signed = gradient[0] - gradient[1] if step.options.antithetic else gradient[0]
             units = (signed * shift).sum((0, 1)) * share  # ∂v/∂log σ = σ ε
@@ -251,18 +227,17 @@ class Redraw:
         assert item.site is not None
         network, n, directions = step.network, example_count(step, item), direction_count(item)
         site = network.by_name[item.site]
-        derivative = step.head.kind == DERIVATIVE and step.is_last(site)
-        flips = site.name in step.flips
-        copies = directions if flips else step.signs * directions
-        flops = (2 if derivative else 1) * copy_cost(step, site) * network.flops * copies * n
+        way = step.unit_wise.get(site.name)
+        copies = directions * (way.replays if way else step.signs)
+        flops = (2 if step.differentiated(site) else 1) * copy_cost(step, site) * network.flops * copies * n
         space = step.spaces.get(site.name)
         formed = bool(site.owned) and not step.keeps_delta(site)
         return ItemWork(
             flops=flops + (gradient_flops(step, site, n) if formed else 0.0),
-            noise=n * (0 if flips else directions) * step.redrawn(site),
-            activations=n * max(copies, 1) * elements_from(network.sites, site),
+            noise=n * directions * (1 if way else step.redrawn(site)),
+            activations=n * max(copies, 1) * (widest(network, site) if way else elements_from(network.sites, site)),
             passes=max(len(item.directions), 1),
-            frames=(step.redrawn(site),) if item.directions and not flips else (),
+            frames=(step.redrawn(site),) if item.directions and not way and step.framed(site) else (),
             bases=space.basis_flops * step.size if space else 0.0,
             delta=site if site.owned and not formed else None,
             grads=site.owned if formed else (),

@@ -19,7 +19,7 @@ from glr_dist.config import Estimator as Options
 from glr_dist.errors import NoGradientError
 from glr_dist.estimators.column_space import ColumnSpace
 from glr_dist.estimators.feedback import OUTPUTS, FeedbackMap, errors_of
-from glr_dist.estimators.head import EXPECTED, SAMPLED_HEAD, Head, LastLogits, expected_losses
+from glr_dist.estimators.head import DERIVATIVE, EXPECTED, SAMPLED_HEAD, Head, LastLogits, expected_losses
 from glr_dist.estimators.samplers import SAMPLERS, DirectionBlock
 from glr_dist.losses import Loss, per_example
 from glr_dist.network import Network, Uniforms
@@ -31,6 +31,7 @@ from glr_dist.trees import Tree, copied, count, leaves, taken
 
 if TYPE_CHECKING:
     from glr_dist.estimators.compiled_redraw import CompiledRedraws
+    from glr_dist.estimators.unit_wise import UnitWise
 
 K = TypeVar("K")
 
@@ -113,8 +114,9 @@ class Step:
         scales: site -> σ, a scalar or [*S].
         log_scales: site -> log σ, for the sites where it is learned.
         seed, number: the run's seed and the step's number, which key all noise.
-        flips: site -> the thresholds of the units behind it, for the sites whose units are flipped instead of redrawn.
-        levels: the same for the sites whose scores are averaged given the levels of these units.
+        unit_wise: site -> its way of redrawing, for the sites that are redrawn unit by unit.
+        levels: site -> the thresholds of the units behind it, for the sites whose scores are averaged given the levels
+            of these units.
         spaces: site -> the column spaces of its inputs, for the sites that redraw only the noise inside them.
         feedback: site -> the map from the output error to δ, for the sites that use one.
         head: how the noise of the last site enters.
@@ -136,7 +138,7 @@ class Step:
     x: Tree
     y: Tree
     loss: Loss
-    flips: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    unit_wise: Mapping[str, UnitWise] = field(default_factory=dict)
     levels: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     spaces: Mapping[str, ColumnSpace] = field(default_factory=dict)
     feedback: Mapping[str, FeedbackMap] = field(default_factory=dict)
@@ -197,6 +199,18 @@ class Step:
         """Returns the number of dimensions of an example's noise that a redraw of the site varies."""
         return self.spaces[site.name].units if site.name in self.spaces else site.units
 
+    def framed(self, site: Site) -> bool:
+        """True if the directions of the site are rows of orthogonal frames; a derivative gains nothing by them."""
+        return self.options.sampler == "orthogonal" and not self.differentiated(site)
+
+    def integrated(self, site: Site) -> bool:
+        """True if δ of the site is the derivative of the expected loss, without a draw."""
+        return self.head.kind == EXPECTED and self.is_last(site)
+
+    def differentiated(self, site: Site) -> bool:
+        """True if δ of the site is the derivative of the loss at its noisy logits."""
+        return self.head.kind == DERIVATIVE and self.is_last(site)
+
     def is_last(self, site: Site) -> bool:
         """True for the last site of a pass."""
         return site.index == len(self.network.sites) - 1
@@ -214,7 +228,8 @@ class Step:
 
     def draw(self, site: Site, item: WorkItem, block: DirectionBlock, n: int) -> Tensor:
         """Draws ε [R, n, *S] of one block of the item's directions at a site, or coefficients c of a column space."""
-        sampler = SAMPLERS[self.options.sampler]
+        name = self.options.sampler
+        sampler = SAMPLERS["iid" if name == "orthogonal" and not self.framed(site) else name]
         key = self.key(item.shared_pass, site.index, item.example_block)
         eps = sampler(self.noise_at(site), key, block, n, self.redrawn(site), self.network.dtype, self.device)
         return eps if site.name in self.spaces else eps.view(*eps.shape[:2], *site.shape)
@@ -224,17 +239,21 @@ class Step:
         stream = generator(self.key(shared_pass, site.index, example_block), self.device)
         return self.noise_at(site).sample((n, *site.shape), stream, self.network.dtype)
 
-    def shared_noise(self, shared_pass: int, example_block: int) -> Callable[[Site, Tensor], Tensor]:
+    def shared_noise(
+        self, shared_pass: int, example_block: int, kept: dict[str, Tensor] | None = None
+    ) -> Callable[[Site, Tensor], Tensor]:
         """Returns (site, z) -> v, which adds the noise of a shared pass; z holds C copies of the block [C·n, *S].
 
-        The last site has none if the loss's expectation takes its place.
+        The last site has none if the loss's expectation takes its place. `kept` receives σ ε [n, *S] by site.
         """
         n = self.examples_in(example_block)
 
         def noisy(site: Site, z: Tensor) -> Tensor:
-            if self.head.kind == EXPECTED and self.is_last(site):
+            if self.integrated(site):
                 return z
             added = self.shared_eps(site, shared_pass, example_block, n) * self.scales[site.name]
+            if kept is not None:
+                kept[site.name] = added
             return (z.view(-1, n, *site.shape) + added).view(z.shape)
 
         return noisy
@@ -266,13 +285,15 @@ class Step:
             SiteError: the head is `expected`, and the outputs are not the logits of the last site.
         """
         examples = self.examples_of(example_block)
-        passing = Pass(self, self.shared_noise(shared_pass, example_block) if noisy else unchanged)
+        kept: dict[str, Tensor] | None = None if self.compiled is None else {}
+        passing = Pass(self, self.shared_noise(shared_pass, example_block, kept) if noisy else unchanged)
         outputs, tape = self.network.record(
             taken(self.x, examples), passing.visit, self.uniforms(shared_pass, example_block)
         )
         for name, z in tape.logits.items():
             if not all_finite(z):
                 raise FloatingPointError(f"the logits of the site '{name}' are not finite at step {self.number}")
+        tape.noise = kept or {}
         targets = taken(self.y, examples)
         tape.losses = passing.losses(outputs, targets)
         if self.feedback:
@@ -334,7 +355,10 @@ class Pass:
 
     def visit(self, site: Site, z: Tensor) -> Tensor:
         """Returns the noisy logits of a site."""
-        v = self._noisy(site, z)
+        return self.reached(site, self._noisy(site, z))
+
+    def reached(self, site: Site, v: Tensor) -> Tensor:
+        """Returns the noisy logits of a site, which the pass goes on with."""
         if self._integrated and self._step.is_last(site):
             self._last = LastLogits(v)
         return v
@@ -400,13 +424,18 @@ def head_gradient(v: Tensor, losses: Tensor, site: Site) -> Tensor:
     """Returns the gradient of the losses at the last site's noisy logits v in the shape of v (head `derivative`).
 
     Raises:
-        NoGradientError: the losses have no gradient there, or a zero one.
+        NoGradientError: the losses have no gradient there.
     """
     if losses.requires_grad:
         (gradient,) = torch.autograd.grad(losses, v, torch.ones_like(losses), allow_unused=True)
-        if gradient is not None and gradient.any():
+        if gradient is not None:
             return gradient
-    raise NoGradientError(
+    raise no_gradient(site)
+
+
+def no_gradient(site: Site) -> NoGradientError:
+    """Returns the error for losses without a derivative, or with one that is zero everywhere."""
+    return NoGradientError(
         f"estimator.head: the loss has no derivative at the logits of '{site.name}' (the loss, or an activation after "
         "the site, is discontinuous); use 'sampled'"
     )

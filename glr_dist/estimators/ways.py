@@ -10,12 +10,16 @@ from torch import Tensor
 
 from glr_dist.config import Estimator as Options
 from glr_dist.errors import ConfigError, SiteError
-from glr_dist.estimators.allotment import Thresholds
 from glr_dist.estimators.column_space import ColumnSpace, narrow_space, worthwhile_space
+from glr_dist.estimators.differences import Differences
+from glr_dist.estimators.flips import Flips
 from glr_dist.estimators.piecewise_constant import thresholds_of
+from glr_dist.estimators.unit_wise import UnitWise
 from glr_dist.network import Network
 from glr_dist.noise import Gaussian, Noise
 from glr_dist.rules import direct_parameters
+
+Thresholds = Mapping[str, tuple[float, ...]]  # of the units behind each site whose units are piecewise constant
 
 
 def known_thresholds(network: Network, noise: Noise | None, ways: Mapping[str, str], like: Tensor) -> Thresholds:
@@ -44,6 +48,35 @@ def known_thresholds(network: Network, noise: Noise | None, ways: Mapping[str, s
             with suppress(SiteError):  # these units are not piecewise constant
                 known[name] = thresholds_of(network, network.by_name[name], way, like)
     return known
+
+
+def unit_wise_of(
+    network: Network, noise: Noise | None, options: Options, ways: Mapping[str, str], thresholds: Thresholds
+) -> dict[str, UnitWise]:
+    """Returns how each site is redrawn unit by unit, for those that must or may be, by the site's name.
+
+    Raises:
+        ConfigError: the way of a site is `differences`, and the law has no half-widths, or σ is learned.
+    """
+    found: dict[str, UnitWise] = {}
+    learned = noise is not None and noise.learn != "none"
+    for site in network.sites:
+        way = ways[site.name]
+        if way == "flips" or (way == "auto" and site.name in thresholds):
+            found[site.name] = Flips(thresholds[site.name])
+        elif way == "differences" and learned:
+            raise ConfigError(
+                "estimator.redraw: 'differences' does not estimate the gradient of σ, which noise.learn needs"
+            )
+        elif way == "differences" and (noise is None or not noise.has_half_width):
+            law = noise.law if noise else "none"
+            raise ConfigError(
+                f"estimator.redraw: 'differences' needs a law with half_width(shape, stream, dtype), {law} has none; "
+                "use gaussian or laplace"
+            )
+        elif way == "differences" or (way == "auto" and noise is not None and noise.has_half_width and not learned):
+            found[site.name] = Differences()
+    return found if options.name == "conditional" else {}
 
 
 def levels_of(options: Options, ways: Mapping[str, str], thresholds: Thresholds) -> Thresholds:

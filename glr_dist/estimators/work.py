@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glr_dist.estimators.step import Step, WorkItem
+from glr_dist.estimators.unit_wise import move_cost
 from glr_dist.sites import Site
 
 
@@ -55,7 +56,9 @@ class DriverWork:
 
 
 def copy_cost(step: Step, site: Site) -> float:
-    """FLOPs of a copy, as a share of the network's: the suffix, and noise inside a column space, drawn by pairs."""
+    """FLOPs of a copy, as a share of the network's: the suffix, or what follows it, and noise inside a column space."""
+    if site.name in step.unit_wise:
+        return move_cost(step.network, site)
     space = step.spaces.get(site.name)
     return site.suffix + (space.expand_flops / step.signs / step.network.flops if space else 0.0)
 

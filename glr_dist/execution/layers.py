@@ -105,7 +105,7 @@ class Layers(Executor):
             step.loss,
             step.copies,
             step.passes,
-            step.flips,
+            step.unit_wise,
             step.levels,
             step.head,
             step.spaces,

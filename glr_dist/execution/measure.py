@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from glr_dist.estimators import Estimator, Partial, Step, WorkItem
-from glr_dist.estimators.allotment import Thresholds, has_copies
-from glr_dist.estimators.choices import AUTO, COPIES, FLIPS, HEAD
+from glr_dist.estimators.allotment import has_copies
+from glr_dist.estimators.choices import AUTO, COPIES, HEAD, UNIT_WISE
 from glr_dist.estimators.samplers import DirectionBlock
+from glr_dist.estimators.unit_wise import UnitWise, move_cost, moved_by
 from glr_dist.estimators.variance_law import VarianceLaw
 from glr_dist.estimators.work import copy_cost
 from glr_dist.execution.executor import Executor, TapedItem
@@ -62,7 +63,7 @@ def measured(
     step: Step,
     passes: int,
     limits: Mapping[str, int],
-    thresholds: Thresholds,
+    unit_wise: Mapping[str, UnitWise],
     ways: Mapping[str, str],
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, dict[str, VarianceLaw]], float]:
@@ -71,39 +72,45 @@ def measured(
     Args:
         executor: computes the items; the network does not have the hooks of a pass.
         estimator: `conditional`.
-        step: the step, verified; its K, M and flips do not count, except for the K of the head.
+        step: the step, verified; its K, M and unit-wise redraws do not count, except for the K of the head.
         passes: number of shared passes, at least 2.
-        limits: maximum number of copies of a site in one pass, by site; flips that need more are left out.
-        thresholds: of the units of the sites that may be flipped.
-        ways: way of redrawing by site; a site that must be flipped is measured so, whatever its limit.
+        limits: maximum number of copies of a site in one pass, by site; unit by unit is left out where it costs more.
+        unit_wise: the way of redrawing of the sites that may be redrawn unit by unit.
+        ways: way of redrawing by site; a site that must be redrawn unit by unit is measured so, whatever its limit.
         advance: called after each pass.
 
     Returns:
-        The laws by site and way of redrawing (`copies`, `flips` or `head`), and the forward passes that it took.
+        The laws by site and way of redrawing (`copies`, `flips`, `differences`, `head`), and the forward passes that it
+        took.
     """
     alone = replace(
         step,
         number=_FIRST_STEP + step.number,
         passes=dict.fromkeys((site.name for site in step.network.sites), passes),
-        flips={},
+        unit_wise={},
     )
     sites = alone.learned()
     free = {site.name for site in sites if has_copies(alone, site)}
-    counts = {name: alone.network.by_name[name].units * len(t) for name, t in thresholds.items() if name in free}
-    flipped = [name for name, k in counts.items() if ways[name] == FLIPS or (ways[name] == AUTO and k <= limits[name])]
-    first = tuple(site for site in sites if site.name not in free or ways[site.name] != FLIPS)
+    moved = {site.name: moved_by(unit_wise, site) for site in sites if site.name in free and site.name in unit_wise}
+
+    def affordable(name: str, copies: int) -> bool:
+        site = alone.network.by_name[name]
+        return copies * move_cost(alone.network, site) <= limits[name] * copy_cost(alone, site)
+
+    turned = [k for k, v in moved.items() if ways[k] in UNIT_WISE or (ways[k] == AUTO and affordable(k, v))]
+    first = tuple(site for site in sites if site.name not in free or ways[site.name] not in UNIT_WISE)
     plans = {site.name: _Halves.of(alone, site, limits[site.name]) for site in first if site.name in free}
     drawn = replace(alone, copies={**alone.copies, **{name: plan.copies for name, plan in plans.items()}})
-    again = tuple(site for site in sites if site.name in flipped)
-    turned = replace(
+    again = tuple(site for site in sites if site.name in turned)
+    by_unit = replace(
         alone,
-        flips={name: thresholds[name] for name in flipped},
-        spaces={name: space for name, space in alone.spaces.items() if name not in flipped},
-        copies={**alone.copies, **counts},
+        unit_wise={name: unit_wise[name] for name in turned},
+        spaces={name: space for name, space in alone.spaces.items() if name not in turned},
+        copies={**alone.copies, **moved},
     )
     laws: dict[str, dict[str, VarianceLaw]] = {site.name: {} for site in sites}
     cost = 0.0
-    for run, chosen, halves in ((drawn, first, plans), (turned, again, {})):
+    for run, chosen, halves in ((drawn, first, plans), (by_unit, again, {})):
         if chosen:
             found, spent = _laws(executor, estimator, run, passes, chosen, halves, advance)
             cost += spent
@@ -229,7 +236,8 @@ def _laws(
                 _add(sums, estimator, step, taped, partial, plans)
             _collect(sums, moments)
             advance()
-    how = {site.name: FLIPS if site.name in step.flips else COPIES if site.name in plans else HEAD for site in sites}
+    how = {site.name: COPIES if site.name in plans else HEAD for site in sites}
+    how |= {name: way.name for name, way in step.unit_wise.items()}
     cost = passes * (1 + sum(copy_cost(step, site) * step.copies[site.name] for site in sites))
     return {name: {how[name]: found.law()} for name, found in moments.items()}, cost
 

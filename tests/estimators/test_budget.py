@@ -13,7 +13,7 @@ from torch import nn
 from glr_dist import GLR, Gaussian
 from glr_dist.errors import ConfigError
 from glr_dist.estimators.allotment import Allotment
-from glr_dist.estimators.choices import COPIES, FLIPS, HEAD, Candidate, Way, best, cheapest, forward_passes, uniform
+from glr_dist.estimators.choices import COPIES, HEAD, Candidate, Way, best, cheapest, forward_passes, uniform
 from glr_dist.estimators.samplers import DirectionBlock, orthogonal
 from glr_dist.estimators.variance_law import VarianceLaw, cosine_of
 from glr_dist.execution.inline import Inline
@@ -92,7 +92,7 @@ def test_the_law_predicts_the_variance_of_estimates_at_other_sizes():
     net, x, y = made(redraw="auto")
     step = net.bind(x, y)
     limits = {site.name: 2 * 2 * site.units for site in net.network.sites}
-    laws, _ = measured(net.executor, net.estimator, step, 64, limits, net.thresholds, dict.fromkeys(limits, "auto"))
+    laws, _ = measured(net.executor, net.estimator, step, 64, limits, net.unit_wise, dict.fromkeys(limits, "auto"))
     for copies, passes, redraw in ((6, 1, "auto"), (40, 2, "auto"), (2, 2, "flips")):
         redraws = {"4": "copies", "*": redraw}
         other, _, _ = made(copies=copies, passes=passes, budget=None, redraw=redraws)
@@ -103,7 +103,7 @@ def test_the_law_predicts_the_variance_of_estimates_at_other_sizes():
                 grads.setdefault(name.split(".")[0], []).append(grad.flatten())
         for site, found in grads.items():
             rows = torch.cat([torch.stack(found[0::2]), torch.stack(found[1::2])], 1)  # weights and biases
-            how = FLIPS if redraws.get(site, redraw) == FLIPS else COPIES  # with the scores that `auto` chooses
+            how = "flips" if redraws.get(site, redraw) == "flips" else COPIES  # with the scores that `auto` chooses
             law = laws[site][how]
             predicted = law.relative(copies // 2 if how == COPIES else 0, passes) * law.gradient
             assert predicted == pytest.approx(float(rows.var(0).sum()), rel=0.25), (site, copies, passes, how)
@@ -124,7 +124,7 @@ def some_sites(seed: int) -> list[Candidate]:
         ways = [Way(COPIES, cost, VarianceLaw(10 ** rng.uniform(-1, 1), between, frame, direction * (rows or 1), rows))]
         if rng.random() < 0.4:
             ways.append(
-                Way(FLIPS, cost / 2, VarianceLaw(ways[0].law.gradient, between * rng.uniform(0.5, 3)), rows or 5)
+                Way("flips", cost / 2, VarianceLaw(ways[0].law.gradient, between * rng.uniform(0.5, 3)), rows or 5)
             )
         if rng.random() < 0.2:
             ways = [Way(HEAD, cost, VarianceLaw(1.0, between), rng.choice([0, 8]))]
@@ -222,8 +222,9 @@ def test_the_estimate_is_that_of_the_same_numbers_by_hand():
     given = net.allotment
     assert given is not None
     assert given.step == 5
-    copies = {name: 2 if name in given.flips else k for name, k in given.copies.items()}
-    redraw = {name: FLIPS if name in given.flips else "auto" for name in given.copies}
+    copies = {name: 2 if name in given.unit_wise else k for name, k in given.copies.items()}
+    drawn = {name: "levels" if name in net.unit_wise and name != "4" else "copies" for name in given.copies}
+    redraw = {**drawn, **given.unit_wise}  # `auto` with a given K would choose by itself
     byhand, _, _ = made(copies=copies, passes=given.passes, redraw=redraw, budget=None)
     byhand.step = 5
     expected = byhand.gradients(x, y).grads
@@ -289,7 +290,7 @@ def test_flips_that_the_user_asks_for_stay():
     net, x, y = made(redraw={"2": "flips", "*": "copies"}, budget=8.0)
     net.estimate(x, y)
     assert net.allotment is not None
-    assert net.allotment.flips == ("2",)
+    assert net.allotment.unit_wise == {"2": "flips"}
     assert net.allotment.copies["2"] == 8
 
 

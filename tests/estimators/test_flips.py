@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from glr_dist import GLR, Gaussian
 from glr_dist.errors import ConfigError, SiteError
-from glr_dist.estimators import flips, redraw
+from glr_dist.estimators.flips import Flips
+from glr_dist.estimators.samplers import DirectionBlock
+from glr_dist.estimators.unit_wise import Moves
 from glr_dist.losses import LOSSES, expectation, zero_one
 from glr_dist.nn import Heaviside, Quantise, Sign, Staircase
 from glr_dist.noise import LAWS
@@ -170,20 +172,18 @@ def test_flips_at_a_last_site_or_with_another_estimator_are_refused() -> None:
 def test_faults_are_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net, x, y = made("staircase", "gaussian", "unit")
     right = reference(net, UNITS["staircase"][1], "gaussian", "unit")
-    if bug == "a level too many":
-        monkeypatch.setattr(
-            redraw,
-            "flipped",
-            lambda v, t, b: (*(found := flips.flipped(v, t, b))[:2], (found[2] + 1).clamp(max=len(t))),
-        )
-    else:
-        factor = -1.0 if bug == "density at the other side" else 1.3
+    moved = Flips.moved
 
-        def wrong(noise: Any, z: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-            if factor < 0:
-                return flips.coefficients(noise, -z, scale, *rest)
-            return flips.coefficients(noise, z, scale * factor, *rest)
+    def wrong(
+        self: Flips, noise: Any, z: Tensor, v: Tensor, scale: Tensor, block: DirectionBlock, drawn: Tensor | None
+    ) -> Moves:
+        if bug == "density at the other side":
+            return moved(self, noise, -z, v, scale, block, drawn)
+        if bug == "scale forgotten":
+            return moved(self, noise, z, v, 1.3 * scale, block, drawn)
+        found = moved(self, noise, z, v, scale, block, drawn)
+        return found._replace(values=(found.values + 1 / 3).clamp(max=2.0))
 
-        monkeypatch.setattr(redraw, "coefficients", wrong)
+    monkeypatch.setattr(Flips, "moved", wrong)
     with pytest.raises(AssertionError, match="z too large"):
         agrees(itertools.islice(estimates(net, x, y, zero_one), 48), right, 0.5)

@@ -317,7 +317,7 @@ def test_noise_that_is_integrated_out_and_drawn_as_well_is_caught(monkeypatch: p
     """The bug: the last site's noise is in the expectation, and in the logits too."""
     import glr_dist.estimators.step as steps
 
-    def noisy_too(self: Any, shared_pass: int, example_block: int) -> Any:
+    def noisy_too(self: Any, shared_pass: int, example_block: int, kept: Any = None) -> Any:
         n = self.examples_in(example_block)
         return lambda site, z: (
             z.view(-1, n, *site.shape) + self.shared_eps(site, shared_pass, example_block, n) * self.scales[site.name]
