@@ -27,7 +27,7 @@ def _estimate(device, noise=None, **options):
         (Laplace(0.5), {"copies": 2048}),
         (None, {"copies": 512, "head": "derivative"}),
         (None, {"copies": 512, "redraw": "auto", "head": "auto", "passes": 64}),
-        (None, {"redraw": {"0": "differences", "*": "copies"}, "copies": 512, "passes": 64}),
+        (None, {"redraw": {"1": "differences", "*": "copies"}, "copies": 512, "passes": 64}),
         (None, {"estimator": "joint", "copies": 20000}),
     ],
 )
