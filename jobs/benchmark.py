@@ -52,6 +52,7 @@ from glr_dist.glr import GLR
 
 Commands = Any  # what `add_subparsers` returns
 COMPILED = "compiled redraws"
+RACED = ("as configured", "head auto", "copies auto")
 SCALING = Path(__file__).resolve().parents[1] / "configs" / "benchmark" / "scaling.yaml"
 
 
@@ -121,13 +122,14 @@ def _add_time_to_accuracy(commands: Commands) -> None:
     command.add_argument("--rounds", type=_count, default=3, metavar="N", help="repetitions, each with its own seed")
     command.add_argument("--steps", type=_count, default=2000, metavar="N", help="steps after which a candidate stops")
     command.add_argument("--turn", type=_count, default=20, metavar="N", help="steps between two evaluations")
+    command.add_argument("--only", choices=RACED, nargs="+", default=RACED, help="estimators beside backpropagation")
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for time_to_accuracy.json")
 
     def run(options: argparse.Namespace) -> None:
         from glr_dist.diagnostics.race import race, race_table
 
         config = _config(options)
-        found = race(_candidates(config), options.accuracy, options.rounds, options.steps, options.turn)
+        found = race(_candidates(config, options.only), options.accuracy, options.rounds, options.steps, options.turn)
         print(race_table(found))
         times = {name: [asdict(each) for each in times] for name, times in found.items()}
         report = {"config": config.model_dump(mode="json"), "accuracy": options.accuracy, "times": times}
@@ -136,21 +138,22 @@ def _add_time_to_accuracy(commands: Commands) -> None:
     command.set_defaults(run=run)
 
 
-def _candidates(config: Config) -> dict[str, Config]:
-    """The configurations that `time_to_accuracy` compares."""
+def _candidates(config: Config, names: Sequence[str]) -> dict[str, Config]:
+    """The configurations that `time_to_accuracy` compares, those of `RACED` with a name among `names`."""
     from glr_dist.diagnostics.estimates import rebuilt
     from glr_dist.diagnostics.race import BACKPROP, by_backprop
 
     net, x, y = _batch(config)
-    budget = net.cost(x, y, loss_of(config))[1]
-    estimators = {"as configured": config.estimator}
+    estimators = {RACED[0]: config.estimator}
     if config.estimator.name == "conditional":
-        estimators["head auto"] = config.estimator.model_copy(update={"head": "auto"})
-        estimators["copies auto"] = rebuilt(
-            config.estimator, copies="auto", passes="auto", redraw="auto", head="auto", budget=budget
-        )
+        estimators[RACED[1]] = config.estimator.model_copy(update={"head": "auto"})
+        if RACED[2] in names:
+            budget = net.cost(x, y, loss_of(config))[1]
+            estimators[RACED[2]] = rebuilt(
+                config.estimator, copies="auto", passes="auto", redraw="auto", head="auto", budget=budget
+            )
     return {
-        **{name: config.model_copy(update={"estimator": each}) for name, each in estimators.items()},
+        **{name: config.model_copy(update={"estimator": each}) for name, each in estimators.items() if name in names},
         BACKPROP: by_backprop(config),
     }
 

@@ -252,7 +252,8 @@ def compiled(setting: Setting) -> Found:
     wrong: list[str] = []
     with _ray(actors), tempfile.TemporaryDirectory() as folder:
         for network, sections in COMPILED.items():
-            eager, found = Path(folder) / f"{network}-eager", []
+            eager = Path(folder) / f"{network}-eager"
+            found: list[Row] = []
             first = _trained(f"{network}, eager", sections, setting.inline(), eager)
             for execution in [{**setting.inline(), "compile": "step"}, *actors]:
                 out = Path(folder) / f"{network}-{len(found)}"

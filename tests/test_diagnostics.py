@@ -357,7 +357,9 @@ def test_the_command_prints_the_table(capsys, tiny_yaml, tmp_path):
     said, errors = capsys.readouterr()
     assert errors == ""
     assert said.splitlines()[-1] == f"results  {tmp_path / 'out'}"
-    assert len(said.splitlines()) == 2 + 2 + 1 + 1
+    told = [line for line in said.splitlines() if line.startswith("for cosine")]
+    assert 1 <= len(told) <= 3  # as configured, and what needs fewer passes
+    assert len(said.splitlines()) == 2 + 2 + len(told) + 1
 
 
 def test_a_constant_estimator_draws_its_picture_without_a_warning(tiny, tmp_path, recwarn):

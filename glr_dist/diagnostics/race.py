@@ -49,7 +49,10 @@ class _Candidate:
         self.optimizer, self.loss = optimizer_of(config.training, self.net), loss_of(config)
         ema = config.training.ema
         self.average = None if ema is None else Average(self.net, ema)
-        self.net.compiles = not backprop and config.execution.compile == "step"
+        compiled = (
+            config.execution.compile == "step" and config.estimator.copies != "auto"
+        )  # which would be compiled anew
+        self.net.compiles = compiled and not backprop
         self.steps = 0
         self.seconds = self.forward_passes = 0.0
         self.time: Time | None = None

@@ -28,7 +28,8 @@ class Recommendation:
     Attributes:
         cosine: the cosine.
         head, redraw: options of the estimator.
-        copies, passes: options of the estimator, by site; None if more than some thousand passes would be needed.
+        copies, passes: options of the estimator, by site; None if more than some thousand passes would be needed. K is
+            empty if no site draws copies.
         forward_passes: cost of a step; None likewise.
         cosines: predicted cosine by site.
         changed: True if `head` or `redraw` differ from the configuration.
@@ -47,7 +48,8 @@ class Recommendation:
         """Returns the overrides of a configuration that apply it."""
         assert self.copies is not None
         assert self.passes is not None
-        options = [f"estimator.copies={_option(self.copies)}", f"estimator.passes={_option(self.passes)}"]
+        options = [f"estimator.copies={_option(self.copies)}"] if self.copies else []
+        options += [f"estimator.passes={_option(self.passes)}"]
         options += [f"estimator.head={self.head}"] if "head" in self.changed else []
         return options + ([f"estimator.redraw={_option(self.redraw)}"] if "redraw" in self.changed else [])
 
@@ -164,8 +166,8 @@ def _recommended(
 def _by_site(choices: list[Choice], names: list[str], what: str) -> dict[str, int]:
     """Returns K or M by site; `*` stands for sites where it has no effect."""
     values: dict[str, int] = {choice.site.name: getattr(choice, what) for choice in choices}
-    if len(values) < len(names):
-        values["*"] = min(values.values(), default=2)
+    if 0 < len(values) < len(names):
+        values["*"] = min(values.values())
     return values
 
 

@@ -303,7 +303,7 @@ def _shares(call: Call, noisy: Callable[[Site, Tensor], Tensor], uniforms: Unifo
         if site.name not in learned:
             return delta, None
         signed = gradient[0] - gradient[1] if step.options.antithetic else gradient[0]
-        units = (signed * (scale * eps)).sum((0, 1, 2)) * share
+        units = (signed * (scale * eps)).sum((0, 1)) * share
         return delta, units if scale.dim() else units.sum()
     outputs = step.network.replay(site, tape, v, passing.visit, uniforms)
     losses = passing.losses(outputs, targets).view(step.signs, directions, n)
