@@ -79,9 +79,9 @@ RUNS = {
         "diagnose.reference_passes=50",
     ],
     "glr-dist train configs/zoo/mnist_spiking_mlp.yaml": [*TINY, "data.name=digits"],
-    "glr-dist train configs/fashion_mnist/lrt.yaml estimator.redraw=auto estimator.head=auto estimator.passes=1 "
+    "glr-dist train configs/fashion_mnist/lrt.yaml estimator.passes=1 "
     "training.epochs=12 --out runs/lrt": [*TINY, "data.name=digits"],
-    "glr-dist train configs/fashion_mnist/lrtz.yaml estimator.redraw=auto estimator.head=auto estimator.passes=1 "
+    "glr-dist train configs/fashion_mnist/lrtz.yaml estimator.passes=1 "
     "training.epochs=12 training.optimizer.lr=0.003 model.weights=runs/lrt": [*TINY, "data.name=digits"],
     "glr-dist train configs/certified/mnist_lrtz.yaml --out runs/lrtz": [*TINY, "data.name=digits"],
     "glr-dist train configs/certified/mnist_lrtz.yaml model.weights=runs/lrtz training.epochs=30 training.ema=0.998 "
