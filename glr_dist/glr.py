@@ -20,8 +20,9 @@ from glr_dist.estimators.allotment import Allotment, best_allotment, candidates,
 from glr_dist.estimators.compiled_redraw import CompiledRedraws, Shape
 from glr_dist.estimators.feedback import Feedback, FeedbackMap
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, SAMPLED, Head, check_expectation, head_of
-from glr_dist.estimators.unit_wise import UnitWise, columns_of, moved_by
+from glr_dist.estimators.unit_wise import UnitWise, next_linear, replay_count, widest
 from glr_dist.estimators.ways import known_thresholds, levels_of, spaces_of, unit_wise_of
+from glr_dist.estimators.work import elements_from
 from glr_dist.execution.executor import Executor
 from glr_dist.execution.measure import PASSES as MEASURED_PASSES
 from glr_dist.execution.measure import limits_of, measured
@@ -40,6 +41,7 @@ from glr_dist.trees import Tree, count, leaves, mapped
 from glr_dist.verification import verify
 
 _MOST_COMPILED = 8  # losses whose redraws are compiled
+_MOST_ELEMENTS = 4.0  # of the moves that `auto` takes for K copies, relative to those
 
 
 class GLR(nn.Module):
@@ -318,7 +320,8 @@ class GLR(nn.Module):
             if not all(all_finite(leaf) for leaf in leaves(x) if leaf.is_floating_point()):
                 raise FloatingPointError("the inputs are not finite: x holds NaN or infinity")
             if self._measurement_due():
-                self._allot(step)
+                self.allotment = None  # a measurement does not depend on the allotment so far
+                self._allot(self.bind(x, y, loss))
                 step = self.bind(x, y, loss)
             if self.compiles:
                 step = self._with_compiled(step)
@@ -439,7 +442,7 @@ class GLR(nn.Module):
         options = dict(self._site_options)
         options["unit_wise"] = self._unit_wise_for(head)
         options["levels"] = {name: t for name, t in options["levels"].items() if name not in options["unit_wise"]}
-        moved = {name: moved_by(self.unit_wise, self.network.by_name[name]) for name in options["unit_wise"]}
+        moved = {name: replay_count(self.unit_wise, self.network.by_name[name]) for name in options["unit_wise"]}
         options["copies"] = {**options["copies"], **moved}
         if self.network.sites and self.options.name in ("conditional", "layerwise"):
             draws = {EXPECTED: 0, DERIVATIVE: self.options.head_draws}
@@ -505,17 +508,25 @@ class GLR(nn.Module):
         return by_site(redraw, [site.name for site in self.network.sites], "estimator.redraw")
 
     def _unit_wise_for(self, head: Head) -> dict[str, UnitWise]:
-        """Returns how sites are redrawn unit by unit: those that must be, and with `auto` the one before the head.
+        """Returns the unit-wise redraws of a step: those that the option names, and with `auto` that before the head.
 
-        There a move of a unit costs one column of weights, and the loss is smooth.
+        There a move of a unit costs one column of weights; the losses of the moves may still be too many.
         """
-        chosen = {name: way for name, way in self.unit_wise.items() if self.ways[name] == way.name}
+        sites = self.network.sites if head.kind == SAMPLED else self.network.sites[:-1]
+        chosen = {
+            site.name: self.unit_wise[site.name]
+            for site in sites
+            if site.name in self.unit_wise and self.ways[site.name] == self.unit_wise[site.name].name
+        }
         if head.kind == SAMPLED or self.options.copies == "auto" or self.options.feedback != "none":
             return chosen
         for site in self.network.sites[-2:-1]:
             may = self.ways[site.name] == "auto" and site.name in self.unit_wise
-            if may and columns_of(self.network, site) is not None:
-                chosen[site.name] = self.unit_wise[site.name]
+            if may and next_linear(self.network, site) is not None:
+                elements = replay_count(self.unit_wise, site) * widest(self.network, site)
+                copies = self._site_options["copies"][site.name] * elements_from(self.network.sites, site)
+                if elements <= _MOST_ELEMENTS * copies:
+                    chosen[site.name] = self.unit_wise[site.name]
         return chosen
 
     def _maps(self, head: Head, others: Collection[str]) -> dict[str, FeedbackMap]:

@@ -102,7 +102,7 @@ class Noise(ABC):
     def half_width(self, shape: Sequence[int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Draws R ≥ 0 with the density -2 r p'(r): R U has the law if U is uniform on [-1, 1]; optional.
 
-        Takes the arguments of `sample`. A law has such an R if its density is symmetric and falls with |ε|.
+        Takes the arguments of `sample`. A law has such an R if its density is symmetric and unimodal.
 
         Raises:
             ConfigError: the law does not define it.
@@ -363,10 +363,19 @@ def _check_half_width(noise: Noise, eps: Tensor, where: str) -> None:
     Raises:
         ConfigError: they do not.
     """
-    stream = generator(_CHECK._replace(step=2))
-    half = noise.half_width((_DRAWS,), stream, torch.float64)
-    if not isinstance(half, Tensor) or half.shape != eps.shape or not (half.isfinite() & (half >= 0)).all():
-        raise ConfigError(f"{where}: half_width(shape, stream, dtype) must return finite numbers >= 0 in that shape")
+    method = f"{where}: half_width(shape, stream, dtype) must"
+
+    def draw(step: int) -> Tensor:
+        half = noise.half_width((_DRAWS,), generator(_CHECK._replace(step=step)), torch.float64)
+        if not isinstance(half, Tensor) or half.shape != eps.shape or half.dtype != torch.float64:
+            raise ConfigError(f"{method} return a tensor of that shape and dtype")
+        if not (half.isfinite() & (half >= 0)).all():
+            raise ConfigError(f"{method} return finite numbers >= 0")
+        return half
+
+    half, stream = draw(2), generator(_CHECK._replace(step=4))
+    if not torch.equal(half, draw(2)) or torch.equal(half, draw(3)):
+        raise ConfigError(f"{method} draw from `stream`, and from nothing else")
     spread = half * (2 * torch.rand(_DRAWS, generator=stream, dtype=torch.float64) - 1)
     for tenth in range(1, 10):
         decile = eps.quantile(tenth / 10)

@@ -52,7 +52,7 @@ from glr_dist.glr import GLR
 
 Commands = Any  # what `add_subparsers` returns
 COMPILED = "compiled redraws"
-RACED = ("as configured", "head auto", "copies auto")
+AS_CONFIGURED, HEAD_AUTO, COPIES_AUTO = RACED = ("as configured", "head auto", "copies auto")
 SCALING = Path(__file__).resolve().parents[1] / "configs" / "benchmark" / "scaling.yaml"
 
 
@@ -143,19 +143,20 @@ def _candidates(config: Config, names: Sequence[str]) -> dict[str, Config]:
     from glr_dist.diagnostics.estimates import rebuilt
     from glr_dist.diagnostics.race import BACKPROP, by_backprop
 
-    net, x, y = _batch(config)
-    estimators = {RACED[0]: config.estimator}
+    estimators = {AS_CONFIGURED: config.estimator}
     if config.estimator.name == "conditional":
-        estimators[RACED[1]] = config.estimator.model_copy(update={"head": "auto"})
-        if RACED[2] in names:
+        estimators[HEAD_AUTO] = config.estimator.model_copy(update={"head": "auto"})
+        if COPIES_AUTO in names:
+            net, x, y = _batch(config)
             budget = net.cost(x, y, loss_of(config))[1]
-            estimators[RACED[2]] = rebuilt(
+            estimators[COPIES_AUTO] = rebuilt(
                 config.estimator, copies="auto", passes="auto", redraw="auto", head="auto", budget=budget
             )
-    return {
-        **{name: config.model_copy(update={"estimator": each}) for name, each in estimators.items() if name in names},
-        BACKPROP: by_backprop(config),
-    }
+    chosen = {name: each for name, each in estimators.items() if name in names}
+    if not chosen:
+        raise ConfigError(f"--only: {', '.join(names)} are for 'conditional', not for {config.estimator.name!r}")
+    configs = {name: config.model_copy(update={"estimator": each}) for name, each in chosen.items()}
+    return {**configs, BACKPROP: by_backprop(config)}
 
 
 def _count(text: str) -> int:

@@ -79,8 +79,10 @@ RUNS = {
         "diagnose.reference_passes=50",
     ],
     "glr-dist train configs/zoo/mnist_spiking_mlp.yaml": [*TINY, "data.name=digits"],
-    "glr-dist train configs/fashion_mnist/lrt.yaml estimator.passes=1 "
-    "training.epochs=12 --out runs/lrt": [*TINY, "data.name=digits"],
+    "glr-dist train configs/fashion_mnist/lrt.yaml estimator.passes=1 training.epochs=12 --out runs/lrt": [
+        *TINY,
+        "data.name=digits",
+    ],
     "glr-dist train configs/fashion_mnist/lrtz.yaml estimator.passes=1 "
     "training.epochs=12 training.optimizer.lr=0.003 model.weights=runs/lrt": [*TINY, "data.name=digits"],
     "glr-dist train configs/certified/mnist_lrtz.yaml --out runs/lrtz": [*TINY, "data.name=digits"],

@@ -11,6 +11,7 @@ from glr_dist.config.section import Count, Positive, Section
 from glr_dist.errors import ConfigError
 
 Redraw = Literal["copies", "levels", "column_space", "auto", "flips", "differences"]
+UNIT_WISE = ("flips", "differences")  # the ways that go unit by unit
 
 
 class Estimator(Section):

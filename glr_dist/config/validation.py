@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from glr_dist.config.estimator import Estimator
+from glr_dist.config.estimator import UNIT_WISE, Estimator
 from glr_dist.config.noise import Noise
 from glr_dist.errors import ConfigError
 
@@ -140,7 +140,7 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
 
 def _check_redraw(e: Estimator, noise: Noise) -> None:
     ways = e.redraw.values() if isinstance(e.redraw, Mapping) else [e.redraw]
-    for way in ("flips", "differences"):
+    for way in UNIT_WISE:
         if way in ways and e.name != "conditional":
             raise ConfigError(
                 f"estimator.redraw: {way!r} works only with 'conditional', not with {e.name!r}; leave it out"

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from glr_dist.config import Config, Estimator, check_estimator
+from glr_dist.config.estimator import UNIT_WISE
 from glr_dist.diagnostics.estimates import (
     CHUNKS,
     Batch,
@@ -21,7 +22,6 @@ from glr_dist.diagnostics.estimates import (
     relative_errors,
 )
 from glr_dist.errors import ConfigError
-from glr_dist.estimators.choices import UNIT_WISE
 from glr_dist.figures import figure_of
 
 OPTIONS = ("plain", "head auto", "flips", "copies auto")

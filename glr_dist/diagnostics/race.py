@@ -49,9 +49,8 @@ class _Candidate:
         self.optimizer, self.loss = optimizer_of(config.training, self.net), loss_of(config)
         ema = config.training.ema
         self.average = None if ema is None else Average(self.net, ema)
-        compiled = (
-            config.execution.compile == "step" and config.estimator.copies != "auto"
-        )  # which would be compiled anew
+        # With `copies: auto` another K would have to be compiled after each measurement.
+        compiled = config.execution.compile == "step" and config.estimator.copies != "auto"
         self.net.compiles = compiled and not backprop
         self.steps = 0
         self.seconds = self.forward_passes = 0.0

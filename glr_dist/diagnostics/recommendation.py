@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from glr_dist.config import Config, Estimator
+from glr_dist.config.estimator import UNIT_WISE
 from glr_dist.diagnostics.estimates import Batch, Networks, norm_squared, rebuilt
 from glr_dist.estimators.allotment import Laws, candidates
-from glr_dist.estimators.choices import AUTO, COPIES, UNIT_WISE, Choice, cheapest, forward_passes
+from glr_dist.estimators.choices import AUTO, COPIES, Choice, cheapest, forward_passes
 from glr_dist.estimators.variance_law import VarianceLaw, cosine_of
 from glr_dist.execution.measure import measured
 from glr_dist.glr import GLR

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from glr_dist.config.estimator import UNIT_WISE
 from glr_dist.estimators.choices import (
     AUTO,
     COPIES,
     HEAD,
-    UNIT_WISE,
     Candidate,
     Choice,
     Way,
@@ -20,7 +20,7 @@ from glr_dist.estimators.choices import (
 )
 from glr_dist.estimators.head import SAMPLED
 from glr_dist.estimators.step import Step
-from glr_dist.estimators.unit_wise import UnitWise, move_cost, moved_by, widest
+from glr_dist.estimators.unit_wise import UnitWise, move_cost, replay_count, widest
 from glr_dist.estimators.variance_law import VarianceLaw
 from glr_dist.estimators.work import copy_cost, elements_from
 from glr_dist.sites import Site
@@ -62,6 +62,9 @@ class Allotment:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Allotment:
         """Returns the allotment that `state` describes."""
+        state = dict(state)
+        if "flips" in state:  # of a development version
+            state["unit_wise"] = dict.fromkeys(state.pop("flips"), "flips")
         return cls(**state)
 
     def state(self) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def candidates(
             if allowed[site.name] not in UNIT_WISE:
                 ways.append(Way(COPIES, copy_cost(step, site), known.get(COPIES)))
             if site.name in unit_wise and allowed[site.name] in (*UNIT_WISE, AUTO):
-                how, moved = unit_wise[site.name].name, moved_by(unit_wise, site)
+                how, moved = unit_wise[site.name].name, replay_count(unit_wise, site)
                 cost, elements = move_cost(step.network, site), widest(step.network, site)
                 ways.append(Way(how, cost, known.get(how), moved, elements))
         if known:

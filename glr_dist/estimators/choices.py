@@ -19,7 +19,6 @@ from glr_dist.errors import ConfigError
 from glr_dist.estimators.variance_law import VarianceLaw
 
 COPIES, HEAD, AUTO = "copies", "head", "auto"  # ways of redrawing; `head`: draws of the head, or none
-UNIT_WISE = ("flips", "differences")
 _RATIO, _FINE = 1.25, 1.1  # between neighbouring values of M, and of K, that are tried
 _MOST_PASSES, _MOST_DIRECTIONS = 2**12, 2**16  # values that `cheapest` tries
 _COPIES_PER_PASS = 100  # limit of the copies that a uniform choice gets for each forward pass of the budget
@@ -96,6 +95,8 @@ def forward_passes(choices: Sequence[Choice]) -> float:
 def uniform(sites: Sequence[Candidate], budget: float, passes: Mapping[str, int]) -> list[Choice]:
     """Returns the first way of each site, with one K at all sites that are redrawn by copies, the greatest that fits.
 
+    If not even the fewest copies fit, it is the cheapest way of each site.
+
     Args:
         sites: the sites.
         budget: forward passes of a step.
@@ -105,17 +106,20 @@ def uniform(sites: Sequence[Candidate], budget: float, passes: Mapping[str, int]
         ConfigError: the budget is too small for the minimum number of copies.
     """
 
-    def with_copies(copies: int) -> list[Choice]:
+    def with_copies(copies: int, first: bool = True) -> list[Choice]:
         return [
             Choice(site, way, k, m, math.nan if way.law is None else way.law.relative(k // site.signs, m))
             for site in sites
-            for way in site.ways[:1]
+            for way in [site.ways[0] if first else min(site.ways, key=lambda way: _least(site, way))]
             for k, m in [(way.copies if way.copies is not None else copies, passes[site.name])]
         ]
 
     signs = max((site.signs for site in sites), default=1)
     low, high = 1, max(1, int(_COPIES_PER_PASS * budget) // signs)
     if (needed := forward_passes(with_copies(signs * low))) > budget:
+        cheapest_ways = with_copies(signs * low, first=False)
+        if forward_passes(cheapest_ways) <= budget:
+            return cheapest_ways
         raise ConfigError(
             f"estimator.budget: {budget:g} forward passes are not enough: the fewest copies take {needed:.3g}"
         )
@@ -126,6 +130,11 @@ def uniform(sites: Sequence[Candidate], budget: float, passes: Mapping[str, int]
         else:
             high = middle - 1
     return with_copies(signs * low)
+
+
+def _least(site: Candidate, way: Way) -> float:
+    """Returns the forward passes of the fewest copies of a way."""
+    return way.cost * (site.signs if way.copies is None else way.copies)
 
 
 def best(sites: Sequence[Candidate], budget: float, passes: Mapping[str, int] | None) -> list[Choice]:

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from glr_dist.errors import ClusterError, UserError
 from glr_dist.estimators.fused_redraw import Call, FusedRedraw, Shares, fused
 from glr_dist.estimators.samplers import DirectionBlock, frames_of
-from glr_dist.estimators.step import Step, WorkItem, no_gradient
+from glr_dist.estimators.step import Step, WorkItem
+from glr_dist.estimators.unit_wise import cut_moves
 from glr_dist.inductor import CompileError
 from glr_dist.sites import Site, Tape
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.01  # of |δ|: a threshold unit that rounding flips changes one copy among all
 _ROUNDING = 1e-5  # of a loss
+_MOST_BLOCKS = 8  # of the moves of a site
 
 
 class Shape(NamedTuple):
@@ -45,7 +47,8 @@ def compilable(step: Step, site: Site) -> bool:
     # Other levels take a table of means, whose size depends on the number of directions.
     pairs = step.options.antithetic and len(step.levels.get(site.name, ())) == 1 and site.name not in step.log_scales
     tables = site.name in step.levels and not pairs
-    return not (tables or site.name in {*step.spaces, *step.feedback})
+    cut = site.name in step.unit_wise and len(cut_moves(step, site)) > _MOST_BLOCKS  # each is a function of its own
+    return not (tables or cut or site.name in {*step.spaces, *step.feedback})
 
 
 class CompiledRedraws:
@@ -102,10 +105,7 @@ class CompiledRedraws:
     ) -> Shares:
         """Returns the shares of a block of redraws in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
         function = self._functions[_shape_of(step, item, block, site)]
-        shares = function(Call.of(step, item, block, site, tape, estimator.noisy))
-        if step.differentiated(site) and not shares[0].any():
-            raise no_gradient(site)
-        return shares
+        return function(Call.of(step, item, block, site, tape, estimator.noisy))
 
     def _checked(
         self, estimator: Redraw, step: Step, shape: Shape, item: WorkItem, block: DirectionBlock | None, tape: Tape

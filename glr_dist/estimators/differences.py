@@ -1,13 +1,13 @@
 """Differences: the derivative by one logit at a time, from the losses at the two ends of a random interval.
 
-Noise with a density p that is symmetric and falls with |ε| is uniform on an interval of random half-width R
-(Khinchine): ε = R U, U uniform on [-1, 1], R with the density -2 r p'(r). The mean of a derivative over an interval is
-the difference of its ends, so that for unit j
+Noise with a symmetric, unimodal density p is uniform on an interval of random half-width R (Khinchine): ε = R U, U
+uniform on [-1, 1], R with the density -2 r p'(r). The mean of a derivative over an interval is the difference of the
+values at its ends, divided by its length: a central difference with a random step. For unit j
 
     ∂J/∂z_j = E[ (L(z_j + σ R) - L(z_j - σ R)) / (2 σ R) ]
 
-where only unit j moves, and all other noise is as in the shared pass. The loss may jump: it is averaged over ε_j. There
-is no score whose variance grows as σ falls, and the estimate of a unit does not depend on the number of units.
+where only unit j moves, and all other noise is as in the shared pass. The loss may jump: it is averaged over ε_j. No
+score multiplies it, so that for a smooth loss the variance stays bounded as σ falls.
 
 Shapes: n examples, U units of a block.
 """
@@ -34,16 +34,16 @@ class Differences:
     name: ClassVar[str] = "differences"
     replays: ClassVar[int] = 2
 
-    def moves(self, site: Site) -> int:
+    def move_count(self, site: Site) -> int:
         return site.units
 
-    def drawn(
+    def draw(
         self, noise: Noise, key: Key, block: DirectionBlock, n: int, dtype: torch.dtype, device: torch.device
     ) -> Tensor | None:
         stream = generator(key._replace(block=block.number, role=Role.REDRAW), device)
         return noise.half_width((block.stop - block.start, n), stream, dtype)
 
-    def moved(
+    def moves(
         self, noise: Noise, z: Tensor, v: Tensor, scale: Tensor, block: DirectionBlock, drawn: Tensor | None
     ) -> Moves:
         assert drawn is not None

@@ -39,15 +39,15 @@ class Flips:
     name: ClassVar[str] = "flips"
     replays: ClassVar[int] = 1
 
-    def moves(self, site: Site) -> int:
+    def move_count(self, site: Site) -> int:
         return site.units * len(self.thresholds)
 
-    def drawn(
+    def draw(
         self, noise: Noise, key: Key, block: DirectionBlock, n: int, dtype: torch.dtype, device: torch.device
     ) -> Tensor | None:
         return None
 
-    def moved(
+    def moves(
         self, noise: Noise, z: Tensor, v: Tensor, scale: Tensor, block: DirectionBlock, drawn: Tensor | None
     ) -> Moves:
         t = torch.cat([z.new_full((1,), threshold) for threshold in self.thresholds])

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from glr_dist.estimators.head import EXPECTED, expected_shares
+from glr_dist.estimators.head import EXPECTED, derivative_shares, expected_shares, head_gradient
 from glr_dist.estimators.levels import scores_of
 from glr_dist.estimators.samplers import DirectionBlock, Frames, orthogonal_frames
-from glr_dist.estimators.step import Pass, Step, WorkItem, head_gradient, likelihood_ratio, unchanged
-from glr_dist.estimators.unit_wise import columns_of, drawn_by, unit_wise_shares
+from glr_dist.estimators.step import Pass, Step, WorkItem, likelihood_ratio, unchanged
+from glr_dist.estimators.unit_wise import draw_block, next_linear, unit_wise_shares
 from glr_dist.estimators.variance import centred
 from glr_dist.inductor import built
 from glr_dist.network import Uniforms
@@ -71,7 +71,7 @@ class Call(NamedTuple):
         if block is None:
             drawn = None
         elif site.name in step.unit_wise:
-            drawn = drawn_by(step, item, block, site, n)
+            drawn = draw_block(step, item, block, site, n)
         elif step.framed(site):
             key = step.key(item.shared_pass, site.index, item.example_block)
             drawn = orthogonal_frames(key, block, n, site.units, step.network.dtype, step.device)
@@ -108,8 +108,8 @@ class Call(NamedTuple):
     @property
     def logits(self) -> list[str]:
         """The sites whose logits in the shared pass a redraw begins with."""
-        columns = columns_of(self.step.network, self.site) if self.site.name in self.step.unit_wise else None
-        return [self.site.name, *([columns.next.name] if columns else [])]
+        linear = next_linear(self.step.network, self.site) if self.site.name in self.step.unit_wise else None
+        return [self.site.name, *([linear.site.name] if linear else [])]
 
     def noise(self, site: str) -> Tensor:
         """Returns σ ε [n, *S] of another site in the shared pass."""
@@ -297,14 +297,8 @@ def _shares(call: Call, noisy: Callable[[Site, Tensor], Tensor], uniforms: Unifo
     if step.differentiated(site):
         with torch.enable_grad():
             outputs = step.network.replay(site, tape, v.requires_grad_(), passing.visit, uniforms)
-            gradient = head_gradient(v, passing.losses(outputs, targets), site)
-        gradient = gradient.view(step.signs, directions, n, *site.shape)
-        delta = gradient.sum((0, 1)) * share
-        if site.name not in learned:
-            return delta, None
-        signed = gradient[0] - gradient[1] if step.options.antithetic else gradient[0]
-        units = (signed * (scale * eps)).sum((0, 1)) * share
-        return delta, units if scale.dim() else units.sum()
+            gradient = head_gradient(v, passing.losses(outputs, targets), site, traced=True)
+        return derivative_shares(step, site, gradient, scale * eps, share)
     outputs = step.network.replay(site, tape, v, passing.visit, uniforms)
     losses = passing.losses(outputs, targets).view(step.signs, directions, n)
     weights = centred(losses, step.options.baseline, tape.losses)

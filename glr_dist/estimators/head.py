@@ -135,6 +135,43 @@ def expected_shares(
     return by_z * share, by_scale * share if site.name in step.log_scales else None
 
 
+def derivative_shares(
+    step: Step, site: Site, gradient: Tensor, shift: Tensor, share: float | Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the shares of draws in δ / N of the last site [n, *S] and, if σ is learned, in the gradient of log σ.
+
+    Args:
+        step: the step; its head is `derivative`.
+        site: the last site.
+        gradient: of the losses at the noisy logits [S·R·n, *S].
+        shift: σ ε [R, n, *S].
+        share: weight of one loss in J.
+    """
+    gradient = gradient.view(step.signs, *shift.shape)
+    delta = gradient.sum((0, 1)) * share
+    if site.name not in step.log_scales:
+        return delta, None
+    signed = gradient[0] - gradient[1] if step.options.antithetic else gradient[0]
+    units = (signed * shift).sum((0, 1)) * share  # ∂v/∂log σ = σ ε
+    return delta, units if step.scales[site.name].dim() else units.sum()
+
+
+def head_gradient(v: Tensor, losses: Tensor, site: Site, *, traced: bool = False) -> Tensor:
+    """Returns the gradient of the losses at the last site's noisy logits v in the shape of v.
+
+    Raises:
+        NoGradientError: the losses have no gradient there, or a zero one; the latter is unknown while they are traced.
+    """
+    if losses.requires_grad:
+        (gradient,) = torch.autograd.grad(losses, v, torch.ones_like(losses), allow_unused=True)
+        if gradient is not None and (traced or gradient.any()):
+            return gradient
+    raise NoGradientError(
+        f"estimator.head: the loss has no derivative at the logits of '{site.name}' (the loss, or an activation after "
+        "the site, is discontinuous); use 'sampled'"
+    )
+
+
 def check_expectation(step: Step) -> None:
     """Compares the expectation that a loss offers with the mean of the loss over draws, on a few examples.
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from glr_dist.estimators.head import DERIVATIVE, EXPECTED, expected_gradient
+from glr_dist.estimators.head import DERIVATIVE, EXPECTED, expected_gradient, head_gradient
 from glr_dist.estimators.samplers import DirectionBlock
-from glr_dist.estimators.step import Partial, Pass, Scores, Step, WorkItem, accumulate, head_gradient, likelihood_ratio
+from glr_dist.estimators.step import Partial, Pass, Scores, Step, WorkItem, accumulate, likelihood_ratio
 from glr_dist.estimators.variance import blocks, centred, grouped
 from glr_dist.estimators.work import (
     DriverWork,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glr_dist.estimators.compiled_redraw import compilable
 from glr_dist.estimators.feedback import moments_key
-from glr_dist.estimators.head import expected_shares
+from glr_dist.estimators.head import derivative_shares, expected_shares, head_gradient
 from glr_dist.estimators.levels import scores_of
 from glr_dist.estimators.samplers import DirectionBlock
 from glr_dist.estimators.step import (
@@ -24,12 +24,10 @@ from glr_dist.estimators.step import (
     Step,
     WorkItem,
     accumulate,
-    head_gradient,
     likelihood_ratio,
-    no_gradient,
     unchanged,
 )
-from glr_dist.estimators.unit_wise import drawn_by, unit_wise_shares, widest
+from glr_dist.estimators.unit_wise import cut_moves, draw_block, unit_wise_shares, widest
 from glr_dist.estimators.variance import blocks, centred, grouped
 from glr_dist.estimators.work import (
     DriverWork,
@@ -70,11 +68,9 @@ class Redraw:
                 yield from (WorkItem(shared_pass, example_block, site.name) for example_block in step.example_blocks)
                 continue
             if site.name in step.unit_wise:
-                way = step.unit_wise[site.name]
-                limit = step.block_elements // (way.replays * options.example_block * widest(step.network, site))
-                cut = blocks(way.moves(site), None, limit, 1)
+                groups = grouped(cut_moves(step, site), options.items_per_site)
                 for example_block in step.example_blocks:
-                    for moves in grouped(cut, options.items_per_site):
+                    for moves in groups:
                         yield WorkItem(shared_pass, example_block, site.name, moves)
                 continue
             centred_within = options.baseline == "leave_one_out" and not step.differentiated(site)  # uses no baseline
@@ -127,7 +123,7 @@ class Redraw:
             share = 1 / (step.size * step.passes[site.name])
             return expected_shares(step, site, tape, step.targets(item.example_block, 1), share)
         if site.name in step.unit_wise:
-            drawn = drawn_by(step, item, block, site, len(tape.losses))
+            drawn = draw_block(step, item, block, site, len(tape.losses))
             noisy = self._others(step, item.shared_pass, item.example_block)
             uniforms = step.uniforms(item.shared_pass, item.example_block)
             targets, share = step.targets(item.example_block, 1), 1 / (step.size * step.passes[site.name])
@@ -148,38 +144,31 @@ class Redraw:
             torch.sub(z, shift, out=v[1])
         v = v.view(-1, *site.shape)
         share = 1 / (step.size * step.passes[site.name] * step.copies[site.name])  # weight of one loss in J
-        units: Tensor | None
         if step.differentiated(site):
             with torch.enable_grad():
                 losses = self._losses(step, item, site, tape, v.requires_grad_())
-            gradient = head_gradient(v, losses, site).view(step.signs, directions, n, *site.shape)
-            if not gradient.any():
-                raise no_gradient(site)
-            delta = gradient.sum((0, 1)) * share
-            signed = gradient[0] - gradient[1] if step.options.antithetic else gradient[0]
-            units = (signed * shift).sum((0, 1)) * share  # ∂v/∂log σ = σ ε
-        else:
-            losses = self._losses(step, item, site, tape, v).view(step.signs, directions, n)
-            weights = centred(losses, step.options.baseline, tape.losses)
-            odd = weights[0] - weights[1] if step.options.antithetic else weights[0]  # s(-ε) = -s(ε)
-            even = weights.sum(0) if site.name in step.log_scales else None
-            feedback = self._feedback(step, site, tape)
-            if feedback is not None:  # σ fᵀε, of a pair twice; it is odd in ε, and leaves `even` as it is
-                odd = odd - step.signs * (shift * feedback).flatten(2).sum(2)
-            scores = scores_of(step, site, z, eps, v.view(step.signs, directions, n, *site.shape))
-            by_delta, by_scale = likelihood_ratio(scores, odd, even)
-            delta = by_delta.sum(0) / scale * share
-            if scores.factor is not None:
-                delta = delta * scores.factor
+            return derivative_shares(step, site, head_gradient(v, losses, site), shift, share)
+        losses = self._losses(step, item, site, tape, v).view(step.signs, directions, n)
+        weights = centred(losses, step.options.baseline, tape.losses)
+        odd = weights[0] - weights[1] if step.options.antithetic else weights[0]  # s(-ε) = -s(ε)
+        even = weights.sum(0) if site.name in step.log_scales else None
+        feedback = self._feedback(step, site, tape)
+        if feedback is not None:  # σ fᵀε, of a pair twice; it is odd in ε, and leaves `even` as it is
+            odd = odd - step.signs * (shift * feedback).flatten(2).sum(2)
+        scores = scores_of(step, site, z, eps, v.view(step.signs, directions, n, *site.shape))
+        by_delta, by_scale = likelihood_ratio(scores, odd, even)
+        delta = by_delta.sum(0) / scale * share
+        if scores.factor is not None:
+            delta = delta * scores.factor
+        if space is not None:
+            delta = space.expand(basis, delta[None], site)[0]
+        if feedback is not None:
             if space is not None:
-                delta = space.expand(basis, delta[None], site)[0]
-            if feedback is not None:
-                if space is not None:
-                    feedback = space.expand(basis, space.inside(basis, feedback), site)[0]
-                delta = delta + step.signs * directions * share * feedback
-            units = None if by_scale is None else by_scale.sum((0, 1)) * share
-        if site.name not in step.log_scales or units is None:
+                feedback = space.expand(basis, space.inside(basis, feedback), site)[0]
+            delta = delta + step.signs * directions * share * feedback
+        if by_scale is None:
             return delta, None
+        units = by_scale.sum((0, 1)) * share
         return delta, units if scale.dim() else units.sum()
 
     @staticmethod

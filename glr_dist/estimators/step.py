@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from glr_dist.checks import all_finite
 from glr_dist.config import Estimator as Options
-from glr_dist.errors import NoGradientError
 from glr_dist.estimators.column_space import ColumnSpace
 from glr_dist.estimators.feedback import OUTPUTS, FeedbackMap, errors_of
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, SAMPLED_HEAD, Head, LastLogits, expected_losses
@@ -418,24 +417,3 @@ def likelihood_ratio(scores: Scores, odd: Tensor, even: Tensor | None) -> tuple[
     if even is None or scores.by_scale is None:
         return by_delta, None
     return by_delta, even.view(*even.shape, *units) * scores.by_scale
-
-
-def head_gradient(v: Tensor, losses: Tensor, site: Site) -> Tensor:
-    """Returns the gradient of the losses at the last site's noisy logits v in the shape of v (head `derivative`).
-
-    Raises:
-        NoGradientError: the losses have no gradient there.
-    """
-    if losses.requires_grad:
-        (gradient,) = torch.autograd.grad(losses, v, torch.ones_like(losses), allow_unused=True)
-        if gradient is not None:
-            return gradient
-    raise no_gradient(site)
-
-
-def no_gradient(site: Site) -> NoGradientError:
-    """Returns the error for losses without a derivative, or with one that is zero everywhere."""
-    return NoGradientError(
-        f"estimator.head: the loss has no derivative at the logits of '{site.name}' (the loss, or an activation after "
-        "the site, is discontinuous); use 'sampled'"
-    )

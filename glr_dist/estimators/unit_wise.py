@@ -14,8 +14,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from glr_dist.estimators.head import EXPECTED
 from glr_dist.estimators.samplers import DirectionBlock
 from glr_dist.estimators.step import Pass, Step, WorkItem
+from glr_dist.estimators.variance import blocks
 from glr_dist.network import Network, Uniforms
 from glr_dist.nn.activations import Heaviside, Sign, Staircase
 from glr_dist.noise import Noise
@@ -37,7 +39,8 @@ class Moves(NamedTuple):
     Attributes:
         units: the unit of each move, [F] or a slice.
         values: noisy logits that the units take [F, S, n].
-        by_z: coefficients of the losses in ∂J/∂z of the units [F, S, n]; those of a unit add up to zero.
+        by_z: coefficients of the losses in ∂J/∂z of the units [F, S, n]. With that of the loss in the
+            shared pass, those of a unit add up to zero, so that this loss is a baseline.
         by_scale: those in ∂J/∂log σ; None where these are not estimated.
     """
 
@@ -51,7 +54,7 @@ class UnitWise(Protocol):
     """A way of redrawing unit by unit.
 
     Attributes:
-        name: as the option `redraw` says it.
+        name: value of the option `redraw`.
         replays: S, replays of a move.
     """
 
@@ -61,17 +64,17 @@ class UnitWise(Protocol):
     @property
     def replays(self) -> int: ...
 
-    def moves(self, site: Site) -> int:
+    def move_count(self, site: Site) -> int:
         """Returns F, the number of moves of a site."""
         ...
 
-    def drawn(
+    def draw(
         self, noise: Noise, key: Key, block: DirectionBlock, n: int, dtype: torch.dtype, device: torch.device
     ) -> Tensor | None:
-        """Returns what a block of moves draws; None if it draws nothing."""
+        """Draws the random numbers of a block of moves; None if it needs none."""
         ...
 
-    def moved(
+    def moves(
         self, noise: Noise, z: Tensor, v: Tensor, scale: Tensor, block: DirectionBlock, drawn: Tensor | None
     ) -> Moves:
         """Returns a block of moves.
@@ -82,51 +85,52 @@ class UnitWise(Protocol):
             v: noisy logits of the shared pass [n, D].
             scale: σ, a scalar or [D].
             block: numbers of the moves.
-            drawn: what they draw.
+            drawn: their random numbers.
         """
         ...
 
 
-class Columns(NamedTuple):
-    """What follows a site whose units reach the next site's logits by one column of weights each.
+class NextLinear(NamedTuple):
+    """The linear layer that follows a site: each of the site's units reaches its logits by one column of weights.
 
     Attributes:
         units: the elementwise module.
-        next: the next site, a linear layer.
+        site: the next site, a linear layer.
     """
 
     units: nn.Module
-    next: Site
+    site: Site
 
 
-def columns_of(network: Network, site: Site) -> Columns | None:
-    """Returns what follows a site, if that is an elementwise module and then a linear layer; None otherwise."""
+def next_linear(network: Network, site: Site) -> NextLinear | None:
+    """Returns the elementwise module and the linear layer that follow a site; None if other modules do."""
     following = network.blocks[site.block + 1 : site.block + 3]
     if not site.top or len(site.shape) != 1 or len(following) < 2 or site.index + 1 >= len(network.sites):
         return None
     (_, units), (name, linear), after = *following, network.sites[site.index + 1]
     plain = type(units) in ELEMENTWISE and not units._forward_hooks and not units._forward_pre_hooks
     direct = type(linear) is nn.Linear and linear is after.module and after.top and name not in network.altered
-    return Columns(units, after) if plain and direct and after.block == site.block + 2 else None
+    own = any("forward" in vars(module) for module in (units, linear))  # a method that replaces the class's
+    return NextLinear(units, after) if plain and direct and not own and after.block == site.block + 2 else None
 
 
 def move_cost(network: Network, site: Site) -> float:
     """FLOPs of a replay of one move, as a share of the network's."""
-    columns = columns_of(network, site)
-    return site.suffix if columns is None else columns.next.suffix + 2 * columns.next.units / network.flops
+    linear = next_linear(network, site)
+    return site.suffix if linear is None else linear.site.suffix + 2 * linear.site.units / network.flops
 
 
 def widest(network: Network, site: Site) -> int:
     """Returns the maximum number of elements per example of one tensor in a replay of one move."""
-    columns = columns_of(network, site)
-    return max(site.width, site.units) if columns is None else max(columns.next.width, columns.next.units)
+    linear = next_linear(network, site)
+    return max(site.width, site.units) if linear is None else max(linear.site.width, linear.site.units)
 
 
-def drawn_by(step: Step, item: WorkItem, block: DirectionBlock, site: Site, n: int) -> Tensor | None:
-    """Returns what a block of moves draws; None if it draws nothing."""
+def draw_block(step: Step, item: WorkItem, block: DirectionBlock, site: Site, n: int) -> Tensor | None:
+    """Draws the random numbers of a block of moves; None if it needs none."""
     key = step.key(item.shared_pass, site.index, item.example_block)
     way, noise = step.unit_wise[site.name], step.noise_at(site)
-    return way.drawn(noise, key, block, n, step.network.dtype, step.device)
+    return way.draw(noise, key, block, n, step.network.dtype, step.device)
 
 
 def unit_wise_shares(
@@ -147,7 +151,7 @@ def unit_wise_shares(
         site: the site.
         tape: the shared pass.
         block: numbers of the moves.
-        drawn: what they draw.
+        drawn: their random numbers.
         targets: those of the example block, a tree of tensors [n, …].
         noisy: (site, z) -> v, which adds the noise of the shared pass.
         uniforms: the random numbers of keyed modules in the shared pass.
@@ -156,14 +160,16 @@ def unit_wise_shares(
     z, scale = tape.logits[site.name], step.scales[site.name]
     v, flat = noisy(site, z).flatten(1), z.flatten(1)
     sigma = scale.flatten() if scale.dim() else scale
-    moves = step.unit_wise[site.name].moved(step.noise_at(site), flat, v, sigma, block, drawn)
-    passing, columns = Pass(step, noisy), columns_of(step.network, site)
-    if columns is None:
+    moves = step.unit_wise[site.name].moves(step.noise_at(site), flat, v, sigma, block, drawn)
+    passing, linear = Pass(step, noisy), next_linear(step.network, site)
+    if linear is None:
         start, replayed = site, _noisy_logits(v, moves).view(-1, *site.shape)
     else:
-        start = columns.next
+        start = linear.site
         after = noisy(start, tape.logits[start.name])
-        replayed = passing.reached(start, _after_next(columns, after, v, moves))
+        logits = _after_next(linear, after, v, moves)
+        # The head `expected` recognises its logits in any shape, if they are contiguous.
+        replayed = passing.reached(start, logits.contiguous() if step.head.kind == EXPECTED else logits)
     outputs = step.network.replay(start, tape, replayed, passing.visit, uniforms)
     losses = passing.losses(outputs, copied(targets, len(replayed) // len(z))).view(moves.values.shape)
     weights = (losses - tape.losses) * share
@@ -174,19 +180,19 @@ def unit_wise_shares(
     return delta, units.view(site.shape) if scale.dim() else units.sum()
 
 
-def _after_next(columns: Columns, after: Tensor, v: Tensor, moves: Moves) -> Tensor:
+def _after_next(linear: NextLinear, after: Tensor, v: Tensor, moves: Moves) -> Tensor:
     """Returns the next site's noisy logits after each move [F·S·n, O].
 
     Args:
-        columns: what follows the site.
+        linear: the next linear layer.
         after: noisy logits of the next site in the shared pass [n, O].
         v: noisy logits of the site in the shared pass [n, D].
         moves: the moves.
     """
-    change = columns.units(moves.values) - columns.units(v).T[moves.units][:, None]
-    linear = columns.next.module
-    assert isinstance(linear, nn.Linear)
-    weights = linear.weight.T[moves.units]
+    change = linear.units(moves.values) - linear.units(v).T[moves.units][:, None]
+    layer = linear.site.module
+    assert isinstance(layer, nn.Linear)
+    weights = layer.weight.T[moves.units]
     replays = moves.values.shape[1]
     outputs_first = after.T.repeat(1, replays) + change.flatten(1)[:, None] * weights[..., None]  # [F, O, S·n]
     result: Tensor = outputs_first.transpose(1, 2).flatten(0, 1)
@@ -209,7 +215,14 @@ def _by_unit(weights: Tensor, units: slice | Tensor, number: int) -> Tensor:
     return weights.new_zeros(number, *weights.shape[1:]).index_add_(0, units, weights)
 
 
-def moved_by(ways: Mapping[str, UnitWise], site: Site) -> int:
+def cut_moves(step: Step, site: Site) -> list[DirectionBlock]:
+    """Cuts the moves of a site into blocks that keep to the limit on elements."""
+    way = step.unit_wise[site.name]
+    limit = step.block_elements // (way.replays * step.options.example_block * widest(step.network, site))
+    return blocks(way.move_count(site), None, limit, 1)
+
+
+def replay_count(ways: Mapping[str, UnitWise], site: Site) -> int:
     """Returns K of a site that is redrawn unit by unit: the replays of all of its moves."""
     way = ways[site.name]
-    return way.replays * way.moves(site)
+    return way.replays * way.move_count(site)

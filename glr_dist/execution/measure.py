@@ -23,11 +23,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from glr_dist.config.estimator import UNIT_WISE
 from glr_dist.estimators import Estimator, Partial, Step, WorkItem
 from glr_dist.estimators.allotment import has_copies
-from glr_dist.estimators.choices import AUTO, COPIES, HEAD, UNIT_WISE
+from glr_dist.estimators.choices import AUTO, COPIES, HEAD
 from glr_dist.estimators.samplers import DirectionBlock
-from glr_dist.estimators.unit_wise import UnitWise, move_cost, moved_by
+from glr_dist.estimators.unit_wise import UnitWise, move_cost, replay_count
 from glr_dist.estimators.variance_law import VarianceLaw
 from glr_dist.estimators.work import copy_cost
 from glr_dist.execution.executor import Executor, TapedItem
@@ -91,7 +92,7 @@ def measured(
     )
     sites = alone.learned()
     free = {site.name for site in sites if has_copies(alone, site)}
-    moved = {site.name: moved_by(unit_wise, site) for site in sites if site.name in free and site.name in unit_wise}
+    moved = {site.name: replay_count(unit_wise, site) for site in sites if site.name in free and site.name in unit_wise}
 
     def affordable(name: str, copies: int) -> bool:
         site = alone.network.by_name[name]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from glr_dist import GLR, Gaussian, Laplace, Logistic
 from glr_dist.errors import ConfigError
 from glr_dist.estimators.differences import Differences
-from glr_dist.estimators.unit_wise import ELEMENTWISE, Moves, columns_of
+from glr_dist.estimators.unit_wise import ELEMENTWISE, Moves, next_linear
 from glr_dist.losses import LOSSES, cross_entropy, zero_one
 from glr_dist.nn import Heaviside
 from glr_dist.streams import Key, generator
@@ -72,7 +72,7 @@ def test_one_step_by_hand() -> None:
     assert step.copies["0"] == 6
     first, last = net.network.sites
     block = next(net.estimator.items(step, 0)).directions[0]
-    half = Differences().drawn(Gaussian(), step.key(0, 0, 0), block, 4, torch.float64, torch.device("cpu"))
+    half = Differences().draw(Gaussian(), step.key(0, 0, 0), block, 4, torch.float64, torch.device("cpu"))
     assert half is not None
     z = model[0](x).detach()
     v, last_noise = z + 0.5 * step.shared_eps(first, 0, 0, 4), 0.5 * step.shared_eps(last, 0, 0, 4)
@@ -144,7 +144,7 @@ def test_other_modules_are_replayed_as_they_are(other: str) -> None:
     net = GLR(model, 0.6, head="auto", redraw=redraw, example_block=6000)
     reference = GLR(model, 0.6, "pathwise", example_block=6000)
     net.prepare(x)
-    assert columns_of(net.network, net.network.sites[0]) is None
+    assert next_linear(net.network, net.network.sites[0]) is None
     first = next(iter(dict(model.named_parameters())))
     sums = [torch.zeros_like(model.get_parameter(first)) for _ in range(2)]
     for number, (total, each) in itertools.product(range(6), zip(sums, (net, reference), strict=True)):
@@ -258,7 +258,7 @@ def test_a_move_costs_a_column_of_the_next_layer() -> None:
 @pytest.mark.parametrize("bug", ["half-widths of |ε|", "scale forgotten", "one side alone"])
 def test_faults_are_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net, x, y = made("sigmoid", "gaussian")
-    moved = Differences.moved
+    moved = Differences.moves
 
     def wrong(self: Differences, noise: Any, z: Tensor, v: Tensor, scale: Tensor, block: Any, drawn: Any) -> Moves:
         if bug == "half-widths of |ε|":
@@ -268,6 +268,6 @@ def test_faults_are_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
         found = moved(self, noise, z, v, scale, block, drawn)
         return found._replace(by_z=found.by_z * found.by_z.new_tensor([2.0, 0.0])[:, None])
 
-    monkeypatch.setattr(Differences, "moved", wrong)
+    monkeypatch.setattr(Differences, "moves", wrong)
     with pytest.raises(AssertionError, match="z too large"):
         agrees(itertools.islice(estimates(net, x, y, cross_entropy), 64), right("sigmoid", "gaussian"), 0.3)

@@ -172,7 +172,7 @@ def test_flips_at_a_last_site_or_with_another_estimator_are_refused() -> None:
 def test_faults_are_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net, x, y = made("staircase", "gaussian", "unit")
     right = reference(net, UNITS["staircase"][1], "gaussian", "unit")
-    moved = Flips.moved
+    moved = Flips.moves
 
     def wrong(
         self: Flips, noise: Any, z: Tensor, v: Tensor, scale: Tensor, block: DirectionBlock, drawn: Tensor | None
@@ -184,6 +184,6 @@ def test_faults_are_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
         found = moved(self, noise, z, v, scale, block, drawn)
         return found._replace(values=(found.values + 1 / 3).clamp(max=2.0))
 
-    monkeypatch.setattr(Flips, "moved", wrong)
+    monkeypatch.setattr(Flips, "moves", wrong)
     with pytest.raises(AssertionError, match="z too large"):
         agrees(itertools.islice(estimates(net, x, y, zero_one), 48), right, 0.5)
