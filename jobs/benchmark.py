@@ -10,7 +10,7 @@ run the same work items without sending or waiting. `--actors 0` leaves out Ray.
 are compiled.
 
 `variance` measures the cosine of each site's estimates against the forward passes of a step: copies, the best head,
-flips, and a budget that is allotted to the sites.
+one unit at a time, and a budget that is allotted to the sites.
 
 `time_to_accuracy` trains one network as configured, with the best head, with an allotted budget of the same forward
 passes, and by backpropagation, and reports seconds and passes to an accuracy on the validation examples.

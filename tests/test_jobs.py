@@ -240,7 +240,7 @@ def test_the_benchmark_variance_measures_each_option_within_each_budget(tmp_path
     assert _benchmark("variance", tmp_path / "tiny.yaml", *options) == 0
     found = json.loads((tmp_path / "out" / "variance.json").read_text())
     assert {(p["option"], p["budget"]) for p in found["points"]} == {
-        (option, budget) for option in ("plain", "head auto", "flips", "copies auto") for budget in (6.0, 12.0)
+        (option, budget) for option in ("plain", "head auto", "unit by unit", "copies auto") for budget in (6.0, 12.0)
     }
     for point in found["points"]:
         assert point["forward_passes"] <= point["budget"]

@@ -24,8 +24,8 @@ from glr_dist.diagnostics.estimates import (
 from glr_dist.errors import ConfigError
 from glr_dist.figures import figure_of
 
-OPTIONS = ("plain", "head auto", "flips", "copies auto")
-_COPIES = 100  # K of the sites that cannot be flipped, for `flips`
+OPTIONS = ("plain", "head auto", "unit by unit", "copies auto")
+_COPIES = 100  # K of the sites that are not redrawn unit by unit, for `unit by unit`
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def against_passes(config: Config, budgets: Sequence[float]) -> AgainstPasses:
     """Measures the options at each budget, all on one batch and against one reference.
 
     `plain` has the greatest K that fits, one shared pass, and the head and redraws of the configuration; `head auto` is
-    the same with that head; `flips` has in addition flips wherever units can be flipped, and the greatest M that fits;
+    the same with that head; `unit by unit` moves one unit at a time wherever it can, with the greatest M that fits;
     `copies auto` allots the budget, with head and redraws chosen. An option is left out where a budget is too small.
 
     Args:
@@ -119,7 +119,7 @@ def against_passes(config: Config, budgets: Sequence[float]) -> AgainstPasses:
 def _estimator(config: Config, networks: Networks, batch: Batch, option: str, budget: float) -> Estimator | None:
     """Returns the estimator of an option within a budget, or None if the budget is too small for it."""
     head = config.estimator.head if option == "plain" else "auto"
-    redraw = "auto" if option in ("flips", "copies auto") else config.estimator.redraw
+    redraw = "auto" if option in ("unit by unit", "copies auto") else config.estimator.redraw
     free = rebuilt(config.estimator, copies="auto", passes="auto", redraw=redraw, budget=budget, head=head)
     check_estimator(free, config.noise, config.training.loss)
     if option == "copies auto":
@@ -129,7 +129,7 @@ def _estimator(config: Config, networks: Networks, batch: Batch, option: str, bu
         step = net.bind(batch.x, batch.y, batch.loss)  # with the greatest K that fits
     except ConfigError:
         return None
-    if option != "flips":
+    if option != "unit by unit":
         drawn = [step.copies[name] for name, how in net.ways.items() if how not in UNIT_WISE and step.copies[name]]
         return rebuilt(free, copies=drawn[0] if drawn else _COPIES, redraw=config.estimator.redraw)
     if not net.unit_wise:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -12,7 +12,8 @@ from glr_dist.config import Config, Estimator
 from glr_dist.config.estimator import UNIT_WISE
 from glr_dist.diagnostics.estimates import Batch, Networks, norm_squared, rebuilt
 from glr_dist.estimators.allotment import Laws, candidates
-from glr_dist.estimators.choices import AUTO, COPIES, Choice, cheapest, forward_passes
+from glr_dist.estimators.choices import AUTO, COPIES, HEAD, Choice, cheapest, forward_passes
+from glr_dist.estimators.step import Step
 from glr_dist.estimators.variance_law import VarianceLaw, cosine_of
 from glr_dist.execution.measure import measured
 from glr_dist.glr import GLR
@@ -79,6 +80,10 @@ def recommendations(
         if step.head.kind in kinds:
             continue
         kinds.add(step.head.kind)
+        if config.estimator.redraw == "auto":
+            laws = _measured(config, free, batch, reference, free.ways)
+            found.append(_recommended(config, head, "auto", free, batch, laws, free.ways))
+            continue
         spaces = configured.bind(batch.x, batch.y, batch.loss).spaces
         ways = {site: how if how in UNIT_WISE else COPIES for site, how in configured.ways.items()}
         tried = {site: how if how in UNIT_WISE else AUTO for site, how in ways.items()}
@@ -143,11 +148,8 @@ def _recommended(
     step, goal = net.bind(batch.x, batch.y, batch.loss), config.diagnose.cosine
     sites = [site for site in candidates(step, net.unit_wise, ways, laws) if site.name in laws]
     choices = cheapest(sites, goal) if all(site.ways for site in sites) else None
-    by_unit = {choice.site.name: choice.way.how for choice in choices or () if choice.way.how in UNIT_WISE}
-    if redraw == "auto" and by_unit:
-        redraw = by_unit | ({"*": AUTO} if len(by_unit) < len(ways) else {})
-    elif redraw == "auto" and not step.spaces:
-        redraw = COPIES
+    if redraw == "auto" and choices is not None:
+        redraw = _named(choices, step)
     changed = [key for key, value in (("head", head), ("redraw", redraw)) if value != getattr(config.estimator, key)]
     if choices is None:
         return Recommendation(goal, head, redraw, None, None, None, {}, tuple(changed))
@@ -162,6 +164,20 @@ def _recommended(
         cosines={choice.site.name: cosine_of(choice.relative) for choice in choices},
         changed=tuple(changed),
     )
+
+
+def _named(choices: Sequence[Choice], step: Step) -> str | dict[str, str]:
+    """Returns the chosen ways of redrawing as an option; `auto` with a K that is given would choose by itself."""
+    ways = {}
+    for choice in choices:
+        name, how = choice.site.name, choice.way.how
+        if how == COPIES:
+            how = "column_space" if name in step.spaces else "levels" if name in step.levels else COPIES
+        if how != HEAD:
+            ways[name] = how
+    if len(found := set(ways.values()) | ({COPIES} if len(ways) < len(step.network.sites) else set())) == 1:
+        return found.pop()
+    return ways if len(ways) == len(step.network.sites) else {**ways, "*": COPIES}
 
 
 def _by_site(choices: list[Choice], names: list[str], what: str) -> dict[str, int]:

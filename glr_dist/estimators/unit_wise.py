@@ -163,11 +163,11 @@ def unit_wise_shares(
     moves = step.unit_wise[site.name].moves(step.noise_at(site), flat, v, sigma, block, drawn)
     passing, linear = Pass(step, noisy), next_linear(step.network, site)
     if linear is None:
-        start, replayed = site, _noisy_logits(v, moves).view(-1, *site.shape)
+        start, replayed = site, noisy_logits(v, moves).view(-1, *site.shape)
     else:
         start = linear.site
         after = noisy(start, tape.logits[start.name])
-        logits = _after_next(linear, after, v, moves)
+        logits = after_next(linear, after, v, moves)
         # The head `expected` recognises its logits in any shape, if they are contiguous.
         replayed = passing.reached(start, logits.contiguous() if step.head.kind == EXPECTED else logits)
     outputs = step.network.replay(start, tape, replayed, passing.visit, uniforms)
@@ -180,7 +180,7 @@ def unit_wise_shares(
     return delta, units.view(site.shape) if scale.dim() else units.sum()
 
 
-def _after_next(linear: NextLinear, after: Tensor, v: Tensor, moves: Moves) -> Tensor:
+def after_next(linear: NextLinear, after: Tensor, v: Tensor, moves: Moves) -> Tensor:
     """Returns the next site's noisy logits after each move [F·S·n, O].
 
     Args:
@@ -199,7 +199,7 @@ def _after_next(linear: NextLinear, after: Tensor, v: Tensor, moves: Moves) -> T
     return result
 
 
-def _noisy_logits(v: Tensor, moves: Moves) -> Tensor:
+def noisy_logits(v: Tensor, moves: Moves) -> Tensor:
     """Returns the site's noisy logits after each move [F, S, n, D], from those of the shared pass [n, D]."""
     number, replays, n = moves.values.shape
     copies = v.expand(number, replays, *v.shape).clone()

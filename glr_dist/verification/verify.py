@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glr_dist.errors import SiteError, UserError
 from glr_dist.estimators import Step
+from glr_dist.estimators.unit_wise import Moves, after_next, next_linear, noisy_logits
 from glr_dist.losses import per_example
 from glr_dist.rules import any_segment
 from glr_dist.sites import Site, Tape
@@ -22,6 +23,7 @@ from glr_dist.verification.culprit import Call, close, culprit, rounding, traced
 from glr_dist.verification.jumps import hidden_jump, reaches_around
 
 EXAMPLES = 3
+_MOVED = 8  # units that are moved
 _DRAWS = 3  # a unit may flip by rounding, but not in each of several draws of the noise
 
 Noise = Callable[[Site, Tensor], Tensor]
@@ -34,6 +36,7 @@ def verify(step: Step) -> None:
     - A pass changes no buffer, and the same pass gives the same outputs again.
     - The outputs and the loss of an example do not depend on the other examples.
     - Replaying each site with its recorded logits gives the recorded outputs, whatever the other copies are.
+    - Where a unit moves by itself, a column of the next layer's weights gives the logits that a replay gives.
     - A layer's rule gives the gradient of autograd inside its segment.
     - No parameter acts on the logits through a jump, which autograd does not see.
 
@@ -134,6 +137,30 @@ def _check_passes(step: Step, draw: int) -> None:
                 "by the chain's blocks, or the network depends on the number of examples: let each block depend on "
                 "its input alone"
             )
+        _check_moves(step, site, tape, v[:n])
+
+
+def _check_moves(step: Step, site: Site, tape: Tape, v: Tensor) -> None:
+    """Refuses a network in which a unit that moves reaches the next site's logits in another way than by a column."""
+    network, linear = step.network, next_linear(step.network, site)
+    if site.name not in step.unit_wise or linear is None:
+        return
+    units = slice(0, min(_MOVED, site.units))
+    moves = Moves(units, torch.stack([v[:, units].T + 1, v[:, units].T - 1], 1), torch.empty(0))
+    seen: list[Tensor] = []
+
+    def visit(name: str, _: Tensor, z: Tensor) -> Tensor:
+        seen.append(z)
+        return z
+
+    replayed = noisy_logits(v, moves).view(-1, *site.shape)
+    network.run(replayed, visit, None, site.block + 1, linear.site.block + 1, statistics=tape.statistics)
+    if not close(after_next(linear, tape.logits[linear.site.name], v, moves), seen[-1]):
+        raise SiteError(
+            f"estimator.redraw: {step.unit_wise[site.name].name!r} at '{site.name}': when one unit moves, the logits "
+            f"of '{linear.site.name}' do not change by a column of its weights: its forward, or that of the module "
+            "before it, is not that of its class; use 'copies' there"
+        )
 
 
 def _check_apart(

@@ -329,3 +329,25 @@ def test_the_calls_of_a_recurrent_module_get_copies_each():
     net.estimate(torch.randn(16, 6), torch.arange(16) % 3)
     assert net.allotment is not None
     assert set(net.allotment.copies) == {"cell[0]", "cell[1]", "head"}
+
+
+@pytest.mark.slow
+def test_a_measurement_does_not_depend_on_the_allotment_so_far():
+    """A site that is redrawn unit by unit, cheaply, still has its copies measured and priced as copies."""
+    model = nn.Sequential(nn.Linear(30, 12), nn.Sigmoid(), nn.Linear(12, 3))
+    x, y = torch.randn(64, 30), torch.arange(64) % 3
+
+    def net() -> GLR:
+        return GLR(model, 0.5, copies="auto", passes="auto", budget=4.0, redraw="auto", head="auto", measure_every=1)
+
+    one, other = net(), net()
+    one.gradients(x, y)
+    assert one.allotment is not None
+    assert one.allotment.unit_wise == {"0": "differences"}
+    for each in (one, other):
+        each.step = 7
+        each.gradients(x, y)
+    assert one.allotment == other.allotment
+    old = {**one.allotment.state(), "flips": ["0"]}
+    del old["unit_wise"]
+    assert Allotment.from_state(old).unit_wise == {"0": "flips"}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from glr_dist import GLR, Gaussian, Laplace, Logistic
-from glr_dist.errors import ConfigError
+from glr_dist.errors import ConfigError, SiteError
+from glr_dist.estimators import unit_wise
 from glr_dist.estimators.differences import Differences
 from glr_dist.estimators.unit_wise import ELEMENTWISE, Moves, next_linear
 from glr_dist.losses import LOSSES, cross_entropy, zero_one
@@ -124,7 +125,16 @@ def hooked() -> nn.Sequential:
     return model
 
 
+def patched(place: int) -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 3))
+    forward, adapter = model[place].forward, torch.randn(4, 3)
+    model[place].forward = lambda x: forward(x.softmax(1)) if place == 1 else forward(x) + x @ adapter
+    return model
+
+
 OTHERS = {
+    "units with a forward of their own": lambda: patched(1),
+    "a layer with a forward of its own": lambda: patched(2),
     "softmax": lambda: nn.Sequential(nn.Linear(5, 4), nn.Softmax(1), nn.Linear(4, 3)),
     "two modules between": lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Tanh(), nn.Linear(4, 3)),
     "a layer of another type": lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), Doubled(4, 3)),
@@ -151,6 +161,38 @@ def test_other_modules_are_replayed_as_they_are(other: str) -> None:
         each.step = number
         total += each.gradients(x, y).grads[first] / 6
     assert (sums[0] - sums[1]).norm() < 0.05 * sums[1].norm()
+
+
+def test_units_that_are_not_elementwise_after_all_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit_wise, "ELEMENTWISE", (*ELEMENTWISE, nn.Softmax))
+    net = GLR(OTHERS["softmax"](), 0.5, redraw=DIFFERENCES)
+    with pytest.raises(
+        SiteError, match="'differences' at '0': when one unit moves, the logits of '2' do not change by"
+    ):
+        net.estimate(torch.randn(4, 5), torch.zeros(4, dtype=torch.long))
+
+
+def test_one_move_in_a_block_before_outputs_of_another_shape() -> None:
+    """The head `expected` recognises the logits of the last site."""
+    model = nn.Sequential(nn.Linear(5, 1), nn.Sigmoid(), nn.Linear(1, 6), nn.Unflatten(1, (3, 2)))
+
+    class Both:
+        def __call__(self, z: Tensor, y: Tensor) -> Tensor:
+            return (z.argmax(1) != y[:, None]).double().mean(1).float()
+
+        def expected(self, law: Any) -> Any:
+            return lambda z, y, scale: (z / scale).square().mean((1, 2))
+
+    net = GLR(model, 0.5, redraw=DIFFERENCES, head="expected", verify=False)
+    assert net.gradients(torch.randn(4, 5), torch.zeros(4, dtype=torch.long), Both()).grads["0.weight"].any()
+
+
+def test_a_head_with_a_derivative_keeps_it() -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 3))
+    net = GLR(model, 0.5, redraw="differences", head="derivative")
+    step = net.bind(torch.randn(4, 5), torch.zeros(4, dtype=torch.long))
+    assert list(step.unit_wise) == ["0"]
+    assert step.copies == {"0": 8, "2": 8}
 
 
 # ---------------------------------------------------------------- half-widths
@@ -196,6 +238,23 @@ def test_a_law_of_ones_own_may_offer_half_widths() -> None:
 def test_half_widths_of_another_law_are_refused() -> None:
     with pytest.raises(ConfigError, match="half_width is not that of sample"):
         GLR(nn.Linear(2, 2), Triangular(1.0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda half, stream: half.float(), "a tensor of that shape and dtype"),
+        (lambda half, stream: -half, "finite numbers >= 0"),
+        (lambda half, stream: torch.rand(half.shape, dtype=half.dtype) ** 0.5, "from `stream`, and from nothing else"),
+    ],
+)
+def test_half_widths_are_drawn_from_their_stream(wrong: Any, message: str) -> None:
+    class Law(Triangular):
+        def half_width(self, shape: Any, stream: torch.Generator, dtype: torch.dtype) -> Tensor:
+            return wrong(super().half_width(shape, stream, dtype), stream)
+
+    with pytest.raises(ConfigError, match=f"half_width.shape, stream, dtype. must .*{message}"):
+        GLR(nn.Linear(2, 2), Law())
 
 
 # ---------------------------------------------------------------- refusals
