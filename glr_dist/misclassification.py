@@ -93,7 +93,8 @@ class Misclassification:
             return _between_kinks(self.law, ahead, slope, self._counts[key])
         if key not in self._trapezoids:
             self._trapezoids[key] = _trapezoid(self.law, *key)
-        t, w = (torch.from_numpy(values).to(ahead)[:, None] for values in self._trapezoids[key])
+        # Rounded on the device, so that a graph for a GPU has no operator on the CPU.
+        t, w = (torch.from_numpy(values).to(ahead.device).to(ahead)[:, None] for values in self._trapezoids[key])
         return t, w
 
 
