@@ -171,7 +171,7 @@ class GLR(nn.Module):
         self.estimator = ESTIMATORS[self.options.name]
         self._site_options: dict[str, Any] = {}
         self.ways: dict[str, str] = {}  # of redrawing, by site, as the options say
-        self.unit_wise: dict[str, UnitWise] = {}  # how each site is redrawn unit by unit, if it is or may be
+        self.unit_wise: dict[str, UnitWise] = {}  # by site, where one is required or allowed
         self.allotment: Allotment | None = None  # of the budget, once the variance has been measured
         self.verify = verify
         self.compiles = compiles(compile, self.options)

@@ -357,7 +357,7 @@ class Pass:
         return self.reached(site, self._noisy(site, z))
 
     def reached(self, site: Site, v: Tensor) -> Tensor:
-        """Returns the noisy logits of a site, which the pass goes on with."""
+        """Notes the noisy logits of a site, and returns them; the pass continues with them."""
         if self._integrated and self._step.is_last(site):
             self._last = LastLogits(v)
         return v

@@ -53,7 +53,7 @@ def known_thresholds(network: Network, noise: Noise | None, ways: Mapping[str, s
 def unit_wise_of(
     network: Network, noise: Noise | None, options: Options, ways: Mapping[str, str], thresholds: Thresholds
 ) -> dict[str, UnitWise]:
-    """Returns how each site is redrawn unit by unit, for those that must or may be, by the site's name.
+    """Returns the unit-wise redraw of each site that requires or allows one, by the site's name.
 
     Raises:
         ConfigError: the way of a site is `differences`, and the law has no half-widths, or σ is learned.
