@@ -154,7 +154,7 @@ def _candidates(config: Config, names: Sequence[str]) -> dict[str, Config]:
             )
     chosen = {name: each for name, each in estimators.items() if name in names}
     if not chosen:
-        raise ConfigError(f"--only: {', '.join(names)} are for 'conditional', not for {config.estimator.name!r}")
+        raise ConfigError(f"--only: {', '.join(names)}: only with 'conditional', not with {config.estimator.name!r}")
     configs = {name: config.model_copy(update={"estimator": each}) for name, each in chosen.items()}
     return {**configs, BACKPROP: by_backprop(config)}
 
