@@ -135,9 +135,9 @@ def _estimator(config: Config, networks: Networks, batch: Batch, option: str, bu
     if not net.unit_wise:
         return None
     ways = {name: net.unit_wise[name].name if name in net.unit_wise else "auto" for name in net.ways}
-    flips = rebuilt(free, copies=_COPIES, redraw=ways)
-    cost = networks.net(config.model_copy(update={"estimator": flips})).cost(batch.x, batch.y, batch.loss)[1]
-    return rebuilt(flips, passes=int(budget / cost)) if cost <= budget else None
+    moved = rebuilt(free, copies=_COPIES, redraw=ways)
+    cost = networks.net(config.model_copy(update={"estimator": moved})).cost(batch.x, batch.y, batch.loss)[1]
+    return rebuilt(moved, passes=int(budget / cost)) if cost <= budget else None
 
 
 def passes_figure(found: AgainstPasses) -> Any:

