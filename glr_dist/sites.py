@@ -70,6 +70,7 @@ class Tape:
         inputs: the site's input by site name, for the sites that have a direct rule.
         starts: the chain's value before a block, by block index, for the blocks that a segment is rerun from.
         losses: the loss of each example [N].
+        u: random numbers of the head's estimates of expectations [N], where it makes such estimates.
         errors: the derivatives of the losses by the outputs [N, E], where a control variate needs them.
         statistics: moments of the calls of batch norms in the pass, [3, C] by "module.call".
         spaces: site -> the basis of its column space, and its logits with the noise outside it; kept by the first item
@@ -81,6 +82,7 @@ class Tape:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     starts: dict[int, Tree] = field(default_factory=dict)
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
+    u: Tensor = field(default_factory=lambda: torch.empty(0))
     errors: Tensor = field(default_factory=lambda: torch.empty(0))
     statistics: dict[str, Tensor] = field(default_factory=dict)
     spaces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)

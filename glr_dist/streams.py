@@ -35,6 +35,7 @@ class Role(IntEnum):
     VERIFICATION = 15
     CERTIFICATE = 16
     INPUT_NOISE = 17
+    QUADRATURE = 18
     AUGMENT = 20
     ADVERSARIAL = 21
 

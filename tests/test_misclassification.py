@@ -12,7 +12,7 @@ from scipy import integrate
 from torch import Tensor
 
 from glr_dist.errors import UserError
-from glr_dist.misclassification import ERROR, Misclassification, _trapezoid
+from glr_dist.misclassification import ERROR, SPREAD, Misclassification, _trapezoid
 from glr_dist.noise import LAWS, Gaussian
 
 ENDS = {"gaussian": (-8, 8), "laplace": (-30, 30), "logistic": (-35, 35), "gumbel": (-4, 35)}
@@ -125,3 +125,25 @@ def test_too_few_nodes_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     scale = torch.tensor([1.0, 0.3, 0.3, 0.3], dtype=torch.float64)
     found = Misclassification(Gaussian())(z, y, scale[None])
     assert abs(found.item() - by_integration(z[0], 0, scale, "gaussian")) > ERROR
+
+
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("law", LAWS)
+def test_nodes_that_a_random_number_moves_give_the_probability_on_average(law: str, unit: bool) -> None:
+    """The mean over u is exact, though each of the results is rough."""
+    stream = torch.Generator().manual_seed(3)
+    z = 2 * torch.randn(200, 10, dtype=torch.float64, generator=stream)
+    y = torch.randint(0, 10, (200,), generator=stream)
+    scale = torch.tensor(0.7, dtype=torch.float64)
+    if unit:
+        scale = 0.7 + 0.5 * torch.rand(200, 10, dtype=torch.float64, generator=stream)
+    wrong = Misclassification(LAWS[law]())
+    exact = wrong(z, y, scale)
+    places = (torch.arange(32, dtype=torch.float64) + 0.5) / 32
+    found = torch.stack([wrong(z, y, scale, u.expand(200)) for u in places])
+    torch.testing.assert_close(found.mean(0), exact, rtol=0, atol=3 * ERROR)
+    assert found.std(0).max() <= 1.1 * SPREAD
+    if not wrong.law.kinked and not (wrong.law.max_stable and not unit):
+        assert found.std(0).max() > 10 * ERROR  # another rule than that of many nodes
+        (number, _, _), (nodes, _) = next(iter(wrong._cells.values())), next(iter(wrong._trapezoids.values()))
+        assert number <= len(nodes) / 2

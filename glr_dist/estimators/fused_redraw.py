@@ -156,7 +156,7 @@ def fused(call: Call) -> FusedRedraw:
     tensors = dict((*model.named_parameters(), *model.named_buffers()))
     names: list[Name] = [
         *(("factor", i) for i in range(len(call.factors))),
-        *((kind, None) for kind in ("share", "losses")),
+        *((kind, None) for kind in ("share", "losses", "u")),
         *(("logits", name) for name in call.logits),
         *(("scale", name) for name in call.step.scales),
         *(("noise", name) for name in noises),
@@ -188,6 +188,8 @@ def _value(call: Call, factors: list[Tensor], kind: str, which: Any) -> Tensor:
         found = tape.logits[which]
     elif kind == "losses":
         found = tape.losses
+    elif kind == "u":
+        found = tape.u
     elif kind == "scale":
         found = step.scales[which]
     elif kind == "noise":
@@ -245,6 +247,7 @@ def _body(call: Call, given: Mapping[Name, Tensor]) -> tuple[Tensor, ...]:
         tape=Tape(
             logits={name: given["logits", name] for name in call.logits},
             losses=given["losses", None],
+            u=given["u", None],
             starts={} if site.top else {site.block: of("start", tape.starts[site.block])},
             statistics={name: given["statistics", name] for name in tape.statistics},
         ),
@@ -291,7 +294,7 @@ def _shares(call: Call, noisy: Callable[[Site, Tensor], Tensor], uniforms: Unifo
     directions = len(eps)
     signs = 1 - 2 * torch.arange(step.signs, dtype=z.dtype, device=z.device)  # 1, or 1 and -1
     v = z + signs.view(-1, *[1] * eps.dim()) * (scale * eps)
-    passing = Pass(step, noisy)
+    passing = Pass(step, noisy, tape.u)
     v = v.view(-1, *site.shape)
     targets = mapped(lambda y: y.repeat(step.signs * directions, *[1] * (y.dim() - 1)), call.targets)
     if step.differentiated(site):

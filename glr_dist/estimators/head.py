@@ -5,6 +5,10 @@
     expected    the loss's expectation over it takes the place of the loss, in shared passes and in redraws; δ is the
                 derivative of that expectation, without a draw
 
+Under `expected`, the losses of a shared pass and its redraws only enter differences and means. So unbiased estimates of
+the expectations, by one random number for each example of the shared pass, take their place if the loss offers them; δ
+is the derivative of the expectation itself.
+
 By the tower rule all three estimate the gradient of the same J. The last two need a loss that offers them; `expected`
 also needs a network whose outputs are the noisy logits of its last site.
 
@@ -19,7 +23,7 @@ import torch
 from torch import Tensor
 
 from glr_dist.errors import ConfigError, NoGradientError, SiteError, UserError
-from glr_dist.losses import Expectation, Loss, expectation, has_derivative, per_example
+from glr_dist.losses import Expectation, ExpectationEstimate, Loss, expectation, has_derivative, per_example
 from glr_dist.network import Network
 from glr_dist.noise import Noise
 from glr_dist.sites import Site, Tape
@@ -35,10 +39,11 @@ SAMPLED, DERIVATIVE, EXPECTED = "sampled", "derivative", "expected"
 
 
 class Head(NamedTuple):
-    """Kind of the head, and for `expected` the loss's expectation."""
+    """Kind of the head; for `expected` the loss's expectation, and its estimate by a random number, if it has one."""
 
     kind: str = SAMPLED
     expectation: Expectation | None = None
+    estimate: ExpectationEstimate | None = None
 
 
 SAMPLED_HEAD = Head()
@@ -66,7 +71,7 @@ def head_of(wanted: str, network: Network, loss: Loss, noise: Noise | None) -> H
     if network.head_shape is None:
         return SAMPLED_HEAD
     if offered is not None:
-        return Head(EXPECTED, offered)
+        return Head(EXPECTED, offered, getattr(offered, "estimate", None))
     return Head(DERIVATIVE if has_derivative(loss) else SAMPLED)
 
 
@@ -81,17 +86,22 @@ class LastLogits:
         return same_memory(outputs, self.z) and self.z._version == self._version
 
 
-def expected_losses(step: Step, outputs: Tensor, targets: Tree, last: LastLogits) -> Tensor:
+def expected_losses(step: Step, outputs: Tensor, targets: Tree, last: LastLogits, u: Tensor) -> Tensor:
     """Returns the expectations of the losses [B] over the noise of the last site, which the pass did not add.
+
+    Estimates of them take their place, if the loss offers these; `u` [n] has the random numbers of the examples.
 
     Raises:
         SiteError: the outputs are not the logits of the last site.
     """
     if not last.are(outputs):
         raise SiteError(_between(step.network))
+    scale = _like(step.scales[step.network.sites[-1].name], outputs)
+    if step.head.estimate is not None:
+        rows = u.repeat(len(outputs) // len(u))  # copies of an example are compared, and so have one number
+        return per_example(step.head.estimate(outputs, targets, scale, rows), len(outputs))
     assert step.head.expectation is not None
-    scale = step.scales[step.network.sites[-1].name]
-    return per_example(step.head.expectation(outputs, targets, _like(scale, outputs)), len(outputs))
+    return per_example(step.head.expectation(outputs, targets, scale), len(outputs))
 
 
 def expected_gradient(step: Step, z: Tensor, targets: Tree) -> tuple[Tensor, Tensor]:

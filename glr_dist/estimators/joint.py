@@ -84,7 +84,7 @@ class Joint:
             return v
 
         last, head = step.network.sites[-1], step.head.kind
-        passing = Pass(step, visit)
+        passing = Pass(step, visit, step.shared_u(item.shared_pass, item.example_block))
         targets = step.targets(item.example_block, copies)
         uniforms = step.uniforms(item.shared_pass, item.example_block, block=1 + block.number)
         # The part before the first site is the same for all copies: it runs once, unless that site is nested.

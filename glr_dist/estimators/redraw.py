@@ -248,6 +248,6 @@ class Redraw:
     def _losses(self, step: Step, item: WorkItem, site: Site, tape: Tape, v: Tensor) -> Tensor:
         """Returns the losses [S·R·n] of the network's suffix, run from the noisy logits v [S·R·n, *S]."""
         uniforms = step.uniforms(item.shared_pass, item.example_block)
-        passing = Pass(step, self._others(step, item.shared_pass, item.example_block))
+        passing = Pass(step, self._others(step, item.shared_pass, item.example_block), tape.u)
         outputs = step.network.replay(site, tape, v, passing.visit, uniforms)
         return passing.losses(outputs, step.targets(item.example_block, len(v) // len(tape.losses)))

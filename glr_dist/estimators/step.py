@@ -238,6 +238,12 @@ class Step:
         stream = generator(self.key(shared_pass, site.index, example_block), self.device)
         return self.noise_at(site).sample((n, *site.shape), stream, self.network.dtype)
 
+    def shared_u(self, shared_pass: int, example_block: int) -> Tensor:
+        """Draws the random numbers of the head's estimates of expectations, uniform in [0, 1) [n]; [0] without such."""
+        n = self.examples_in(example_block) if self.head.estimate is not None else 0
+        key = self.key(shared_pass, len(self.network.sites) - 1, example_block)._replace(role=Role.QUADRATURE)
+        return torch.rand(n, generator=generator(key, self.device), dtype=self.network.dtype, device=self.device)
+
     def shared_noise(
         self, shared_pass: int, example_block: int, kept: dict[str, Tensor] | None = None
     ) -> Callable[[Site, Tensor], Tensor]:
@@ -285,14 +291,15 @@ class Step:
         """
         examples = self.examples_of(example_block)
         kept: dict[str, Tensor] | None = None if self.compiled is None else {}
-        passing = Pass(self, self.shared_noise(shared_pass, example_block, kept) if noisy else unchanged)
+        u = self.shared_u(shared_pass, example_block)
+        passing = Pass(self, self.shared_noise(shared_pass, example_block, kept) if noisy else unchanged, u)
         outputs, tape = self.network.record(
             taken(self.x, examples), passing.visit, self.uniforms(shared_pass, example_block)
         )
         for name, z in tape.logits.items():
             if not all_finite(z):
                 raise FloatingPointError(f"the logits of the site '{name}' are not finite at step {self.number}")
-        tape.noise = kept or {}
+        tape.noise, tape.u = kept or {}, u
         targets = taken(self.y, examples)
         tape.losses = passing.losses(outputs, targets)
         if self.feedback:
@@ -345,10 +352,11 @@ class Pass:
     Args:
         step: the step.
         noisy: (site, z) -> v; where the head is `expected`, it leaves the last site's logits as they are.
+        u: random numbers of the shared pass for the head's estimates of expectations [n], or [0].
     """
 
-    def __init__(self, step: Step, noisy: Callable[[Site, Tensor], Tensor]) -> None:
-        self._step, self._noisy = step, noisy
+    def __init__(self, step: Step, noisy: Callable[[Site, Tensor], Tensor], u: Tensor) -> None:
+        self._step, self._noisy, self._u = step, noisy, u
         self._integrated = step.head.kind == EXPECTED and noisy is not unchanged  # `unchanged`: no site has noise
         self._last: LastLogits | None = None
 
@@ -370,7 +378,7 @@ class Pass:
         """
         if self._integrated:
             assert self._last is not None
-            return expected_losses(self._step, outputs, targets, self._last)
+            return expected_losses(self._step, outputs, targets, self._last, self._u)
         return per_example(self._step.loss(outputs, targets), len(outputs))
 
 

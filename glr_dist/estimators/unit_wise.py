@@ -161,7 +161,7 @@ def unit_wise_shares(
     v, flat = noisy(site, z).flatten(1), z.flatten(1)
     sigma = scale.flatten() if scale.dim() else scale
     moves = step.unit_wise[site.name].moves(step.noise_at(site), flat, v, sigma, block, drawn)
-    passing, linear = Pass(step, noisy), next_linear(step.network, site)
+    passing, linear = Pass(step, noisy, tape.u), next_linear(step.network, site)
     if linear is None:
         start, replayed = site, noisy_logits(v, moves).view(-1, *site.shape)
     else:

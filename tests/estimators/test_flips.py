@@ -105,7 +105,7 @@ def test_one_step_by_hand() -> None:
     assert step.copies["0"] == 3
     z = model[0](X).detach()
     v = z + 0.5 * step.shared_eps(net.network.sites[0], 0, 0, 2)
-    risk_of = expectation(zero_one, Gaussian())
+    risk_of = step.head.estimate
     assert risk_of is not None
     delta = torch.zeros_like(z)
     for unit in range(3):
@@ -113,7 +113,7 @@ def test_one_step_by_hand() -> None:
         for on in (0.0, 1.0):
             h = (v > 0).double()
             h[:, unit] = on
-            loss.append(risk_of(model[2](h), Y, torch.tensor(0.5, dtype=torch.float64)))
+            loss.append(risk_of(model[2](h), Y, torch.tensor(0.5, dtype=torch.float64), step.shared_u(0, 0)))
         delta[:, unit] = Gaussian().density(z[:, unit] / 0.5) / 0.5 * (loss[1] - loss[0])
     torch.testing.assert_close(found.grads["0.weight"], delta.T @ X / 2)
 
