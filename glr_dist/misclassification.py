@@ -24,7 +24,7 @@ from torch import Tensor
 from glr_dist.errors import UserError
 
 ERROR = 1e-5  # maximum error of the probability: it decides the number of nodes
-SPREAD = 0.05  # maximum standard deviation of the probability over u, where u moves the nodes
+SPREAD = 0.02  # maximum standard deviation of the probability over u, where u moves the nodes
 _ELEMENTS = 2**18  # of one tensor of the quadrature: more nodes are added one group after another
 _MOST = 2048  # nodes; more are needed only if the scales of the classes differ by two orders of magnitude
 _TAIL = 1e-7  # probability that the nodes leave out at each end

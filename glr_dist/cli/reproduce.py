@@ -19,6 +19,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--seeds", metavar="N", type=count, help="seeds of each model (default: 3; with --quick: 1)")
     command.add_argument(
+        "--models",
+        metavar="NAME",
+        default="paper",
+        help="paper: the authors' own settings (default); robust: networks trained with noise on the inputs",
+    )
+    command.add_argument(
+        "--over",
+        metavar="SETTING=[VALUE, …]",
+        help="train each model with each of these values, and plot the trade-off over them",
+    )
+    command.add_argument(
         "--quick", action="store_true", help="rehearsal: a tenth of the epochs, few images; not the reproduction"
     )
     command.add_argument(
@@ -29,7 +40,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=folder,
         help="folder for the results; the same command continues what it holds "
-        "(default: runs/reproduce, with --quick runs/reproduce-quick)",
+        "(default: runs/reproduce, with the models, the setting and quick at its end if they are given)",
     )
     command.add_argument(
         "--actors",
@@ -45,7 +56,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from glr_dist.errors import ConfigError
-    from glr_dist.reproduction.recipe import Plan, check_data, planned_runs
+    from glr_dist.reproduction.recipe import PAPER, Plan, check_data, planned_runs
+    from glr_dist.reproduction.sweep import sweep_of
     from glr_dist.reproduction.table import REHEARSAL
 
     check_data(options.words)
@@ -53,10 +65,17 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--gpus-per-run: {options.gpus_per_run:g} is not allowed: a number from 0 to 1")
     if options.actors == 0 and options.gpus_per_run:
         raise ConfigError("--gpus-per-run: has no effect with --actors 0; leave it out")
-    out = (options.out or Path("runs") / ("reproduce-quick" if options.quick else "reproduce")).absolute()
+    over = sweep_of(options.over) if options.over is not None else None
+    kind = [options.models] if options.models != PAPER else []
+    kind += [over.setting] if over else []
+    kind += ["quick"] if options.quick else []
+    out = (options.out or Path("runs") / "-".join(["reproduce", *kind])).absolute()
     seeds = options.seeds or (1 if options.quick else 3)
     gpu = options.gpus_per_run > 0
-    plans = [Plan(name, options.configs, out / name, seeds, options.quick, gpu) for name in options.words]
+    plans = [
+        Plan(name, options.configs, out / name, seeds, options.quick, gpu, options.models, over)
+        for name in options.words
+    ]
     number = sum(len(planned_runs(plan)) for plan in plans)  # finds every wrong configuration before the first run
     show_whole("results", out)
     show("runs", number)

@@ -1,9 +1,9 @@
-"""Trade-off between clean and robust accuracy along the training of each model."""
+"""Trade-off between clean and robust accuracy, along the training of each model or over the values of a setting."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glr_dist.figures import figure_of
@@ -21,28 +21,55 @@ def tradeoff_figure(models: Sequence[ModelResult]) -> Any:
     A curve is the mean over the seeds after each evaluated epoch, with a large marker at the end of the training;
     diamonds with an edge are published figures.
     """
-    curves = {model.model: mean_curve([seed.curve for seed in model.seeds]) for model in models}
+    curves = {model.name: mean_curve([seed.curve for seed in model.seeds]) for model in models}
+    return _figure(curves, models, "large: end of the training; diamonds: published figures")
+
+
+def over_figure(models: Sequence[ModelResult]) -> Any:
+    """Returns the same figure with a curve of each model over the values of a setting, after training.
+
+    A point is the mean over the seeds of the runs with a value; the value stands beside it.
+    """
+    curves: dict[str, list[Point]] = {}
+    labels: dict[str, list[str]] = {}
+    for model in models:
+        found = {each: mean for each in model.seeds[0].final if (mean := model.mean(each)) is not None}
+        curves.setdefault(model.model, []).append(found)
+        labels.setdefault(model.model, []).append(model.value)
+    return _figure(curves, models, "large: the last value; diamonds: published figures", labels)
+
+
+def _figure(
+    curves: Mapping[str, Sequence[Point]],
+    models: Sequence[ModelResult],
+    title: str,
+    labels: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
+    """Returns a figure of curves by name, with the published figures of the models, and labels beside the points."""
     conditions = list(dict.fromkeys(name for curve in curves.values() for point in curve for name in point))
     panels = [name for name in conditions if "," in name] + [_MEAN]
     figure = figure_of(5.6 * len(panels), 5.4)
+    published = {model.title: model.published for model in models if CLEAN in model.published}
+    colours: dict[str, str] = {}
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        titles: list[str] = []  # two models may have the same published figures
-        for number, model in enumerate(models):
+        for number, (name, curve) in enumerate(curves.items()):
             look: dict[str, Any] = {"color": _COLOURS[number % 8], "marker": _MARKERS[number % 8]}
-            points = [(100 * p[CLEAN], 100 * y) for p in curves[model.model] if (y := _value(p, panel)) is not None]
+            colours |= {model.title: look["color"] for model in models if name in (model.model, model.name)}
+            points = [(100 * p[CLEAN], 100 * y) for p in curve if (y := _value(p, panel)) is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), markersize=3, linewidth=1.3, label=model.model, **look)
+                axes.plot(*zip(*points, strict=True), markersize=3, linewidth=1.3, label=name, **look)
                 axes.plot(*points[-1], markersize=9, markeredgecolor="black", linestyle="none", **look)
-            named = CLEAN in model.published and model.title not in titles
-            if named and (y := _value(model.published, panel)) is not None:
-                place = (100 * model.published[CLEAN], 100 * y)
-                axes.scatter(*place, s=70, marker="D", facecolors="none", edgecolors=look["color"], linewidths=2)
-                label = {"ha": "right", "xytext": (-7, -10 if len(titles) % 2 else 5), "textcoords": "offset points"}
-                axes.annotate(model.title, place, fontsize=7, **label)
-                titles.append(model.title)
+            for text, place in zip(labels[name] if labels else (), points, strict=False):
+                axes.annotate(text, place, fontsize=6, xytext=(3, 3), textcoords="offset points")
+        for number, (name, values) in enumerate(published.items()):
+            if (y := _value(values, panel)) is not None:
+                place = (100 * values[CLEAN], 100 * y)
+                axes.scatter(*place, s=70, marker="D", facecolors="none", edgecolors=colours[name], linewidths=2)
+                offset = {"ha": "right", "xytext": (-7, -10 if number % 2 else 5), "textcoords": "offset points"}
+                axes.annotate(name, place, fontsize=7, **offset)
         axes.set(xlabel="clean accuracy, %", ylabel="accuracy, %", title=panel)
         axes.grid(alpha=0.3)
-    figure.suptitle("diamonds: published figures")
+    figure.suptitle(title)
     handles = {label: h for axes in figure.axes for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
     return figure
@@ -66,5 +93,9 @@ def _value(point: Point, panel: str) -> float | None:
     """Returns the accuracy that a panel shows."""
     if panel != _MEAN:
         return point.get(panel)
-    values = [value for name, value in point.items() if "," not in name and name not in (CLEAN, "epoch")]
+    values = [
+        value
+        for name, value in point.items()
+        if "," not in name and not name.startswith("certified") and name not in (CLEAN, "epoch")
+    ]
     return statistics.fmean(values) if values else None

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glr_dist.config import Config, Execution, Optimizer, Robustness, Training, build, load_config, per_site
 from glr_dist.errors import ConfigError
+from glr_dist.reproduction.sweep import Sweep, label
 from glr_dist.robustness.suite import FGSM, PGD, SUITES, Suite, Surrogate, TorchLBFGS
 from glr_dist.text import hint
 
+PAPER = "paper"
 QUICK_IMAGES = 1000
 _CURVE_IMAGES = 2000  # of an evaluation while a run trains
 _CURVE_POINTS = 20
@@ -24,11 +26,11 @@ class Recipe:
     """The reproduction of one data set.
 
     Attributes:
-        folder: folder of the models' configurations, in the folder of all configurations.
+        folders: folder of the configurations of each set of models, in the folder of all configurations.
         suite: evaluates the finished runs.
     """
 
-    folder: str
+    folders: Mapping[str, str]
     suite: Suite
 
 
@@ -44,10 +46,11 @@ def _tiny_imagenet() -> Suite:
 
 
 RECIPES = {
-    "mnist": Recipe("paper", SUITES["reproduce"]),
-    "fashion_mnist": Recipe("paper", SUITES["reproduce"]),
-    "tiny_imagenet": Recipe("tiny_imagenet", _tiny_imagenet()),
-    "digits": Recipe("paper", SUITES["reproduce"]),  # small images, to try the command; nothing is published for them
+    "mnist": Recipe({"paper": "paper", "robust": "robust/mnist"}, SUITES["reproduce"]),
+    "fashion_mnist": Recipe({"paper": "paper", "robust": "robust/fashion_mnist"}, SUITES["reproduce"]),
+    "tiny_imagenet": Recipe({"paper": "tiny_imagenet"}, _tiny_imagenet()),
+    # Small images, to try the command; nothing is published for them.
+    "digits": Recipe({"paper": "paper", "robust": "robust/mnist"}, SUITES["reproduce"]),
 }
 
 
@@ -62,6 +65,8 @@ class Plan:
         seeds: number of seeds.
         quick: train a tenth of the epochs and evaluate few images, to try the command.
         gpu: train and evaluate on a GPU.
+        models: "paper" for the authors' own settings, "robust" for networks trained with noise on the inputs.
+        over: a setting whose values are compared.
     """
 
     data: str
@@ -70,6 +75,22 @@ class Plan:
     seeds: int
     quick: bool = False
     gpu: bool = False
+    models: str = PAPER
+    over: Sweep | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the models' configurations.
+
+        Raises:
+            ConfigError: the data set has no such models.
+        """
+        folders = RECIPES[self.data].folders
+        if self.models not in folders:
+            raise ConfigError(
+                f"--models: {self.models!r} is not available for {self.data}; {hint(self.models, folders)}"
+            )
+        return self.configs / folders[self.models]
 
     @property
     def suite(self) -> Suite:
@@ -93,9 +114,13 @@ class Plan:
 
     def described(self) -> dict[str, Any]:
         """Returns the settings that must not change when a reproduction continues."""
-        settings = {"data": self.data, "quick": self.quick, "suite": self.suite, "curve_suite": self.curve_suite}
         return {
-            key: value.model_dump(mode="json") if isinstance(value, Suite) else value for key, value in settings.items()
+            "data": self.data,
+            "models": self.models,
+            "over": self.over.described() if self.over else None,
+            "quick": self.quick,
+            "suite": self.suite.model_dump(mode="json"),
+            "curve_suite": self.curve_suite.model_dump(mode="json"),
         }
 
 
@@ -107,11 +132,13 @@ class PlannedRun:
         model: name of its configuration file.
         config: its configuration.
         folder: its folder.
+        value: the value of the setting that the reproduction varies, as text; "" if it varies none.
     """
 
     model: str
     config: Config
     folder: Path
+    value: str = ""
 
     @property
     def cost(self) -> int:
@@ -142,27 +169,33 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
     Raises:
         ConfigError: there are no configurations, or one is invalid.
     """
-    folder = plan.configs / RECIPES[plan.data].folder
-    files = sorted(folder.glob("*.yaml"))
+    files = sorted(plan.folder.glob("*.yaml"))
     if not files:
         raise ConfigError(
-            f"--configs: {folder} holds no configurations; run this in a checkout of the repository, or name its "
+            f"--configs: {plan.folder} holds no configurations; run this in a checkout of the repository, or name its "
             "folder configs by --configs"
         )
-    runs = [PlannedRun(*_model(plan, path, seed)) for path in files for seed in range(plan.seeds)]
+    over = plan.over
+    settings = [(label(value), [over.override(value)]) for value in over.values] if over else [("", [])]
+    runs = [
+        _run(plan, path, seed, value, changes)
+        for path in files
+        for value, changes in settings
+        for seed in range(plan.seeds)
+    ]
     return sorted(runs, key=lambda run: (run.config.seed, -run.cost))
 
 
-def _model(plan: Plan, path: Path, seed: int) -> Iterator[Any]:
-    """Yields the name, configuration and folder of a run."""
-    overrides = [f"data.name={plan.data}", f"seed={seed}"]
+def _run(plan: Plan, path: Path, seed: int, value: str, changes: Sequence[str]) -> PlannedRun:
+    """Returns the run of a model, a value and a seed."""
+    overrides = [f"data.name={plan.data}", f"seed={seed}", *changes]
     config = load_config(path, overrides)
     if plan.quick:
         config = load_config(path, [*overrides, f"training.epochs={max(2, -(-config.training.epochs // _QUICK))}"])
     every = max(1, config.training.epochs // _CURVE_POINTS)
     curve, at_end = (suite.model_dump(mode="json") for suite in (plan.curve_suite, plan.suite))
     robustness = {"every": every, "suite": curve, "split": "test", "at_end": at_end}
-    execution = Execution(device="cuda" if plan.gpu else "cpu", threads=1)
-    yield path.stem
-    yield config.model_copy(update={"robustness": build(Robustness, robustness), "execution": execution})
-    yield plan.out / "runs" / f"{path.stem}-seed{seed}"
+    execution = Execution(device="cuda" if plan.gpu else "cpu", threads=1, compile=config.execution.compile)
+    changed = config.model_copy(update={"robustness": build(Robustness, robustness), "execution": execution})
+    name = f"{path.stem}-{value}" if value else path.stem
+    return PlannedRun(path.stem, changed, plan.out / "runs" / f"{name}-seed{seed}", value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from glr_dist import data
@@ -14,10 +16,11 @@ from glr_dist.errors import ConfigError, UserError
 from glr_dist.execution.address import check_reachable
 from glr_dist.figures import draw, pdf_of
 from glr_dist.files import write_atomically
-from glr_dist.reproduction.plot import tradeoff_figure
+from glr_dist.reproduction.plot import over_figure, tradeoff_figure
 from glr_dist.reproduction.progress import Progress
-from glr_dist.reproduction.recipe import Plan, PlannedRun, planned_runs
+from glr_dist.reproduction.recipe import PAPER, Plan, PlannedRun, planned_runs
 from glr_dist.reproduction.results import ModelResult, model_result, seed_result, with_equal
+from glr_dist.reproduction.sweep import label
 from glr_dist.reproduction.table import json_of, lines_of
 from glr_dist.reproduction.training import report_of_run, train_runs
 from glr_dist.robustness.suite import surrogate_config
@@ -51,7 +54,7 @@ def reproduce(plan: Plan, *, actors: int | None = None, gpus: float = 0) -> str:
         tracking = resolved(runs[0].config.tracking)
         params = {**plan.described(), "seeds": plan.seeds}
         failed: dict[str, str] = {}
-        named = {key: params[key] for key in ("data", "quick", "seeds")}
+        named = {key: params[key] for key in ("data", "models", "quick", "seeds")}
         with parent_run(tracking, plan.out, named, parent_run_id(plan.out), "glr-dist reproduce") as parent:
             if parent.run_id is not None:
                 write_atomically(plan.out / PARENT_RUN, parent.run_id.encode())
@@ -96,7 +99,7 @@ def _begin(plan: Plan) -> None:
             raise ConfigError(f"--out: {plan.out} cannot be written ({error.strerror})") from None
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = {"models": PAPER, "over": None, **json.loads(path.read_text(encoding="utf-8"))}  # as of old folders
         differs = next((key for key, value in plan.described().items() if before[key] != value), None)
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{path}: is damaged; choose another --out") from None
@@ -114,7 +117,7 @@ def _placed(run: PlannedRun, plan: Plan, tracking: Tracking, parent: str | None)
         "data": located(run.config.data, run.config.code),
         "tracking": tracking.model_copy(update={"tags": tags}),
     }
-    return PlannedRun(run.model, run.config.model_copy(update=changes), run.folder)
+    return replace(run, config=run.config.model_copy(update=changes))
 
 
 def _train_surrogate(plan: Plan, run: PlannedRun) -> None:
@@ -125,12 +128,14 @@ def _train_surrogate(plan: Plan, run: PlannedRun) -> None:
 
 def _results(plan: Plan, runs: Sequence[PlannedRun]) -> list[ModelResult]:
     """Returns the results of the finished runs, model by model."""
+    values = [label(value) for value in plan.over.values] if plan.over else [""]
     models = []
-    for name in sorted({run.model for run in runs}):
-        found = [(run, report) for run in runs if run.model == name and (report := report_of_run(run, plan.suite))]
+    for name, value in product(sorted({run.model for run in runs}), values):
+        own = [run for run in runs if (run.model, run.value) == (name, value)]
+        found = [(run, report) for run in own if (report := report_of_run(run, plan.suite))]
         if found:
             seeds = [seed_result(RunFolder(run.folder), report, run.config) for run, report in found]
-            models.append(model_result(name, found[0][1], seeds))
+            models.append(model_result(name, value, found[0][1], seeds))
     return with_equal(models)
 
 
@@ -148,7 +153,8 @@ def _write(
     text = "\n".join(lines_of(plan, models, failed, missing)).rstrip() + "\n"
     write_atomically(values, (json.dumps(json_of(plan, models, failed), indent=2) + "\n").encode())
     write_atomically(page, text.encode())
-    if picture and models and draw(plot, lambda: tradeoff_figure(models)):
+    figure = over_figure if plan.over else tradeoff_figure
+    if picture and models and draw(plot, lambda: figure(models)):
         write_atomically(page, f"{text}\n![]({plot.name})\n".encode())
     return text, [path for path in (page, values, plot, pdf_of(plot)) if path.exists()]
 
@@ -157,7 +163,7 @@ def _metrics(models: Sequence[ModelResult]) -> dict[str, float]:
     """Returns the means by their names on a tracking server, such as `lrt/fgsm_transfer`."""
     conditions = {name for model in models for seed in model.seeds for name in seed.final}
     return {
-        f"{model.model}/{condition.replace(', ', '_').replace(' ', '_')}": mean
+        f"{model.name}/{condition.replace(', ', '_').replace(' ', '_')}": mean
         for model in models
         for condition in sorted(conditions)
         if (mean := model.mean(condition)) is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -53,17 +53,31 @@ class ModelResult:
 
     Attributes:
         model: name of its configuration file.
+        value: the value of the setting that the reproduction varies, as text, or "".
         title: name of the model in the paper, or "".
-        reference: True for backpropagation without noise.
+        backprop: True for backpropagation without noise in the network.
+        input_noise: the setting `noise.input`.
         published: the paper's accuracy by condition.
         seeds: the runs.
     """
 
     model: str
+    value: str
     title: str
-    reference: bool
+    backprop: bool
+    input_noise: dict[str, Any] | None
     published: Point
     seeds: list[SeedResult]
+
+    @property
+    def name(self) -> str:
+        """The model and the value, such as "lrt 0.3"."""
+        return f"{self.model} {self.value}".rstrip()
+
+    @property
+    def reference(self) -> bool:
+        """True for backpropagation without any noise."""
+        return self.backprop and self.input_noise is None
 
     def mean(self, condition: str) -> float | None:
         """Returns the mean over the seeds; None if a seed lacks the condition."""
@@ -84,6 +98,21 @@ class ModelResult:
         """
         pairs = [(s.equal[condition], s.curve[-1][condition]) for s in self.seeds if condition in s.equal]
         if not pairs or len(pairs) < len(self.seeds):
+            return None
+        return statistics.fmean(bp for bp, _ in pairs), statistics.fmean(own - bp for bp, own in pairs)
+
+    def gain(self, other: ModelResult, condition: str) -> tuple[float, float] | None:
+        """Returns the accuracy of another model, and what this one gains over it: means over the seeds of both.
+
+        None if no seed has the condition in both.
+        """
+        theirs = {seed.seed: seed.final.get(condition) for seed in other.seeds}
+        pairs = [
+            (bp, own)
+            for seed in self.seeds
+            if (bp := theirs.get(seed.seed)) is not None and (own := seed.final.get(condition)) is not None
+        ]
+        if not pairs:
             return None
         return statistics.fmean(bp for bp, _ in pairs), statistics.fmean(own - bp for bp, own in pairs)
 
@@ -124,14 +153,20 @@ def curve_point(record: Mapping[str, Any], eps: float) -> Point:
     return {"epoch": record["epoch"], **point} if point else {}
 
 
-def model_result(model: str, report: Report, seeds: list[SeedResult]) -> ModelResult:
-    """Returns the result of a model, given one of its reports and its finished runs."""
+def same_input_noise(model: ModelResult, models: Sequence[ModelResult]) -> ModelResult | None:
+    """Returns backpropagation with the noise on the inputs that a model has; None for a model without such noise."""
+    if model.backprop or model.input_noise is None:
+        return None
+    return next((each for each in models if each.backprop and each.input_noise == model.input_noise), None)
+
+
+def model_result(model: str, value: str, report: Report, seeds: list[SeedResult]) -> ModelResult:
+    """Returns the result of a model and value, given one of its reports and its finished runs."""
     column = column_of(model, report, fgsm_eps(report.config))
     published = {e.condition: e.paper for e in column.entries.values() if e.paper is not None}
     config = report.config
-    reference = config["estimator"]["name"] == "pathwise" and config["noise"]["law"] == "none"
-    reference = reference and config["noise"].get("input") is None
-    return ModelResult(model, column.model or "", reference, published, seeds)
+    backprop = config["estimator"]["name"] == "pathwise" and config["noise"]["law"] == "none"
+    return ModelResult(model, value, column.model or "", backprop, config["noise"].get("input"), published, seeds)
 
 
 def with_equal(models: Sequence[ModelResult]) -> list[ModelResult]:
@@ -140,12 +175,9 @@ def with_equal(models: Sequence[ModelResult]) -> list[ModelResult]:
     return [
         model
         if model.reference
-        else ModelResult(
-            model.model,
-            model.title,
-            model.reference,
-            model.published,
-            [_with_equal(seed, [each.curve for each in references if each.seed == seed.seed]) for seed in model.seeds],
+        else replace(
+            model,
+            seeds=[_with_equal(s, [each.curve for each in references if each.seed == s.seed]) for s in model.seeds],
         )
         for model in models
     ]

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from glr_dist.reproduction.recipe import QUICK_IMAGES, Plan
-from glr_dist.reproduction.results import CLEAN, ModelResult
+from glr_dist.reproduction.recipe import PAPER, QUICK_IMAGES, Plan
+from glr_dist.reproduction.results import CLEAN, ModelResult, same_input_noise
+from glr_dist.reproduction.sweep import label
 from glr_dist.robustness.page import table
 from glr_dist.robustness.published import fgsm_eps
 
@@ -29,8 +30,11 @@ def lines_of(plan: Plan, models: Sequence[ModelResult], failed: Mapping[str, str
         failed: reasons by the name of the run.
         missing: number of runs that are not finished.
     """
-    yield f"# Reproduction: {plan.data}"
+    yield f"# Reproduction: {plan.data}{'' if plan.models == PAPER else f', {plan.models} models'}"
     yield ""
+    if plan.over:
+        yield f"Each model with {plan.over.setting} = {', '.join(label(value) for value in plan.over.values)}."
+        yield ""
     if plan.quick:
         yield f"**This is {REHEARSAL}.**"
         yield ""
@@ -45,9 +49,13 @@ def lines_of(plan: Plan, models: Sequence[ModelResult], failed: Mapping[str, str
     yield "value is the mean of severities 1 to 5. ✓: at least the published figure; (✓): so too, but with a"
     yield f"clean accuracy more than {_NEAR:g} points below the published one, which makes robustness easier."
     yield ""
-    yield from table(["", *conditions], [row for model in models for row in _rows(model, conditions)])
+    yield from table(["", *conditions], [row for model in models for row in _rows(model, models, conditions)])
     yield ""
     yield from _counts(models, conditions)
+    if any(same_input_noise(model, models) for model in models):
+        yield "BP with the same input noise: backpropagation of the same seeds with the same `noise.input`, and in"
+        yield "brackets what the model gains over it."
+        yield ""
     yield "BP at equal clean accuracy: backpropagation of the same seed, at the point of its training where its"
     yield "clean accuracy passes that of the model, and in brackets what the model gains over it. Both are"
     yield f"measured on the first {plan.curve_suite.examples:,} test images while the runs train; – if it does not."
@@ -61,11 +69,13 @@ def lines_of(plan: Plan, models: Sequence[ModelResult], failed: Mapping[str, str
         yield ""
 
 
-def _rows(model: ModelResult, conditions: Sequence[str]) -> Iterator[list[str]]:
-    yield [f"**{model.model}**", *(_own(model, condition) for condition in conditions)]
+def _rows(model: ModelResult, models: Sequence[ModelResult], conditions: Sequence[str]) -> Iterator[list[str]]:
+    yield [f"**{model.name}**", *(_own(model, condition) for condition in conditions)]
     if model.published:
         published = (model.published.get(condition) for condition in conditions)
         yield [f"… published ({model.title})", *("" if value is None else f"{100 * value:.2f}" for value in published)]
+    if other := same_input_noise(model, models):
+        yield ["… BP with the same input noise", *(_beside(model.gain(other, each)) for each in conditions)]
     if not model.reference:
         yield ["… BP at equal clean accuracy", *(_equal(model, condition) for condition in conditions)]
 
@@ -83,9 +93,15 @@ def _own(model: ModelResult, condition: str) -> str:
 def _equal(model: ModelResult, condition: str) -> str:
     if condition not in model.seeds[0].curve[-1]:
         return ""
-    if (found := model.equal(condition)) is None:
-        return "–"
-    return f"{100 * found[0]:.2f}" if condition == CLEAN else f"{100 * found[0]:.2f} ({100 * found[1]:+.2f})"
+    found = model.equal(condition)
+    if condition == CLEAN and found:
+        return f"{100 * found[0]:.2f}"  # equal to the model's own
+    return _beside(found)
+
+
+def _beside(found: tuple[float, float] | None) -> str:
+    """Returns the accuracy of another model, and in brackets what a model gains over it."""
+    return f"{100 * found[0]:.2f} ({100 * found[1]:+.2f})" if found else "–"
 
 
 def reaches(model: ModelResult, condition: str) -> bool:
@@ -125,6 +141,7 @@ def json_of(plan: Plan, models: Sequence[ModelResult], failed: Mapping[str, str]
     found = [
         {
             **asdict(model),
+            "reference": model.reference,
             "mean": {condition: model.mean(condition) for condition in conditions},
             "deviation": {condition: model.deviation(condition) for condition in conditions},
         }

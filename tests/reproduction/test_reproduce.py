@@ -12,10 +12,11 @@ import pytest
 from glr_dist import cli
 from glr_dist.errors import ConfigError, UserError
 from glr_dist.reproduction import recipe, training
-from glr_dist.reproduction.plot import mean_curve, tradeoff_figure
+from glr_dist.reproduction.plot import mean_curve, over_figure, tradeoff_figure
 from glr_dist.reproduction.recipe import RECIPES, Plan, Recipe, planned_runs
 from glr_dist.reproduction.reproduce import reproduce
 from glr_dist.reproduction.results import ModelResult, SeedResult, at_clean, curve_point, with_equal
+from glr_dist.reproduction.sweep import sweep_of
 from glr_dist.reproduction.table import json_of, lines_of, reaches
 from glr_dist.robustness.suite import SUITES, load_suite
 from glr_dist.training.trainer import Trainer
@@ -41,7 +42,7 @@ class Stopped(BaseException):
 @pytest.fixture
 def plan(tmp_path, monkeypatch) -> Plan:
     """Two models and two seeds on digits."""
-    monkeypatch.setitem(RECIPES, "digits", Recipe("paper", load_suite("quick", FEW)))
+    monkeypatch.setitem(RECIPES, "digits", Recipe({"paper": "paper"}, load_suite("quick", FEW)))
     (tmp_path / "configs" / "paper").mkdir(parents=True)
     for name, model in MODELS.items():
         (tmp_path / "configs" / "paper" / f"{name}.yaml").write_text(model % TRAINING)
@@ -196,7 +197,9 @@ def models() -> list[ModelResult]:
     ]
     published = {"clean": 0.61, "fgsm, transfer": 0.37}
     bps = [bp, SeedResult(1, "0c", bp.final, CURVE)]
-    return with_equal([ModelResult("bp", "BP", True, {}, bps), ModelResult("lrs", "LRS", False, published, own)])
+    return with_equal(
+        [ModelResult("bp", "", "BP", True, None, {}, bps), ModelResult("lrs", "", "LRS", False, None, published, own)]
+    )
 
 
 def test_the_table_shows_what_was_published_and_backpropagation_at_equal_clean_accuracy(tmp_path):
@@ -220,6 +223,38 @@ def test_a_mark_is_in_brackets_where_the_clean_accuracy_is_lower(tmp_path):
         lines = lines_of(Plan("mnist", CONFIGS, tmp_path, 2), [bp, replace(weak, published=published)], {}, 0)
         row = next(" ".join(line.split()) for line in lines if "**lrs**" in line)
         assert row == f"| **lrs** | 61.00 ± 1.41 | 35.00 ± 0.00 {mark} |"
+
+
+def test_backpropagation_with_the_same_input_noise_stands_beside_a_model(tmp_path):
+    bp, lrs = models()
+    noise, other = {"scale": 0.3, "ramp": 0}, {"scale": 0.5, "ramp": 0}
+    noisy_bp = replace(bp, model="bp_input", input_noise=noise)
+    for own, row in ((noise, "| … BP with the same input noise | 70.00 (-9.00) | 20.00 (+15.00) |"), (other, None)):
+        found = [bp, noisy_bp, replace(lrs, input_noise=own)]
+        lines = [" ".join(line.split()) for line in lines_of(Plan("mnist", CONFIGS, tmp_path, 2), found, {}, 0)]
+        assert [line for line in lines if line.startswith("| … BP with")] == ([row] if row else [])
+        # The reference at equal clean accuracy is backpropagation without any noise.
+        assert sum(line.startswith("| … BP at equal") for line in lines) == 2
+    assert [model.reference for model in found] == [True, False, False]
+
+
+def test_a_model_has_a_row_and_a_point_for_each_value_of_a_setting(tmp_path):
+    _, lrs = models()
+    found = [
+        replace(
+            lrs, value=value, seeds=[replace(seed, final={"clean": clean, "fgsm, transfer": 0.3}) for seed in lrs.seeds]
+        )
+        for value, clean in (("0.1", 0.9), ("0.5", 0.8))
+    ]
+    plan = Plan("mnist", CONFIGS, tmp_path, 2, over=sweep_of("noise.input.scale=[0.1, 0.5]"))
+    lines = [" ".join(line.split()) for line in lines_of(plan, found, {}, 0)]
+    assert "Each model with noise.input.scale = 0.1, 0.5." in lines
+    assert "| **lrs 0.5** | 80.00 ± 0.00 ✓ | 30.00 ± 0.00 |" in lines
+    axes = over_figure(found).axes[0]
+    line = next(line for line in axes.lines if line.get_label() == "lrs")
+    assert list(line.get_xdata()) == pytest.approx([90, 80])
+    assert list(line.get_ydata()) == pytest.approx([30, 30])
+    assert [text.get_text() for text in axes.texts] == ["0.1", "0.5", "LRS"]
 
 
 def test_unfinished_runs_and_a_rehearsal_are_named(tmp_path):
@@ -254,6 +289,47 @@ def test_the_repository_has_a_recipe_for_each_data_set(tmp_path):
         assert len({run.folder for run in runs}) == len(runs)
 
 
+def test_robust_models_are_trained_with_the_input_noise_of_a_backpropagated_one(tmp_path):
+    for name in ("mnist", "fashion_mnist"):
+        runs = planned_runs(Plan(name, CONFIGS, tmp_path, 1, models="robust"))
+        by_model = {run.model: run.config for run in runs}
+        assert by_model["bp"].noise.input is None
+        noise = {model: (config.noise.input, config.training.epochs) for model, config in by_model.items()}
+        for model in ("lrs", "lrt", "lrsz", "lrtz"):
+            assert noise[model][0] is not None
+            assert noise[model] in [noise[each] for each in noise if each.startswith("bp")]
+    with pytest.raises(ConfigError, match="--models: 'robust' is not available for tiny_imagenet; known are paper"):
+        planned_runs(Plan("tiny_imagenet", CONFIGS, tmp_path, 1, models="robust"))
+
+
+def test_each_model_is_trained_with_each_value_of_a_setting(plan):
+    values = "noise.input=[null, {scale: 0.5, ramp: 2}]"
+    runs = planned_runs(replace(plan, over=sweep_of(values)))
+    assert len(runs) == 8
+    names = {run.folder.name: run.config.noise.input for run in runs if run.model == "lrt" and run.config.seed == 1}
+    assert {name: noise and noise.model_dump() for name, noise in names.items()} == {
+        "lrt-null-seed1": None,
+        "lrt-scale-0.5-ramp-2-seed1": {"scale": 0.5, "ramp": 2},
+    }
+
+
+@pytest.mark.long
+def test_a_reproduction_over_a_setting_continues_and_keeps_its_values(plan):
+    over = replace(plan, seeds=1, over=sweep_of("noise.input.scale=[0.1, 0.4]"))
+    text = reproduce(over, actors=0)
+    before = files_of(plan)
+    assert reproduce(over, actors=0) == text
+    assert files_of(plan) == before
+    found = json.loads((plan.out / "table.json").read_text())
+    assert found["over"] == {"setting": "noise.input.scale", "values": [0.1, 0.4]}
+    assert [(model["model"], model["value"]) for model in found["models"]] == [
+        ("bp", "0.1"), ("bp", "0.4"), ("lrt", "0.1"), ("lrt", "0.4")
+    ]  # fmt: skip
+    assert (plan.out / "tradeoff.png").exists()
+    with pytest.raises(ConfigError, match="'over' differs"):
+        reproduce(plan, actors=0)
+
+
 def test_a_rehearsal_trains_a_tenth_of_the_epochs_and_evaluates_few_images(tmp_path):
     whole = {run.model: run.config for run in planned_runs(Plan("mnist", CONFIGS, tmp_path, 1))}
     quick = {run.model: run.config for run in planned_runs(Plan("mnist", CONFIGS, tmp_path, 1, quick=True))}
@@ -268,6 +344,13 @@ WRONG = {
     "an unknown data set": (["mnits"], ["'mnits' is unknown", "'mnist'"]),
     "one twice": (["mnist", "mnist"], ["'mnist' is given twice"]),
     "no configurations": (["mnist", "--configs", "/nowhere"], ["--configs: /nowhere/paper holds no", "checkout"]),
+    "unknown models": (["mnist", "--models", "robst"], ["--models: 'robst' is not available", "did you mean 'robust'"]),
+    "models of other data": (["tiny_imagenet", "--models", "robust"], ["'robust' is not available for tiny_imagenet"]),
+    "no values": (["mnist", "--over", "noise.scale=0.3"], ["--over: 'noise.scale=0.3'", "SETTING=[VALUE, VALUE, …]"]),
+    "no setting": (["mnist", "--over", "[1, 2]"], ["--over: '[1, 2]'", "SETTING=[VALUE, VALUE, …]"]),
+    "a value twice": (["mnist", "--over", "noise.scale=[1, 1]"], ["--over:", "it has the value 1 twice"]),
+    "an impossible value": (["mnist", "--over", "noise.scale=[1, -1]"], ["noise.scale", "-1"]),
+    "an unknown setting": (["mnist", "--over", "noise.scal=[1, 2]"], ["noise.scal", "did you mean 'scale'"]),
     "no seeds": (["mnist", "--seeds", "0"], ["--seeds", "'0'"]),
     "GPUs": (["mnist", "--gpus-per-run", "2"], ["--gpus-per-run: 2 is not allowed"]),
     "GPUs without actors": (["mnist", "--gpus-per-run", "1", "--actors", "0"], ["--gpus-per-run: has no effect"]),
