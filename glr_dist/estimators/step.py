@@ -240,9 +240,11 @@ class Step:
 
     def shared_u(self, shared_pass: int, example_block: int) -> Tensor:
         """Draws the random numbers of the head's estimates of expectations, uniform in [0, 1) [n]; [0] without such."""
-        n = self.examples_in(example_block) if self.head.estimate is not None else 0
+        if self.head.estimate is None:
+            return torch.empty(0, dtype=self.network.dtype, device=self.device)
+        n, dtype = self.examples_in(example_block), self.network.dtype
         key = self.key(shared_pass, len(self.network.sites) - 1, example_block)._replace(role=Role.QUADRATURE)
-        return torch.rand(n, generator=generator(key, self.device), dtype=self.network.dtype, device=self.device)
+        return torch.rand(n, generator=generator(key, self.device), dtype=dtype, device=self.device)
 
     def shared_noise(
         self, shared_pass: int, example_block: int, kept: dict[str, Tensor] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,8 @@ def check_data(names: list[str]) -> None:
 def planned_runs(plan: Plan) -> list[PlannedRun]:
     """Returns all runs of a reproduction, seed by seed, of each seed the longest run first.
 
+    Models that a value of the setting makes the same are trained once, under the first name.
+
     Raises:
         ConfigError: there are no configurations, or one is invalid.
     """
@@ -177,12 +180,11 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
         )
     over = plan.over
     settings = [(label(value), [over.override(value)]) for value in over.values] if over else [("", [])]
-    runs = [
-        _run(plan, path, seed, value, changes)
-        for path in files
-        for value, changes in settings
-        for seed in range(plan.seeds)
-    ]
+    runs: list[PlannedRun] = []
+    for path, (value, changes), seed in product(files, settings, range(plan.seeds)):
+        run = _run(plan, path, seed, value, changes)
+        if all(run.config != other.config for other in runs):
+            runs.append(run)
     return sorted(runs, key=lambda run: (run.config.seed, -run.cost))
 
 

@@ -313,6 +313,13 @@ def test_each_model_is_trained_with_each_value_of_a_setting(plan):
     }
 
 
+def test_models_that_a_value_makes_the_same_are_trained_once(plan):
+    noisy = MODELS["bp"].replace("law: none", "law: none, input: {scale: 0.3}")
+    (plan.configs / "paper" / "bp_input.yaml").write_text(noisy % TRAINING)
+    names = {run.folder.name for run in planned_runs(replace(plan, over=sweep_of("noise.input=[null, {scale: 0.5}]")))}
+    assert names == {f"{m}-{v}-seed{n}" for m in ("bp", "lrt") for v in ("null", "scale-0.5") for n in (0, 1)}
+
+
 @pytest.mark.long
 def test_a_reproduction_over_a_setting_continues_and_keeps_its_values(plan):
     over = replace(plan, seeds=1, over=sweep_of("noise.input.scale=[0.1, 0.4]"))
