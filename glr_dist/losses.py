@@ -23,10 +23,12 @@ __all__ = [
     "IGNORED",
     "LOSSES",
     "Expectation",
+    "ExpectationEstimate",
     "Loss",
     "binary_cross_entropy",
     "cross_entropy",
     "differentiable",
+    "estimate_of",
     "expectation",
     "has_derivative",
     "hinge",
@@ -99,6 +101,14 @@ def zero_one(outputs: Tensor, targets: Tensor) -> Tensor:
     return _mean((_class_last(outputs, targets).argmax(-1) != targets).to(outputs.dtype), targets)
 
 
+_GOLDEN = 0.6180339887498949  # multiples of it are spread evenly modulo 1
+
+
+def estimate_of(offered: Expectation) -> ExpectationEstimate | None:
+    """Returns the estimate of an expectation by a random number for each example; None if it has none."""
+    return offered.estimate if isinstance(offered, _ExpectedZeroOne) and not offered.wrong.law.kinked else None
+
+
 def _expected_zero_one(law: NoiseLaw) -> Expectation | None:
     """Returns the expectation of `zero_one`: the probability of a wrong class."""
     if not law.has_cdf:
@@ -116,8 +126,9 @@ class _ExpectedZeroOne:
         scores = _class_last(outputs, targets)
         if scale.dim():
             scale = _class_last(scale.expand(outputs.shape), targets).flatten(0, -2)
-        if u is not None:
-            u = u.view(-1, *[1] * (targets.dim() - 1)).expand(targets.shape).flatten()
+        if u is not None:  # other shifts for the tokens or pixels of an example, so that their errors average out
+            places = torch.arange(targets[0].numel(), device=u.device, dtype=u.dtype)
+            u = ((u[:, None] + _GOLDEN * places) % 1).flatten()
         risk = self.wrong(scores.flatten(0, -2), targets.clamp(min=0).flatten(), scale, u)
         return _mean(risk.view(targets.shape), targets)
 

@@ -4,8 +4,8 @@ With independent ε_j of one law, density p and CDF F, and scores v_j = z_j + σ
 
     P(argmax v ≠ y) = 1 - ∫ p(t) Π_{j≠y} F((z_y + σ_y t - z_j) / σ_j) dt
 
-A trapezoidal rule of step h over the whole line has, with all its nodes moved by h u and u uniform in [0, 1), exactly
-this expectation, whatever h is. An estimate that is averaged over many draws anyway needs far fewer nodes so.
+Shifting all nodes of a trapezoidal rule of step h by h u, with u uniform in [0, 1), makes it unbiased for any h, but
+for the tails that are cut off. Estimates that are averaged anyway therefore need far fewer nodes.
 
 Shapes: B examples, C classes, Q nodes of the quadrature.
 
@@ -24,11 +24,11 @@ from torch import Tensor
 from glr_dist.errors import UserError
 
 ERROR = 1e-5  # maximum error of the probability: it decides the number of nodes
-SPREAD = 0.02  # maximum standard deviation of the probability over u, where u moves the nodes
+SPREAD = 0.01  # maximum standard deviation of the probability by shifted nodes
 _ELEMENTS = 2**18  # of one tensor of the quadrature: more nodes are added one group after another
 _MOST = 2048  # nodes; more are needed only if the scales of the classes differ by two orders of magnitude
 _TAIL = 1e-7  # probability that the nodes leave out at each end
-_MOVED_TAIL = 5e-6  # the same of the nodes that u moves: a bias of at most ERROR
+_SHIFTED_TAIL = 5e-6  # the same of the shifted rule: a bias of at most ERROR
 
 
 class Law(Protocol):
@@ -71,9 +71,9 @@ class Misclassification:
             z: scores [B, C].
             y: class numbers [B].
             scale: σ, a scalar or [B, C].
-            u: numbers in [0, 1) that move the nodes of each example, which are fewer then [B]. If they are uniform, the
-                result has the probability as its mean and a standard deviation of at most `SPREAD`. Laws with a kink
-                or a closed form ignore them.
+            u: numbers in [0, 1) by which the nodes of each example are shifted, a third as many [B]. If they are
+                uniform, the result has the probability as its mean and a standard deviation of at most `SPREAD`. Laws
+                with a kink or a closed form ignore them.
 
         Raises:
             UserError: the quadrature would need too many nodes.
@@ -90,7 +90,7 @@ class Misclassification:
         if u is None or self.law.kinked:
             t, w = self._nodes(ahead.detach(), None if slope is None else slope.detach(), ratio)
         else:
-            t, w = self._moved(ahead, ratio, u)
+            t, w = self._shifted(ahead, ratio, u)
         group = max(1, _ELEMENTS // z.numel())
         right = torch.zeros_like(z[0])
         for first in range(0, len(t), group):
@@ -112,7 +112,7 @@ class Misclassification:
         t, w = (torch.from_numpy(values).to(ahead.device).to(ahead)[:, None] for values in self._trapezoids[key])
         return t, w
 
-    def _moved(self, ahead: Tensor, ratio: float, u: Tensor) -> tuple[Tensor, Tensor]:
+    def _shifted(self, ahead: Tensor, ratio: float, u: Tensor) -> tuple[Tensor, Tensor]:
         """Returns nodes t and weights [Q, B], one at the place u of each of Q equal cells between the ends."""
         key = len(ahead), ratio
         if key not in self._cells:
@@ -207,7 +207,7 @@ def _cells(law: Law, classes: int, ratio: float) -> tuple[int, float, float]:
     Returns:
         (number, lower end of the first cell, width of a cell)
     """
-    low, high = _ends(law, _MOVED_TAIL)
+    low, high = _ends(law, _SHIFTED_TAIL)
     ahead, slope = (each[..., None] for each in _hard_cases(classes, ratio))
     places = (torch.arange(8, dtype=torch.float64) + 0.5) / 8
 

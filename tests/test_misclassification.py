@@ -142,7 +142,7 @@ def test_nodes_that_a_random_number_moves_give_the_probability_on_average(law: s
     places = (torch.arange(32, dtype=torch.float64) + 0.5) / 32
     found = torch.stack([wrong(z, y, scale, u.expand(200)) for u in places])
     torch.testing.assert_close(found.mean(0), exact, rtol=0, atol=3 * ERROR)
-    assert found.std(0).max() <= 1.1 * SPREAD
+    assert found.std(0).max() <= 1.2 * SPREAD
     if not wrong.law.kinked and not (wrong.law.max_stable and not unit):
         assert found.std(0).max() > 10 * ERROR  # another rule than that of many nodes
         (number, _, _), (nodes, _) = next(iter(wrong._cells.values())), next(iter(wrong._trapezoids.values()))

@@ -23,7 +23,15 @@ import torch
 from torch import Tensor
 
 from glr_dist.errors import ConfigError, NoGradientError, SiteError, UserError
-from glr_dist.losses import Expectation, ExpectationEstimate, Loss, expectation, has_derivative, per_example
+from glr_dist.losses import (
+    Expectation,
+    ExpectationEstimate,
+    Loss,
+    estimate_of,
+    expectation,
+    has_derivative,
+    per_example,
+)
 from glr_dist.network import Network
 from glr_dist.noise import Noise
 from glr_dist.sites import Site, Tape
@@ -71,7 +79,7 @@ def head_of(wanted: str, network: Network, loss: Loss, noise: Noise | None) -> H
     if network.head_shape is None:
         return SAMPLED_HEAD
     if offered is not None:
-        return Head(EXPECTED, offered, getattr(offered, "estimate", None))
+        return Head(EXPECTED, offered, estimate_of(offered))
     return Head(DERIVATIVE if has_derivative(loss) else SAMPLED)
 
 

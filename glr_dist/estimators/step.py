@@ -293,7 +293,7 @@ class Step:
         """
         examples = self.examples_of(example_block)
         kept: dict[str, Tensor] | None = None if self.compiled is None else {}
-        u = self.shared_u(shared_pass, example_block)
+        u = self.shared_u(shared_pass, example_block) if noisy else torch.empty(0)
         passing = Pass(self, self.shared_noise(shared_pass, example_block, kept) if noisy else unchanged, u)
         outputs, tape = self.network.record(
             taken(self.x, examples), passing.visit, self.uniforms(shared_pass, example_block)

@@ -207,7 +207,9 @@ def tape_bytes(step: Step, tape: Tape) -> int:
     """Bytes of one example block's tape as sent to items; inputs only for sites whose gradients the items form."""
     formed = step.formed_by_items()
     inputs = [x for name, x in tape.inputs.items() if name in formed]
-    return sum(map(_bytes, leaves([tape.logits, inputs, tape.starts, tape.losses, tape.errors, tape.statistics])))
+    return sum(
+        map(_bytes, leaves([tape.logits, inputs, tape.starts, tape.losses, tape.u, tape.errors, tape.statistics]))
+    )
 
 
 def partial_bytes(step: Step, item: WorkItem) -> int:

@@ -26,14 +26,16 @@ def tradeoff_figure(models: Sequence[ModelResult]) -> Any:
 
 
 def over_figure(models: Sequence[ModelResult]) -> Any:
-    """Returns the same figure with a curve of each model over the values of a setting, after training.
+    """Returns a figure of robust against clean accuracy after training, with a curve of each model over the values.
 
-    A point is the mean over the seeds of the runs with a value; the value stands beside it.
+    It has a panel per attack, and one of all corruptions. A point is the mean over the seeds of the runs with a value,
+    which stands beside it.
     """
     curves: dict[str, list[Point]] = {}
     labels: dict[str, list[str]] = {}
     for model in models:
-        found = {each: mean for each in model.seeds[0].final if (mean := model.mean(each)) is not None}
+        conditions = dict.fromkeys(each for seed in model.seeds for each in seed.final)
+        found = {each: mean for each in conditions if (mean := model.mean(each)) is not None}
         curves.setdefault(model.model, []).append(found)
         labels.setdefault(model.model, []).append(model.value)
     return _figure(curves, models, "large: the last value; diamonds: published figures", labels)
@@ -50,17 +52,23 @@ def _figure(
     panels = [name for name in conditions if "," in name] + [_MEAN]
     figure = figure_of(5.6 * len(panels), 5.4)
     published = {model.title: model.published for model in models if CLEAN in model.published}
-    colours: dict[str, str] = {}
+    colours: dict[str, str] = {}  # of the first model that has a row of the paper
+    for number, name in enumerate(curves):
+        for model in models:
+            if name in (model.model, model.name):
+                colours.setdefault(model.title, _COLOURS[number % 8])
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for number, (name, curve) in enumerate(curves.items()):
             look: dict[str, Any] = {"color": _COLOURS[number % 8], "marker": _MARKERS[number % 8]}
-            colours |= {model.title: look["color"] for model in models if name in (model.model, model.name)}
-            points = [(100 * p[CLEAN], 100 * y) for p in curve if (y := _value(p, panel)) is not None]
+            texts = labels[name] if labels else [""] * len(curve)
+            shown = [(p, text, y) for p, text in zip(curve, texts, strict=True) if (y := _value(p, panel)) is not None]
+            points = [(100 * p[CLEAN], 100 * y) for p, _, y in shown]
             if points:
                 axes.plot(*zip(*points, strict=True), markersize=3, linewidth=1.3, label=name, **look)
                 axes.plot(*points[-1], markersize=9, markeredgecolor="black", linestyle="none", **look)
-            for text, place in zip(labels[name] if labels else (), points, strict=False):
-                axes.annotate(text, place, fontsize=6, xytext=(3, 3), textcoords="offset points")
+            for (_, text, _), place in zip(shown, points, strict=True):
+                if text:
+                    axes.annotate(text, place, fontsize=6, xytext=(3, 3), textcoords="offset points")
         for number, (name, values) in enumerate(published.items()):
             if (y := _value(values, panel)) is not None:
                 place = (100 * values[CLEAN], 100 * y)

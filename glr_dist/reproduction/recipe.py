@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from glr_dist.config import Config, Execution, Optimizer, Robustness, Training, build, load_config, per_site
+from glr_dist.config import Config, Execution, Noise, Optimizer, Robustness, Training, build, load_config, per_site
 from glr_dist.errors import ConfigError
 from glr_dist.reproduction.sweep import Sweep, label
 from glr_dist.robustness.suite import FGSM, PGD, SUITES, Suite, Surrogate, TorchLBFGS
@@ -182,10 +182,22 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
     settings = [(label(value), [over.override(value)]) for value in over.values] if over else [("", [])]
     runs: list[PlannedRun] = []
     for path, (value, changes), seed in product(files, settings, range(plan.seeds)):
-        run = _run(plan, path, seed, value, changes)
-        if all(run.config != other.config for other in runs):
+        try:
+            run = _run(plan, path, seed, value, changes)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        if all(_effective(run.config) != _effective(other.config) for other in runs):
             runs.append(run)
     return sorted(runs, key=lambda run: (run.config.seed, -run.cost))
+
+
+def _effective(config: Config) -> Config:
+    """Returns a configuration without the scale of a noise that it does not have."""
+    return (
+        config.model_copy(update={"noise": Noise(law="none", input=config.noise.input)})
+        if (config.noise.law == "none")
+        else config
+    )
 
 
 def _run(plan: Plan, path: Path, seed: int, value: str, changes: Sequence[str]) -> PlannedRun:

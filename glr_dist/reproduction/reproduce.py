@@ -54,7 +54,7 @@ def reproduce(plan: Plan, *, actors: int | None = None, gpus: float = 0) -> str:
         tracking = resolved(runs[0].config.tracking)
         params = {**plan.described(), "seeds": plan.seeds}
         failed: dict[str, str] = {}
-        named = {key: params[key] for key in ("data", "models", "quick", "seeds")}
+        named = {key: params[key] for key in ("data", "models", "over", "quick", "seeds")}
         with parent_run(tracking, plan.out, named, parent_run_id(plan.out), "glr-dist reproduce") as parent:
             if parent.run_id is not None:
                 write_atomically(plan.out / PARENT_RUN, parent.run_id.encode())

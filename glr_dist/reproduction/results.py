@@ -97,9 +97,7 @@ class ModelResult:
         Both are measured on the images of the curves. None if backpropagation does not pass every seed's accuracy.
         """
         pairs = [(s.equal[condition], s.curve[-1][condition]) for s in self.seeds if condition in s.equal]
-        if not pairs or len(pairs) < len(self.seeds):
-            return None
-        return statistics.fmean(bp for bp, _ in pairs), statistics.fmean(own - bp for bp, own in pairs)
+        return _means(pairs) if len(pairs) == len(self.seeds) else None
 
     def gain(self, other: ModelResult, condition: str) -> tuple[float, float] | None:
         """Returns the accuracy of another model, and what this one gains over it: means over the seeds of both.
@@ -112,9 +110,7 @@ class ModelResult:
             for seed in self.seeds
             if (bp := theirs.get(seed.seed)) is not None and (own := seed.final.get(condition)) is not None
         ]
-        if not pairs:
-            return None
-        return statistics.fmean(bp for bp, _ in pairs), statistics.fmean(own - bp for bp, own in pairs)
+        return _means(pairs) if pairs else None
 
 
 def seed_result(folder: RunFolder, report: Report, config: Config) -> SeedResult:
@@ -153,11 +149,27 @@ def curve_point(record: Mapping[str, Any], eps: float) -> Point:
     return {"epoch": record["epoch"], **point} if point else {}
 
 
+def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Returns the mean of the first values, and that of what the second ones have more."""
+    return statistics.fmean(bp for bp, _ in pairs), statistics.fmean(own - bp for bp, own in pairs)
+
+
 def same_input_noise(model: ModelResult, models: Sequence[ModelResult]) -> ModelResult | None:
     """Returns backpropagation with the noise on the inputs that a model has; None for a model without such noise."""
     if model.backprop or model.input_noise is None:
         return None
-    return next((each for each in models if each.backprop and each.input_noise == model.input_noise), None)
+    found = [each for each in models if each.backprop and each.input_noise == model.input_noise]
+    return next(iter(_of_value(found, model.value)), None)
+
+
+def references(models: Sequence[ModelResult], value: str) -> list[ModelResult]:
+    """Returns backpropagation without noise, with a value of the setting if it was trained with it."""
+    return _of_value([model for model in models if model.reference], value)
+
+
+def _of_value(models: Sequence[ModelResult], value: str) -> list[ModelResult]:
+    """Returns the models with a value; all of them if none has it, as where the value makes no difference to them."""
+    return [model for model in models if model.value == value] or list(models)
 
 
 def model_result(model: str, value: str, report: Report, seeds: list[SeedResult]) -> ModelResult:
@@ -171,21 +183,21 @@ def model_result(model: str, value: str, report: Report, seeds: list[SeedResult]
 
 def with_equal(models: Sequence[ModelResult]) -> list[ModelResult]:
     """Returns the models with backpropagation at equal clean accuracy beside every other one."""
-    references = [seed for model in models if model.reference for seed in model.seeds]
     return [
         model
         if model.reference
         else replace(
             model,
-            seeds=[_with_equal(s, [each.curve for each in references if each.seed == s.seed]) for s in model.seeds],
+            seeds=[_with_equal(seed, references(models, model.value)) for seed in model.seeds],
         )
         for model in models
     ]
 
 
-def _with_equal(seed: SeedResult, curves: Sequence[Sequence[Point]]) -> SeedResult:
+def _with_equal(seed: SeedResult, models: Sequence[ModelResult]) -> SeedResult:
     if not seed.curve:
         return seed
+    curves = [each.curve for model in models for each in model.seeds if each.seed == seed.seed]
     clean = seed.curve[-1][CLEAN]
     found = [point for curve in curves if (point := at_clean(curve, clean)) is not None]
     shared = [condition for condition in (found[0] if found else {}) if all(condition in point for point in found)]

@@ -33,25 +33,31 @@ class Sweep:
         return {"setting": self.setting, "values": list(self.values)}
 
 
+_OWN = ("seed", "data.name", "execution", "robustness", "tracking")  # what a reproduction sets itself
+
+
 def label(value: Any) -> str:
     """Returns a value as tables, plots and names of folders show it, such as "0.3" or "scale-0.5-ramp-10"."""
-    return re.sub(r"[^\w.-]+", "-", json.dumps(value)).strip("-")
+    text = json.dumps(value)
+    return text if isinstance(value, float | int) else re.sub(r"[^\w.]+", "-", text).strip("-") or "empty"
 
 
 def sweep_of(text: str) -> Sweep:
     """Returns the sweep that the text `setting=[value, value, …]` describes.
 
     Raises:
-        ConfigError: the text has another form, or two values are the same.
+        ConfigError: the text has another form, two values have one label, or the reproduction sets the setting itself.
     """
-    setting, _, written = text.partition("=")
-    values = overridden({}, [f"values={written}"])["values"] if setting and written else None
+    setting, _, written = (part.strip() for part in text.partition("="))
+    values = overridden({}, [f"--over={written}"])["--over"] if setting and written else None
     if not isinstance(values, list) or len(values) < 2:
         raise ConfigError(f"--over: {shown(text)} is not allowed: it must have the form SETTING=[VALUE, VALUE, …]")
     try:
         labels = [label(value) for value in values]
     except TypeError as error:
         raise ConfigError(f"--over: {shown(text)} is not allowed ({error})") from None
+    if any(setting == own or setting.startswith(f"{own}.") for own in _OWN) and setting != "execution.compile":
+        raise ConfigError(f"--over: {setting} is not allowed: a reproduction sets it itself")
     if twice := next((each for each in labels if labels.count(each) > 1), None):
-        raise ConfigError(f"--over: {shown(text)} is not allowed: it has the value {twice} twice")
+        raise ConfigError(f"--over: {shown(text)} is not allowed: two values have the name {twice}")
     return Sweep(setting, tuple(values))

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from glr_dist.reproduction.recipe import PAPER, QUICK_IMAGES, Plan
-from glr_dist.reproduction.results import CLEAN, ModelResult, same_input_noise
+from glr_dist.reproduction.results import CLEAN, ModelResult, references, same_input_noise
 from glr_dist.reproduction.sweep import label
 from glr_dist.robustness.page import table
 from glr_dist.robustness.published import fgsm_eps
@@ -56,10 +56,11 @@ def lines_of(plan: Plan, models: Sequence[ModelResult], failed: Mapping[str, str
         yield "BP with the same input noise: backpropagation of the same seeds with the same `noise.input`, and in"
         yield "brackets what the model gains over it."
         yield ""
-    yield "BP at equal clean accuracy: backpropagation of the same seed, at the point of its training where its"
-    yield "clean accuracy passes that of the model, and in brackets what the model gains over it. Both are"
-    yield f"measured on the first {plan.curve_suite.examples:,} test images while the runs train; – if it does not."
-    yield ""
+    if references(models, ""):
+        yield "BP at equal clean accuracy: backpropagation of the same seed, at the point of its training where its"
+        yield "clean accuracy passes that of the model, and in brackets what the model gains over it. Both are"
+        yield f"measured on the first {plan.curve_suite.examples:,} test images while the runs train; – if it does not."
+        yield ""
     if any("adaptive" in condition for condition in conditions):
         yield "A transfer attack does not know the network. Its figures do not show that a network is robust; the"
         yield "adaptive attack knows the network."
@@ -76,7 +77,7 @@ def _rows(model: ModelResult, models: Sequence[ModelResult], conditions: Sequenc
         yield [f"… published ({model.title})", *("" if value is None else f"{100 * value:.2f}" for value in published)]
     if other := same_input_noise(model, models):
         yield ["… BP with the same input noise", *(_beside(model.gain(other, each)) for each in conditions)]
-    if not model.reference:
+    if not model.reference and references(models, model.value):
         yield ["… BP at equal clean accuracy", *(_equal(model, condition) for condition in conditions)]
 
 

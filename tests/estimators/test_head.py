@@ -222,6 +222,26 @@ def test_the_expectations_of_the_package_pass_the_check(law: str, learn: str) ->
     net.gradients(X, Y, zero_one)
 
 
+def test_the_losses_of_a_wrapped_expectation_are_exact() -> None:
+    """Only the package's own expectation has an estimate, which it is known to agree with."""
+    assert net_of().bind(X, Y, zero_one).head.estimate is not None
+    assert net_of().bind(X, Y, Asymmetric()).head.estimate is None
+    laplace = net_of(noise=Laplace(0.7)).bind(X, Y, zero_one)
+    assert laplace.head.kind == "expected"
+    assert laplace.head.estimate is None
+    assert len(laplace.shared_tape(0, 0, noisy=True).u) == 0
+
+
+def test_the_estimates_of_tokens_are_shifted_apart() -> None:
+    offered = losses.expectation(zero_one, Gaussian())
+    assert isinstance(offered, losses._ExpectedZeroOne)
+    z, y, u = torch.zeros(1, 32, 10).double(), torch.zeros(1, 32).long(), torch.rand(64, 1).double()
+    scale = torch.tensor(1.0).double()
+    one = torch.stack([offered.estimate(z[:, 0], y[:, 0], scale, each) for each in u])
+    many = torch.stack([offered.estimate(z, y, scale, each) for each in u])
+    assert (many - offered(z, y, scale)).abs().max() < (one - offered(z[:, 0], y[:, 0], scale)).abs().max() / 5
+
+
 def test_a_custom_law_offers_its_cdf() -> None:
     class Normal:
         """Gaussian noise once more, as an object of one's own."""

@@ -15,8 +15,8 @@ from glr_dist.reproduction import recipe, training
 from glr_dist.reproduction.plot import mean_curve, over_figure, tradeoff_figure
 from glr_dist.reproduction.recipe import RECIPES, Plan, Recipe, planned_runs
 from glr_dist.reproduction.reproduce import reproduce
-from glr_dist.reproduction.results import ModelResult, SeedResult, at_clean, curve_point, with_equal
-from glr_dist.reproduction.sweep import sweep_of
+from glr_dist.reproduction.results import ModelResult, SeedResult, at_clean, curve_point, same_input_noise, with_equal
+from glr_dist.reproduction.sweep import Sweep, label, sweep_of
 from glr_dist.reproduction.table import json_of, lines_of, reaches
 from glr_dist.robustness.suite import SUITES, load_suite
 from glr_dist.training.trainer import Trainer
@@ -313,9 +313,38 @@ def test_each_model_is_trained_with_each_value_of_a_setting(plan):
     }
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "0.5"), (-0.5, "-0.5"), (None, "null"), ({"scale": 0.5, "ramp": 2}, "scale-0.5-ramp-2"), ([], "empty")],
+)
+def test_a_value_has_a_name_that_a_folder_can_have(value, text):
+    assert label(value) == text
+
+
+def test_a_sweep_is_the_same_however_it_is_spaced():
+    assert sweep_of(" noise.scale = [1, -1] ") == sweep_of("noise.scale=[1,-1]") == Sweep("noise.scale", (1, -1))
+
+
+def test_a_model_is_compared_with_backpropagation_of_its_value():
+    """Where backpropagation has that value; the mean of all values if none of them makes a difference to it."""
+    bp, lrs = models()
+    slow = [[{**point, "fgsm, transfer": 0.1 * point["epoch"]} for point in seed.curve] for seed in bp.seeds]
+    other = [replace(seed, curve=curve) for seed, curve in zip(bp.seeds, slow, strict=True)]
+    found = with_equal([replace(bp, value="1"), replace(bp, value="2", seeds=other), replace(lrs, value="2")])
+    assert found[2].seeds[0].equal["fgsm, transfer"] == pytest.approx(0.15)  # halfway between the first two epochs
+    found = with_equal([replace(bp, value="1"), replace(lrs, value="2")])
+    assert found[1].seeds[0].equal["fgsm, transfer"] == pytest.approx(0.3)
+    noise = {"scale": 0.3, "ramp": 0}
+    bps = [replace(bp, value=value, input_noise=noise) for value in "12"]
+    assert same_input_noise(replace(lrs, value="2", input_noise=noise), bps) is bps[1]
+    assert same_input_noise(replace(lrs, value="3", input_noise=noise), bps) is bps[0]
+
+
 def test_models_that_a_value_makes_the_same_are_trained_once(plan):
     noisy = MODELS["bp"].replace("law: none", "law: none, input: {scale: 0.3}")
     (plan.configs / "paper" / "bp_input.yaml").write_text(noisy % TRAINING)
+    (run,) = (r for r in planned_runs(replace(plan, seeds=1, over=sweep_of("noise.scale=[1, 2]"))) if r.model == "bp")
+    assert run.folder.name == "bp-1-seed0"  # it has no such noise
     names = {run.folder.name for run in planned_runs(replace(plan, over=sweep_of("noise.input=[null, {scale: 0.5}]")))}
     assert names == {f"{m}-{v}-seed{n}" for m in ("bp", "lrt") for v in ("null", "scale-0.5") for n in (0, 1)}
 
@@ -355,7 +384,11 @@ WRONG = {
     "models of other data": (["tiny_imagenet", "--models", "robust"], ["'robust' is not available for tiny_imagenet"]),
     "no values": (["mnist", "--over", "noise.scale=0.3"], ["--over: 'noise.scale=0.3'", "SETTING=[VALUE, VALUE, …]"]),
     "no setting": (["mnist", "--over", "[1, 2]"], ["--over: '[1, 2]'", "SETTING=[VALUE, VALUE, …]"]),
-    "a value twice": (["mnist", "--over", "noise.scale=[1, 1]"], ["--over:", "it has the value 1 twice"]),
+    "a value twice": (["mnist", "--over", "noise.scale=[1, 1]"], ["--over:", "two values have the name 1"]),
+    "what a reproduction sets": (["mnist", "--over", "seed=[1, 2]"], ["--over: seed is not allowed", "sets it itself"]),
+    "a part of it": (["mnist", "--over", "execution.threads=[1, 2]"], ["--over: execution.threads is not allowed"]),
+    "no YAML": (["mnist", "--over", "noise.scale=[1, 2"], ["--over: '[1, 2' is not a YAML value"]),
+    "a model without it": (["mnist", "--over", "estimator.copies=[2, 4]"], ["bp.yaml: ", "estimator.copies"]),
     "an impossible value": (["mnist", "--over", "noise.scale=[1, -1]"], ["noise.scale", "-1"]),
     "an unknown setting": (["mnist", "--over", "noise.scal=[1, 2]"], ["noise.scal", "did you mean 'scale'"]),
     "no seeds": (["mnist", "--seeds", "0"], ["--seeds", "'0'"]),
