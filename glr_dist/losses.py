@@ -126,9 +126,7 @@ class _ExpectedZeroOne:
         scores = _class_last(outputs, targets)
         if scale.dim():
             scale = _class_last(scale.expand(outputs.shape), targets).flatten(0, -2)
-        if (
-            u is not None and targets.dim() > 1
-        ):  # other shifts for the tokens or pixels of an example: errors average out
+        if u is not None and targets.dim() > 1:  # others for each token or pixel of an example: the errors average out
             places = torch.arange(targets[0].numel(), device=u.device, dtype=u.dtype)
             u = (u[:, None] + _GOLDEN * places).frac().flatten()
         risk = self.wrong(scores.flatten(0, -2), targets.clamp(min=0).flatten(), scale, u)
