@@ -129,7 +129,7 @@ def test_too_few_nodes_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("unit", [False, True])
 @pytest.mark.parametrize("law", LAWS)
-def test_nodes_that_a_random_number_moves_give_the_probability_on_average(law: str, unit: bool) -> None:
+def test_nodes_that_a_random_number_shifts_give_the_probability_on_average(law: str, unit: bool) -> None:
     """The mean over u is exact, though each of the results is rough."""
     stream = torch.Generator().manual_seed(3)
     z = 2 * torch.randn(200, 10, dtype=torch.float64, generator=stream)

@@ -193,11 +193,9 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
 
 def _effective(config: Config) -> Config:
     """Returns a configuration without the scale of a noise that it does not have."""
-    return (
-        config.model_copy(update={"noise": Noise(law="none", input=config.noise.input)})
-        if (config.noise.law == "none")
-        else config
-    )
+    if config.noise.law != "none":
+        return config
+    return config.model_copy(update={"noise": Noise(law="none", input=config.noise.input)})
 
 
 def _run(plan: Plan, path: Path, seed: int, value: str, changes: Sequence[str]) -> PlannedRun:

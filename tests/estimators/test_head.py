@@ -235,7 +235,7 @@ def test_the_losses_of_a_wrapped_expectation_are_exact() -> None:
 def test_the_estimates_of_tokens_are_shifted_apart() -> None:
     offered = losses.expectation(zero_one, Gaussian())
     assert isinstance(offered, losses._ExpectedZeroOne)
-    z, y, u = torch.zeros(1, 32, 10).double(), torch.zeros(1, 32).long(), torch.rand(64, 1).double()
+    z, y, u = torch.zeros(1, 32, 10).double(), torch.zeros(1, 32).long(), torch.arange(0, 1, 1 / 64).double()[:, None]
     scale = torch.tensor(1.0).double()
     one = torch.stack([offered.estimate(z[:, 0], y[:, 0], scale, each) for each in u])
     many = torch.stack([offered.estimate(z, y, scale, each) for each in u])

@@ -326,7 +326,7 @@ def test_a_sweep_is_the_same_however_it_is_spaced():
 
 
 def test_a_model_is_compared_with_backpropagation_of_its_value():
-    """Where backpropagation has that value; the mean of all values if none of them makes a difference to it."""
+    """Backpropagation without that value, to which it makes no difference, counts for all values."""
     bp, lrs = models()
     slow = [[{**point, "fgsm, transfer": 0.1 * point["epoch"]} for point in seed.curve] for seed in bp.seeds]
     other = [replace(seed, curve=curve) for seed, curve in zip(bp.seeds, slow, strict=True)]
