@@ -82,10 +82,10 @@ class Misclassification:
         if one and self.law.max_stable:
             return 1 - (z / scale).softmax(-1).gather(-1, y[:, None])[:, 0]
         z = z.T.contiguous()  # classes first: sums and products over them run along the examples
-        own = y[None]
+        own = torch.arange(len(z), device=z.device)[:, None] == y
         scale = scale if one else scale.T
-        ahead = ((z.gather(0, own) - z) / scale).scatter(0, own, torch.inf)  # F = 1 for the class itself
-        slope = None if one else scale.gather(0, own) / scale
+        ahead = ((_picked(z, own) - z) / scale).scatter(0, y[None], torch.inf)  # F = 1 for the class itself
+        slope = None if one else _picked(scale.expand_as(z), own) / scale
         ratio = 1.0 if one else _rounded((scale.amax() / scale.amin()).item())
         if u is None or self.law.kinked:
             t, w = self._nodes(ahead.detach(), None if slope is None else slope.detach(), ratio)
@@ -120,6 +120,11 @@ class Misclassification:
         count, low, step = self._cells[key]
         t = low + step * (torch.arange(count, dtype=ahead.dtype, device=ahead.device)[:, None] + u)
         return t, step * self.law.density(t)
+
+
+def _picked(values: Tensor, own: Tensor) -> Tensor:
+    """Returns the value [B] of each example's own class among values [C, B]; compiled, it is faster than `gather`."""
+    return torch.where(own, values, 0.0).sum(0)
 
 
 def _rounded(ratio: float) -> float:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from glr_dist import GLR, load_config
+from glr_dist.diagnostics.race import race
 from glr_dist.nn import LIF, Heaviside, Quantise, Sign
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -268,6 +270,15 @@ def test_the_benchmark_time_to_accuracy_trains_every_candidate(tmp_path, capsys)
     for time_ in times["head auto"]:
         assert time_["forward_passes"] > time_["steps"]
     assert "2/2" in capsys.readouterr().out
+
+
+def test_candidates_train_in_training_mode_after_their_accuracy_was_measured(monkeypatch):
+    """In evaluation mode dropout would not act, and compiled redraws would be compiled again."""
+    config, modes = load_config("configs/digits.yaml", ["training.batch_size=64"]), []
+    estimate = GLR.estimate
+    monkeypatch.setattr(GLR, "estimate", lambda net, *given: modes.append(net.training) or estimate(net, *given))
+    race({"as configured": config}, accuracy=1.1, rounds=1, steps=6, turn=2)
+    assert modes == [True] * 6
 
 
 @pytest.mark.slow

@@ -83,7 +83,9 @@ class _Candidate:
     def accuracy(self, validation: data.Split) -> float:
         """Returns the accuracy of the weights, or of their average where the configuration has one."""
         with nullcontext() if self.average is None else self.average.in_place():
-            return scores(self.net, validation, self.loss)["accuracy"]
+            found = scores(self.net, validation, self.loss)["accuracy"]
+        self.net.train()  # `scores` leaves it in evaluation mode, in which dropout does not act
+        return found
 
 
 def race(

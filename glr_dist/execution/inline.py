@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import TypeVar
@@ -16,6 +17,10 @@ from glr_dist.execution.executor import Executor, TapedItem
 A = TypeVar("A")
 B = TypeVar("B")
 
+_HANDOVER = (
+    1e-3  # seconds of a step's items that others can take; with less, handing them over costs more than it saves
+)
+
 
 def _begin_worker() -> None:
     """Sets two options of this thread: one intra-op thread, and no autograd by default."""
@@ -26,7 +31,7 @@ def _begin_worker() -> None:
 class Inline(Executor):
     """Computes items in this process, each on one of `threads` threads; the result does not depend on their number.
 
-    On a GPU the items follow one another.
+    On a GPU, and where the other threads would have too little to do, the items follow one another.
 
     Args:
         threads: number of threads; torch's own number by default.
@@ -35,22 +40,32 @@ class Inline(Executor):
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
+        self._shared = True  # False if the last step had too little work for several threads
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves out the threads; a copy starts its own."""
-        return {"threads": self.threads, "_pool": None}
+        return {"threads": self.threads, "_pool": None, "_shared": True}
 
     def partials(
         self, estimator: Estimator, step: Step, passes: Iterable[list[TapedItem]]
     ) -> Iterator[tuple[TapedItem, Partial]]:
         """Yields the partial sum of each item, in order; at most 2 x threads of them are in memory."""
-        items = chain.from_iterable(passes)
-        inner = map if step.device.type == "cuda" else self.map  # threads of one GPU would only wait for each other
-        yield from inner(lambda taped: (taped, estimator.partial(step, taped.item, taped.tape)), items)
+        seconds: list[float] = []
+
+        def partial(taped: TapedItem) -> tuple[TapedItem, Partial]:
+            started = time.perf_counter()
+            found = estimator.partial(step, taped.item, taped.tape)
+            seconds.append(time.perf_counter() - started)
+            return taped, found
+
+        # Threads of one GPU would only wait for each other.
+        inner = self.map if self._shared and step.device.type != "cuda" else map
+        yield from inner(partial, chain.from_iterable(passes))
+        self._shared = sum(seconds) - max(seconds, default=0.0) > _HANDOVER
 
     def map(self, function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[B]:
         """Yields the results in the order of the arguments; at most 2 x threads of them are in memory."""
-        if self.threads == 1:
+        if self.threads == 1 or (isinstance(arguments, Sized) and len(arguments) == 1):
             yield from map(function, arguments)
             return
         if self._pool is None:

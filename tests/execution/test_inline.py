@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from glr_dist.execution import inline
 from glr_dist.execution.inline import Inline
 
 
@@ -74,14 +75,35 @@ def test_the_default_number_of_threads_is_that_of_torch():
     assert Inline(7).threads == 7
 
 
+class Where:
+    """An estimator whose items tell whether they ran in the main thread."""
+
+    def partial(self, step, item, tape):
+        return threading.current_thread() is threading.main_thread()
+
+
+def ran_here(executor, device="cpu", number=6):
+    step = SimpleNamespace(device=torch.device(device))
+    items = [[SimpleNamespace(item=i, tape=None) for i in range(number)]]
+    return [here for _, here in executor.partials(Where(), step, items)]
+
+
 @pytest.mark.parametrize(("device", "alone"), [("cpu", False), ("cuda", True)])
 def test_items_of_a_gpu_follow_one_another_in_this_thread(device, alone):
     """Several threads that call torch's linear algebra on a GPU for the first time even fail."""
+    assert ran_here(Inline(3), device) == [alone] * 6
 
-    class Estimator:
-        def partial(self, step, item, tape):
-            return threading.current_thread() is threading.main_thread()
 
-    step = SimpleNamespace(device=torch.device(device))
-    items = [[SimpleNamespace(item=number, tape=None) for number in range(6)]]
-    assert [here for _, here in Inline(3).partials(Estimator(), step, items)] == [alone] * 6
+@pytest.mark.parametrize(("least", "alone"), [(float("inf"), True), (-1.0, False)])
+def test_after_a_step_with_too_little_work_for_several_threads_items_run_in_this_one(monkeypatch, least, alone):
+    monkeypatch.setattr(inline, "_HANDOVER", least)
+    executor = Inline(3)
+    assert ran_here(executor) == [False] * 6
+    assert ran_here(executor) == [alone] * 6
+    monkeypatch.setattr(inline, "_HANDOVER", -1.0)  # there is more work again
+    ran_here(executor)
+    assert ran_here(executor) == [False] * 6
+
+
+def test_a_single_item_runs_in_this_thread():
+    assert list(Inline(3).map(lambda _: threading.current_thread() is threading.main_thread(), [0])) == [True]

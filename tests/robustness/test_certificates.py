@@ -217,7 +217,7 @@ def two_classes(scale=0.7, weight=None):
 
 def certificates(net, x, y, options, lipschitz=None):
     levels = Split((255 * x).to(torch.uint8), y, 255)
-    smoothing = Smoothing.of(net, options.input_noise, levels.batch(slice(0, 2))[0])
+    smoothing = Smoothing.of(net, options.input_noise, options.passes, levels.batch(slice(0, 2))[0])
     certified = Certified(smoothing, levels, options)
     verdicts = [v for block in range(-(-len(y) // options.block)) for v in certify_block(certified, block)]
     if lipschitz is None:
@@ -282,7 +282,7 @@ def test_the_gradient_that_the_attack_follows(input_noise):
     """∂P(error)/∂x of a linear classifier in closed form; z bound 5."""
     net, w = two_classes(0.7 if input_noise is None else 1e-4)
     x = images(1)
-    smoothing = Smoothing.of(net, input_noise, images(2))
+    smoothing = Smoothing.of(net, input_noise, 1, images(2))
     draws = 400_000
     found = smoothing.gradient(x, torch.tensor([0]), zero_one, [Key(0, role=Role.CERTIFICATE)], draws).flatten()
     sigma = input_noise * w.norm().item() if input_noise else 0.7 / 2**0.5  # of the noise on w·x
@@ -290,6 +290,59 @@ def test_the_gradient_that_the_attack_follows(input_noise):
     exact = -norm.pdf(margin / sigma) / sigma * w
     error = (w.abs() / 0.7 if input_noise is None else torch.ones(12) / input_noise) / draws**0.5
     assert ((found - exact).abs() <= 5 * 2**0.5 * error + 1e-4).all()
+
+
+# ---------------------------------------------------------------- several passes of a draw
+
+
+@pytest.mark.montecarlo
+@pytest.mark.parametrize("input_noise", [None, 0.5])
+@pytest.mark.parametrize("passes", [1, 4])
+def test_the_passes_of_a_draw_share_its_noise_and_average_their_own(input_noise, passes):
+    """The probability of a class in closed form; z bound 5. The own noise has the variance σ²/m after m passes."""
+    net, w = two_classes(1.5)
+    if input_noise is None:  # the first site smooths, and a second one has the noise that the passes average
+        last = nn.Linear(2, 2, bias=False)
+        with torch.no_grad():
+            last.weight.copy_(torch.eye(2))
+        net = prepared(nn.Sequential(*net.model, last), Gaussian(1.5))
+    x, draws = images(1), 200_000
+    smoothing = Smoothing.of(net, input_noise, passes, images(2))
+    frequency = smoothing.counts(x[0], Key(0, role=Role.CERTIFICATE), draws)[0].item() / draws
+    margin = 2 * ((x.flatten() - 0.5) @ w).item()
+    smoothed = 2 * 1.5**2 if input_noise is None else (2 * input_noise * w.norm().item()) ** 2
+    p = norm.cdf(margin / math.sqrt(smoothed + 2 * 1.5**2 / passes))
+    assert abs(frequency - p) <= 5 * math.sqrt(p * (1 - p) / draws)
+
+
+def test_passes_that_would_all_be_the_same_are_refused():
+    net, _ = two_classes()
+    noiseless = GLR(net.model, None, estimator="pathwise").eval()
+    for each, input_noise in ((net, None), (noiseless, 0.5)):
+        with pytest.raises(SiteError, match="passes: 4 is not allowed"):
+            Smoothing.of(each, input_noise, 4, images(2))
+
+
+class Inside(nn.Module):
+    """A block that contains a site."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+def test_passes_from_the_logits_that_they_share_are_those_from_the_input():
+    torch.manual_seed(0)
+    first, last = nn.Linear(12, 6), nn.Linear(6, 3)
+    key, found = Key(0, role=Role.CERTIFICATE), []
+    for each in (first, Inside(first)):  # inside a block, its logits are computed in every pass
+        net = prepared(nn.Sequential(nn.Flatten(), each, nn.Sigmoid(), last))
+        found.append(Smoothing.of(net, 0.3, 3, images(2)).counts(images(1)[0], key, 500))
+    assert torch.equal(*found)
+    assert found[0].max() < 500
 
 
 # ---------------------------------------------------------------- runs

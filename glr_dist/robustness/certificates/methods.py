@@ -71,7 +71,7 @@ class Smoothed:
 
     def __init__(self, run: TrainedRun, images: Split, settings: Certification) -> None:
         x = images.batch(slice(0, _TESTED))[0]
-        smoothing = Smoothing.of(run.net, settings.input_noise, x)
+        smoothing = Smoothing.of(run.net, settings.input_noise, settings.passes, x)
         self.lipschitz = lipschitz_bound(run.net, x) if settings.input_noise is None else 1 / settings.input_noise
         self.shared = Certified(smoothing, images, settings)
         self.fingerprint = smoothing.tile

@@ -29,9 +29,11 @@ def _lines(report: CertificateReport) -> Iterator[str]:
         yield f"Smoothed by the network's own Gaussian noise at its sites: {sites}."
         slope = f"Φ⁻¹(p) / L, with ‖diag(1/σ) W₁‖₂ <= L = {report.lipschitz:.6g}"
     yield f"Radius {slope}; p is a lower bound (Clopper-Pearson) of the probability of the class."
+    if settings.passes > 1:
+        yield f"Each draw has {settings.passes:,} passes, with the classifier's own noise; their mean gives its class."
     yield f"{settings.n0:,} draws choose the class, {settings.n:,} others bound p; α = {settings.alpha:g} per image."
     yield ""
-    yield "The prediction is the class that most noisy passes give. Certified at r: it is right, and no image at an L2"
+    yield "The prediction is the class that most draws give. Certified at r: it is right, and no image at an L2"
     yield "distance of at most r (pixel values in [0, 1]) changes it, whatever the attack. Accuracies are in %, with"
     yield "95 % intervals (Wilson); abstentions count as errors."
     yield ""

@@ -38,6 +38,9 @@ class Certification(Section):
     input_noise: Positive | None = Field(
         None, description="σ of Gaussian noise on the input (pixel values in [0, 1]); default: the first site's noise"
     )
+    passes: Count = Field(
+        1, description="passes with the network's own noise for each draw; their mean scores give its class"
+    )
     n0: Count = Field(100, description="draws that choose the class")
     n: Count = Field(100_000, description="draws that bound its probability")
     alpha: float = Field(0.001, gt=0, le=0.5, description="probability that the certificate of an image is wrong")
