@@ -86,12 +86,8 @@ RUNS = {
     "glr-dist train configs/fashion_mnist/lrtz.yaml estimator.passes=1 "
     "training.epochs=12 training.optimizer.lr=0.003 model.weights=runs/lrt": [*TINY, "data.name=digits"],
     "glr-dist train configs/certified/mnist_lrtz.yaml --out runs/lrtz": [*TINY, "data.name=digits"],
-    "glr-dist train configs/certified/mnist_lrtz.yaml model.weights=runs/lrtz training.epochs=30 training.ema=0.998 "
-    """training.penalty.spectral=0.06 'noise={scale: {"1": 1.0, "3": 0.1}, schedule: {18: {"1": 0.8, "3": 0.05}}}'""": [
-        *TINY,
-        "data.name=digits",
-        "training.epochs=2",
-        'noise.schedule={1: {"1": 0.8, "3": 0.05}}',
+    "glr-dist certify runs/lrtz input_noise=0.35 passes=25 examples=500 n=10000": [
+        *("examples=8", "n=200", "attack.examples=2", "attack.draws=50")
     ],
     "glr-dist init my-project": [],
     "glr-dist train my-project/config.yaml --out runs/mine": TINY[:2],

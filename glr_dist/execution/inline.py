@@ -17,9 +17,7 @@ from glr_dist.execution.executor import Executor, TapedItem
 A = TypeVar("A")
 B = TypeVar("B")
 
-_HANDOVER = (
-    1e-3  # seconds of a step's items that others can take; with less, handing them over costs more than it saves
-)
+_HANDOVER = 1e-3  # seconds of work; handing over less costs more than it saves
 
 
 def _begin_worker() -> None:

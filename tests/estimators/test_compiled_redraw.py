@@ -283,3 +283,16 @@ def test_moves_in_many_blocks_run_eagerly(way, graphs):
     found, expected = (net(compile).gradients(*data()).grads for compile in ("step", "none"))
     assert len(graphs) == 1  # that of the last site
     assert torch.equal(found["0.weight"], expected["0.weight"])
+
+
+@pytest.mark.process
+def test_the_compiler_keeps_the_layout_that_contiguous_gives(monkeypatch):
+    """The expected 0-1 loss is a product over the classes, several examples at a time, if the classes come first."""
+    graphs, compiled = [], inductor._compiled
+    monkeypatch.setattr(inductor, "_compiled", lambda graph, *given: graphs.append(graph) or compiled(graph, *given))
+    x = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    function = inductor.built(lambda x: (x.T.contiguous().erf().prod(0),), [x])
+    (graph,) = graphs
+    (kept,) = [node for node in graph.graph.nodes if "force_stride_order" in str(node.target)]
+    assert kept.args[1] == [64, 1]
+    torch.testing.assert_close(function.run(x)[0], x.erf().prod(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -82,10 +83,10 @@ class Where:
         return threading.current_thread() is threading.main_thread()
 
 
-def ran_here(executor, device="cpu", number=6):
+def ran_here(executor, device="cpu", estimator=None):
     step = SimpleNamespace(device=torch.device(device))
-    items = [[SimpleNamespace(item=i, tape=None) for i in range(number)]]
-    return [here for _, here in executor.partials(Where(), step, items)]
+    items = [[SimpleNamespace(item=number, tape=None) for number in range(6)]]
+    return [here for _, here in executor.partials(estimator or Where(), step, items)]
 
 
 @pytest.mark.parametrize(("device", "alone"), [("cpu", False), ("cuda", True)])
@@ -103,6 +104,19 @@ def test_after_a_step_with_too_little_work_for_several_threads_items_run_in_this
     monkeypatch.setattr(inline, "_HANDOVER", -1.0)  # there is more work again
     ran_here(executor)
     assert ran_here(executor) == [False] * 6
+
+
+def test_one_long_item_among_short_ones_is_too_little_work_for_several_threads(monkeypatch):
+    monkeypatch.setattr(inline, "_HANDOVER", 0.25)
+
+    class Slow(Where):
+        def partial(self, step, item, tape):
+            time.sleep(0.3 if item == 0 else 0)
+            return super().partial(step, item, tape)
+
+    executor = Inline(3)
+    assert ran_here(executor, estimator=Slow()) == [False] * 6
+    assert ran_here(executor) == [True] * 6
 
 
 def test_a_single_item_runs_in_this_thread():

@@ -20,7 +20,7 @@ from glr_dist.errors import ConfigError, SiteError
 from glr_dist.execution.inline import Inline
 from glr_dist.losses import zero_one
 from glr_dist.robustness import workers
-from glr_dist.robustness.certificates import first_segment, methods
+from glr_dist.robustness.certificates import first_segment, methods, smoothing
 from glr_dist.robustness.certificates.bounds import certified_radius, lower_bound, upper_bound
 from glr_dist.robustness.certificates.certify import certify
 from glr_dist.robustness.certificates.certify_block import Certified, certify_block
@@ -31,7 +31,7 @@ from glr_dist.robustness.certificates.report import ContradictionError, report_o
 from glr_dist.robustness.certificates.settings import Certification, load_certification
 from glr_dist.robustness.certificates.smoothing import Smoothing
 from glr_dist.robustness.certificates.verdict import Attacked, Verdict, contradiction
-from glr_dist.streams import Key, Role
+from glr_dist.streams import Key, Role, generator
 from glr_dist.training.train import train
 from glr_dist.training.trained_run import load_run
 
@@ -318,31 +318,51 @@ def test_the_passes_of_a_draw_share_its_noise_and_average_their_own(input_noise,
 def test_passes_that_would_all_be_the_same_are_refused():
     net, _ = two_classes()
     noiseless = GLR(net.model, None, estimator="pathwise").eval()
-    for each, input_noise in ((net, None), (noiseless, 0.5)):
-        with pytest.raises(SiteError, match="passes: 4 is not allowed"):
+    for each, input_noise, reason in ((net, None, "'1', which smooths"), (noiseless, 0.5, "no noise of its own")):
+        with pytest.raises(ConfigError, match=f"passes: 4 is not allowed: .*{reason}"):
             Smoothing.of(each, input_noise, 4, images(2))
 
 
 class Inside(nn.Module):
-    """A block that contains a site."""
+    """A block that goes on after the site that it contains."""
 
     def __init__(self, linear):
         super().__init__()
         self.linear = linear
 
     def forward(self, x):
-        return self.linear(x)
+        return self.linear(x).sigmoid()
 
 
 def test_passes_from_the_logits_that_they_share_are_those_from_the_input():
     torch.manual_seed(0)
     first, last = nn.Linear(12, 6), nn.Linear(6, 3)
     key, found = Key(0, role=Role.CERTIFICATE), []
-    for each in (first, Inside(first)):  # inside a block, its logits are computed in every pass
-        net = prepared(nn.Sequential(nn.Flatten(), each, nn.Sigmoid(), last))
+    for each in ((first, nn.Sigmoid()), (Inside(first),)):  # inside a block, its logits are computed in every pass
+        net = prepared(nn.Sequential(nn.Flatten(), *each, last))
         found.append(Smoothing.of(net, 0.3, 3, images(2)).counts(images(1)[0], key, 500))
     assert torch.equal(*found)
     assert found[0].max() < 500
+
+
+def test_the_passes_of_a_network_that_ends_at_its_first_site_select_its_output_once():
+    net, _ = two_classes()
+    turned = GLR(net.model, Gaussian(1e-6), output=lambda scores: -scores).eval()
+    x, key = images(1)[0], Key(0, role=Role.CERTIFICATE)
+    counts = [Smoothing.of(turned, 0.3, passes, images(2)).counts(x, key, 500) for passes in (1, 2)]
+    assert torch.equal(*counts)
+
+
+@pytest.mark.parametrize("input_noise", [None, 0.5])
+def test_no_stream_is_used_twice(input_noise, monkeypatch):
+    keys = []
+    monkeypatch.setattr(smoothing, "generator", lambda key, device="cpu": keys.append(key) or generator(key, device))
+    monkeypatch.setattr(smoothing, "_MOST", 50)
+    torch.manual_seed(0)
+    net = prepared(nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Sigmoid(), nn.Linear(6, 3)))
+    options = Certification(n=200, input_noise=input_noise, passes=3, attack={"examples": 2, "steps": 2, "draws": 80})
+    certificates(net, images(2), torch.tensor([0, 1]), options)
+    assert len(keys) == len(set(keys)) > 20
 
 
 # ---------------------------------------------------------------- runs

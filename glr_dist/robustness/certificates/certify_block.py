@@ -1,4 +1,4 @@
-"""Draws the noisy passes of one block of images, and attacks them. A pure function of its arguments; needs no Ray.
+"""Counts the classes of the draws of a block of images, and attacks them. A pure function of its arguments; no Ray.
 
 Shapes: x one image [C, H, W]; class scores [n, classes].
 """

@@ -21,7 +21,7 @@ class CheckAttack(Section):
     eps: tuple[Positive, ...] = Field((0.25, 0.5, 0.75), description="L2 radii of the attack")
     steps: Count = 20
     step_size: Positive = Field(0.15, description="in units of ε")
-    draws: Annotated[int, Field(ge=2, le=10**9)] = Field(1000, description="noisy passes per gradient")
+    draws: Annotated[int, Field(ge=2, le=10**9)] = Field(1000, description="draws per gradient")
 
 
 class Certification(Section):

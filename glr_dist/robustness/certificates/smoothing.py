@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from glr_dist.errors import SiteError
+from glr_dist.errors import ConfigError, SiteError
 from glr_dist.glr import GLR
 from glr_dist.losses import Loss
 from glr_dist.noise import Gaussian
 from glr_dist.streams import Key, generator
 
 _ELEMENTS = 2**22  # of the widest tensor of a pass
-_MOST = 10_000  # draws of a pass
+_MOST = 10_000  # draws of a tile
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,16 @@ class Smoothing:
         """Returns the random classifier of a network; the images x serve to prepare it and for their size.
 
         Raises:
-            SiteError: all passes of a draw would be the same.
+            ConfigError: all passes of a draw would be the same.
         """
         net.prepare(x[:2])
         sites = net.network.sites
-        if passes > 1 and (net.noise is None or (input_noise is None and len(sites) == 1)):
-            raise SiteError(
-                f"passes: {passes} is not allowed: the network has no noise besides the one that smooths it; use 1"
+        if passes > 1 and net.noise is None:
+            raise ConfigError(f"passes: {passes} is not allowed: the network has no noise of its own; use 1")
+        if passes > 1 and input_noise is None and len(sites) == 1:
+            raise ConfigError(
+                f"passes: {passes} is not allowed: the only noise is that of '{sites[0].name}', which smooths; use 1, "
+                "or input_noise=0.25"
             )
         width = max([x[0].numel(), *(site.width for site in sites)])
         return cls(net, input_noise, passes, max(1, min(_MOST, _ELEMENTS // width)))
@@ -155,7 +158,8 @@ class Smoothing:
 
         first = network.sites[0]
         z: Tensor | None = None
-        if start <= first.block and first.top and self.passes > 1:  # the passes have its logits in common
+        common = first.top and start <= first.block < len(network.blocks) - 1
+        if common and self.passes > 1:  # the passes have its logits in common
             start, z = first.block + 1, network.run(h, _unchanged, None, start, first.block + 1)
 
         def one() -> Tensor:
