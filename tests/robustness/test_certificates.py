@@ -324,7 +324,7 @@ def test_passes_that_would_all_be_the_same_are_refused():
 
 
 class Inside(nn.Module):
-    """A block that goes on after the site that it contains."""
+    """A block whose site is not its last module."""
 
     def __init__(self, linear):
         super().__init__()

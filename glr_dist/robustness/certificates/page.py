@@ -30,10 +30,10 @@ def _lines(report: CertificateReport) -> Iterator[str]:
         slope = f"Φ⁻¹(p) / L, with ‖diag(1/σ) W₁‖₂ <= L = {report.lipschitz:.6g}"
     yield f"Radius {slope}; p is a lower bound (Clopper-Pearson) of the probability of the class."
     if settings.passes > 1:
-        first = next(iter(report.scales))
-        of, own = (
-            ("on the input", "its own noise") if settings.input_noise else (f"at '{first}'", "new noise behind it")
-        )
+        if settings.input_noise is not None:
+            of, own = "on the input", "its own noise"
+        else:
+            of, own = f"at '{next(iter(report.scales))}'", "new noise behind it"
         yield f"Each draw of the noise {of} has {settings.passes:,} passes, each with {own}."
         yield "The mean of their scores gives the class of the draw."
     yield f"{settings.n0:,} draws choose the class, {settings.n:,} others bound p; α = {settings.alpha:g} per image."
