@@ -19,6 +19,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--seeds", metavar="N", type=count, help="seeds of each model (default: 3; with --quick: 1)")
     command.add_argument(
+        "--seeds-of",
+        metavar="MODEL=N",
+        action="append",
+        default=[],
+        help="another number of seeds of one model, as in lrtz=10; may be given for several models",
+    )
+    command.add_argument(
         "--models",
         metavar="NAME",
         default="paper",
@@ -66,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
     if options.actors == 0 and options.gpus_per_run:
         raise ConfigError("--gpus-per-run: has no effect with --actors 0; leave it out")
     over = sweep_of(options.over) if options.over is not None else None
+    seeds_of = dict(_seeds_of(word) for word in options.seeds_of)
     kind = [options.models] if options.models != PAPER else []
     kind += [over.setting] if over else []
     kind += ["quick"] if options.quick else []
@@ -73,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     seeds = options.seeds or (1 if options.quick else 3)
     gpu = options.gpus_per_run > 0
     plans = [
-        Plan(name, options.configs, out / name, seeds, options.quick, gpu, options.models, over)
+        Plan(name, options.configs, out / name, seeds, options.quick, gpu, options.models, over, seeds_of)
         for name in options.words
     ]
     number = sum(len(planned_runs(plan)) for plan in plans)  # finds every wrong configuration before the first run
@@ -93,3 +101,17 @@ def run(options: argparse.Namespace) -> int:
     if options.quick:
         show_whole("note", f"this was {REHEARSAL}")
     return 0
+
+
+def _seeds_of(word: str) -> tuple[str, int]:
+    """Returns the model and the number of seeds in a word such as lrtz=10.
+
+    Raises:
+        ConfigError: it is not such a word.
+    """
+    from glr_dist.errors import ConfigError
+
+    model, _, number = word.partition("=")
+    if not model or not number.isdecimal() or int(number) < 1:
+        raise ConfigError(f"--seeds-of: {word!r} is not allowed: MODEL=N with N of at least 1, as in lrtz=10")
+    return model, int(number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class Plan:
         gpu: train and evaluate on a GPU.
         models: "paper" for the authors' own settings, "robust" for networks trained with noise on the inputs.
         over: a setting whose values are compared.
+        seeds_of: number of seeds of models that have another one, by name.
     """
 
     data: str
@@ -78,6 +79,7 @@ class Plan:
     gpu: bool = False
     models: str = PAPER
     over: Sweep | None = None
+    seeds_of: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -170,7 +172,7 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
     Models that a value of the setting makes the same are trained once, under the first name.
 
     Raises:
-        ConfigError: there are no configurations, or one is invalid.
+        ConfigError: there are no configurations, one is invalid, or `seeds_of` names none of them.
     """
     files = sorted(plan.folder.glob("*.yaml"))
     if not files:
@@ -178,16 +180,21 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
             f"--configs: {plan.folder} holds no configurations; run this in a checkout of the repository, or name its "
             "folder configs by --configs"
         )
+    names = [path.stem for path in files]
+    for name in plan.seeds_of:
+        if name not in names:
+            raise ConfigError(f"--seeds-of: {name!r} is not one of the models; {hint(name, names)}")
     over = plan.over
     settings = [(label(value), [over.override(value)]) for value in over.values] if over else [("", [])]
     runs: list[PlannedRun] = []
-    for path, (value, changes), seed in product(files, settings, range(plan.seeds)):
-        try:
-            run = _run(plan, path, seed, value, changes)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-        if all(_effective(run.config) != _effective(other.config) for other in runs):
-            runs.append(run)
+    for path, (value, changes) in product(files, settings):
+        for seed in range(plan.seeds_of.get(path.stem, plan.seeds)):
+            try:
+                run = _run(plan, path, seed, value, changes)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
+            if all(_effective(run.config) != _effective(other.config) for other in runs):
+                runs.append(run)
     return sorted(runs, key=lambda run: (run.config.seed, -run.cost))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -37,14 +37,17 @@ class SeedResult:
         params_sha256: digest of its network.
         final: accuracy of the finished network by condition, and its certified accuracies.
         curve: accuracies along the training on the images of the curves, oldest first, with the `epoch`.
-        equal: accuracies of backpropagation at the clean accuracy of the curve's last point; empty if it has none.
+        validation: accuracy of the finished network on the validation images; None if it was not measured.
+        equal: accuracies of backpropagation of this seed at the clean accuracy of the curve's last point; empty if it
+            does not pass that accuracy, None if it was not trained with this seed.
     """
 
     seed: int
     params_sha256: str
     final: Point
     curve: list[Point]
-    equal: Point = field(default_factory=dict)
+    validation: float | None = None
+    equal: Point | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,14 @@ class ModelResult:
         """True for backpropagation without any noise."""
         return self.backprop and self.input_noise is None
 
+    @property
+    def best(self) -> SeedResult | None:
+        """The seed with the highest accuracy on validation images; None for a single seed, or if one lacks it."""
+        found = [(seed.validation, seed) for seed in self.seeds if seed.validation is not None]
+        if len(self.seeds) < 2 or len(found) < len(self.seeds):
+            return None
+        return max(found, key=lambda pair: pair[0])[1]
+
     def mean(self, condition: str) -> float | None:
         """Returns the mean over the seeds; None if a seed lacks the condition."""
         values = [seed.final.get(condition) for seed in self.seeds]
@@ -94,10 +105,12 @@ class ModelResult:
     def equal(self, condition: str) -> tuple[float, float] | None:
         """Returns backpropagation at equal clean accuracy, and what this model gains over it: means over the seeds.
 
-        Both are measured on the images of the curves. None if backpropagation does not pass every seed's accuracy.
+        Both are measured on the images of the curves, and over the seeds that backpropagation was trained with. None if
+        it does not pass the accuracy of each.
         """
-        pairs = [(s.equal[condition], s.curve[-1][condition]) for s in self.seeds if condition in s.equal]
-        return _means(pairs) if len(pairs) == len(self.seeds) else None
+        compared = [(seed, seed.equal) for seed in self.seeds if seed.equal is not None]
+        pairs = [(equal[condition], seed.curve[-1][condition]) for seed, equal in compared if condition in equal]
+        return _means(pairs) if pairs and len(pairs) == len(compared) else None
 
     def gain(self, other: ModelResult, condition: str) -> tuple[float, float] | None:
         """Returns the accuracy of another model, and what this one gains over it: means over the seeds of both.
@@ -129,8 +142,10 @@ def seed_result(folder: RunFolder, report: Report, config: Config) -> SeedResult
         if certificates.params_sha256 == report.params_sha256:
             found = certificates.metrics()
             final |= {key.replace("/", " "): found[key] for key in found if re.search(r"/(r|eps)_[^/]+$", key)}
-    curve = [point for record in folder.metrics() if (point := curve_point(record, eps))]
-    return SeedResult(config.seed, report.params_sha256, final, curve)
+    records = list(folder.metrics())
+    curve = [point for record in records if (point := curve_point(record, eps))]
+    validation = records[-1].get("validation_accuracy") if records else None
+    return SeedResult(config.seed, report.params_sha256, final, curve, validation)
 
 
 def curve_point(record: Mapping[str, Any], eps: float) -> Point:
@@ -195,14 +210,14 @@ def with_equal(models: Sequence[ModelResult]) -> list[ModelResult]:
 
 
 def _with_equal(seed: SeedResult, models: Sequence[ModelResult]) -> SeedResult:
-    if not seed.curve:
-        return seed
     curves = [each.curve for model in models for each in model.seeds if each.seed == seed.seed]
+    if not seed.curve or not curves:
+        return seed
     clean = seed.curve[-1][CLEAN]
     found = [point for curve in curves if (point := at_clean(curve, clean)) is not None]
     shared = [condition for condition in (found[0] if found else {}) if all(condition in point for point in found)]
     equal = {condition: statistics.fmean(point[condition] for point in found) for condition in shared}
-    return SeedResult(seed.seed, seed.params_sha256, seed.final, seed.curve, equal)
+    return replace(seed, equal=equal)
 
 
 def at_clean(curve: Sequence[Point], clean: float) -> Point | None:

@@ -216,6 +216,28 @@ def test_the_table_shows_what_was_published_and_backpropagation_at_equal_clean_a
     assert json_of(plan, models(), {})["models"][1]["mean"]["clean"] == pytest.approx(0.61)
 
 
+def test_the_best_seed_on_validation_images_stands_beside_the_mean(tmp_path):
+    bp, lrs = models()
+    rated = [replace(seed, validation=value) for seed, value in zip(lrs.seeds, (0.58, 0.57), strict=True)]
+    lrs = replace(lrs, seeds=rated, published={"clean": 0.58, "fgsm, transfer": 0.39})
+    lines = [" ".join(line.split()) for line in lines_of(Plan("mnist", CONFIGS, tmp_path, 2), [bp, lrs], {}, 0)]
+    assert "| … best of 2 seeds | 60.00 | 35.00 |" in lines  # the second has 62 on test images
+    (counts,) = (line for line in lines if line.startswith("Likelihood ratio"))
+    assert counts.endswith("within 2 points of the published figure in 0, with the best seeds in 1.")
+    assert json_of(Plan("mnist", CONFIGS, tmp_path, 2), [lrs], {})["models"][0]["best"] == 0
+    unrated = replace(lrs, seeds=[rated[0], replace(rated[1], validation=None)])
+    assert (unrated.best, replace(lrs, seeds=rated[:1]).best) == (None, None)
+
+
+def test_a_model_with_more_seeds_is_compared_over_those_of_backpropagation(tmp_path):
+    bp, lrs = models()
+    extra = replace(lrs.seeds[0], seed=2, final={"clean": 0.9}, curve=[{"epoch": 9, "clean": 0.9}], equal=None)
+    found = with_equal([bp, replace(lrs, seeds=[*lrs.seeds, extra])])
+    lines = [" ".join(line.split()) for line in lines_of(Plan("mnist", CONFIGS, tmp_path, 2), found, {}, 0)]
+    assert "| … BP at equal clean accuracy | 60.00 | 30.00 (+6.00) |" in lines
+    assert any("over seeds (bp: 2, lrs: 3)" in line for line in lines)
+
+
 def test_a_mark_is_in_brackets_where_the_clean_accuracy_is_lower(tmp_path):
     bp, lrs = models()
     weak = replace(lrs, published={"clean": 0.63, "fgsm, transfer": 0.3})  # 2 points above the mean of 61
@@ -313,6 +335,13 @@ def test_each_model_is_trained_with_each_value_of_a_setting(plan):
     }
 
 
+def test_a_model_has_a_number_of_seeds_of_its_own(plan):
+    runs = planned_runs(replace(plan, seeds=1, seeds_of={"lrt": 3}))
+    assert [(run.model, run.config.seed) for run in runs] == [("lrt", 0), ("bp", 0), ("lrt", 1), ("lrt", 2)]
+    with pytest.raises(ConfigError, match="--seeds-of: 'lrd' is not one of the models; did you mean 'lrt'"):
+        planned_runs(replace(plan, seeds_of={"lrd": 3}))
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.5, "0.5"), (-0.5, "-0.5"), (None, "null"), ({"scale": 0.5, "ramp": 2}, "scale-0.5-ramp-2"), ([], "empty")],
@@ -392,6 +421,9 @@ WRONG = {
     "an impossible value": (["mnist", "--over", "noise.scale=[1, -1]"], ["noise.scale", "-1"]),
     "an unknown setting": (["mnist", "--over", "noise.scal=[1, 2]"], ["noise.scal", "did you mean 'scale'"]),
     "no seeds": (["mnist", "--seeds", "0"], ["--seeds", "'0'"]),
+    "no number of seeds": (["mnist", "--seeds-of", "lrtz"], ["--seeds-of: 'lrtz' is not allowed", "lrtz=10"]),
+    "no seeds of a model": (["mnist", "--seeds-of", "lrtz=0"], ["--seeds-of: 'lrtz=0' is not allowed"]),
+    "seeds of another model": (["mnist", "--seeds-of", "lrtx=9"], ["'lrtx' is not one of", "did you mean 'lrt"]),
     "GPUs": (["mnist", "--gpus-per-run", "2"], ["--gpus-per-run: 2 is not allowed"]),
     "GPUs without actors": (["mnist", "--gpus-per-run", "1", "--actors", "0"], ["--gpus-per-run: has no effect"]),
 }
