@@ -7,23 +7,20 @@ from typing import Any, NamedTuple
 
 from glr_dist.config import Robustness, build
 from glr_dist.errors import ConfigError
-from glr_dist.robustness.certificates.linf.settings import LinfCertification
 from glr_dist.robustness.certificates.report import certificates_name
-from glr_dist.robustness.certificates.settings import AnyCertification, Certification
+from glr_dist.robustness.certificates.settings import AnyCertification, Certification, kind_of
 from glr_dist.robustness.conditions import conditions_of
 from glr_dist.robustness.measurement import Measurement
 from glr_dist.robustness.metric_names import report_metrics
 from glr_dist.robustness.report import Report
 from glr_dist.robustness.scoring import report_of
 from glr_dist.robustness.suite import Suite, load_suite
-from glr_dist.text import shown
 
 # Certificates while a run trains are few, and unattacked: `glr-dist certify` checks those of the finished run.
 _FEW: dict[str, dict[str, Any]] = {
     "l2": {"examples": 100, "n": 1000, "attack": {"examples": 0}},
     "linf": {"examples": 100, "nodes": 0},
 }
-_KINDS: dict[Any, type[AnyCertification]] = {"l2": Certification, "linf": LinfCertification}
 _SECTION = "robustness"
 
 
@@ -82,11 +79,10 @@ def _suite(given: str | Mapping[str, Any], key: str) -> Suite:
 def _certification(given: Mapping[str, Any], split: str) -> AnyCertification:
     field = f"{_SECTION}.certify"
     norm = given.get("norm", "l2")
-    if norm not in _KINDS:
-        raise ConfigError(f"{field}.norm: {shown(norm)} is not allowed: 'l2' or 'linf'")
+    kind = kind_of(norm, given, f"{field}.")
     if "split" in given:
         raise ConfigError(f"{field}.split: is that of {_SECTION}.split; leave it out")
-    return build(_KINDS[norm], {**_FEW[norm], **given, "split": split}, f"{field}.")
+    return build(kind, {**_FEW[norm], **given, "split": split}, f"{field}.")
 
 
 def _certificate_metrics(settings: AnyCertification | None) -> list[str]:

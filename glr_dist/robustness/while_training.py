@@ -71,7 +71,10 @@ class WhileTraining:
         if self._settings.at_end is not None:
             self._files(trainer, self._settings.at_end).check_replaceable(self._settings.at_end)
         if self._settings.certification is not None:
-            certifiable(self._run(trainer), self._settings.certification)
+            try:
+                certifiable(self._run(trainer), self._settings.certification)
+            except ConfigError as error:
+                raise ConfigError(f"robustness.certify.{error}") from None
 
     def due(self, trainer: Trainer) -> bool:
         """Returns whether the epoch that has ended is one in `robustness.every`, or the last one of the run."""

@@ -223,8 +223,10 @@ def test_what_is_proven_and_broken_is_a_contradiction():
     [
         (["norm=l1"], "norm: 'l1' is not allowed: 'l2' or 'linf'"),
         (["norm=linf", "eps=[0.1, 0.1]"], "eps: [0.1, 0.1] is not allowed"),
-        (["norm=linf", "alpha=0.1"], "alpha: unknown key"),
-        (["eps=0.1"], "eps: unknown key"),
+        (["norm=linf", "alfa=0.1"], "alfa: unknown key"),
+        (["norm=linf", "alpha=0.1"], "alpha: has no effect on certificates in the norm linf; leave it out"),
+        (["attack.steps=5", "norm=linf"], "attack: has no effect on certificates in the norm linf"),
+        (["eps=0.1"], "eps: has no effect on certificates in the norm l2"),
     ],
 )
 def test_a_wrong_setting_is_one_line(words, message):

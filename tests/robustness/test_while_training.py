@@ -219,6 +219,10 @@ WRONG = {
     "no interval": ("robustness.split=test", ["robustness.split: has no effect without robustness.every"]),
     "certificates": ("robustness={every: 1, certify: {n: 0}}", ["robustness.certify.n: 0 is not allowed"]),
     "a norm": ("robustness={every: 1, certify: {norm: l1}}", ["robustness.certify.norm: 'l1'", "'l2' or 'linf'"]),
+    "a setting of the other norm": (
+        "robustness={every: 1, certify: {norm: linf, passes: 4}}",
+        ["robustness.certify.passes: has no effect", "linf"],
+    ),
     "a split of certificates": (
         "robustness={every: 1, certify: {split: test}}",
         ["robustness.certify.split", "robustness.split"],
@@ -243,6 +247,11 @@ UNFIT = {
         ["estimator={name: pathwise}", "model.activation=sigmoid", "noise={law: none}"],
         "{every: 1, suite: {inference: {votes: 3}}}",
         "robustness.suite.inference.votes: 3 is not allowed: the run has no noise",
+    ),
+    "passes without noise": (
+        ["estimator={name: pathwise}", "model.activation=sigmoid", "noise={law: none, input: {scale: 0.3}}"],
+        "{every: 1, certify: {passes: 4}}",
+        "robustness.certify.passes: 4 is not allowed: the network has no noise of its own",
     ),
     "no Gaussian noise": (["noise.law=laplace"], "{every: 1, certify: {}}", "laplace"),
 }

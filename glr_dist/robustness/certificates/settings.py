@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -62,6 +62,7 @@ class Certification(Section):
 
 
 AnyCertification = Certification | LinfCertification
+_KINDS: dict[Any, type[AnyCertification]] = {"l2": Certification, "linf": LinfCertification}
 
 
 def load_certification(overrides: Sequence[str] = ()) -> AnyCertification:
@@ -70,8 +71,25 @@ def load_certification(overrides: Sequence[str] = ()) -> AnyCertification:
     Raises:
         ConfigError: a field is unknown or its value is not allowed.
     """
-    kinds: dict[Any, type[AnyCertification]] = {"l2": Certification, "linf": LinfCertification}
     norm = overridden({"norm": "l2"}, [each for each in overrides if each.startswith("norm=")])["norm"]
-    if norm not in kinds:
-        raise ConfigError(f"norm: {shown(norm)} is not allowed: 'l2' or 'linf'")
-    return build(kinds[norm], overridden(kinds[norm]().model_dump(mode="json"), overrides))
+    kind = kind_of(norm, [each.partition("=")[0].partition(".")[0] for each in overrides])
+    return build(kind, overridden(kind().model_dump(mode="json"), overrides))
+
+
+def kind_of(norm: Any, fields: Iterable[str], prefix: str = "") -> type[AnyCertification]:
+    """Returns the settings of the certificates in a norm.
+
+    Args:
+        norm: "l2" or "linf".
+        fields: the settings that are given.
+        prefix: of the fields in messages.
+
+    Raises:
+        ConfigError: the norm is unknown, or a setting belongs to the other one.
+    """
+    if norm not in _KINDS:
+        raise ConfigError(f"{prefix}norm: {shown(norm)} is not allowed: 'l2' or 'linf'")
+    for field in fields:
+        if field not in _KINDS[norm].model_fields and any(field in kind.model_fields for kind in _KINDS.values()):
+            raise ConfigError(f"{prefix}{field}: has no effect on certificates in the norm {norm}; leave it out")
+    return _KINDS[norm]
