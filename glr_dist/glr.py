@@ -80,6 +80,8 @@ class GLR(nn.Module):
             the noisy logits), "expected" (integrated out, if the loss offers its expectation) or "auto", the best that
             loss and network allow.
         head_draws: draws per example and shared pass at which "derivative" is evaluated (default 8).
+        share: share of the examples of each block that sites are redrawn for (default 1); those with a large loss are
+            drawn more often, and the estimate stays unbiased.
         example_block: examples per work item and per stream of noise (default 128).
         block_elements: maximum number of elements of one tensor of a work item; "auto" (default) is 2^19 on the CPU and
             2^24 on a GPU.
@@ -122,6 +124,7 @@ class GLR(nn.Module):
         feedback: str | None = None,
         head: str | None = None,
         head_draws: int | None = None,
+        share: float | None = None,
         example_block: int | None = None,
         block_elements: int | str | None = None,
         items_per_site: int | None = None,
@@ -151,6 +154,7 @@ class GLR(nn.Module):
             "feedback": feedback,
             "head": head,
             "head_draws": head_draws,
+            "share": share,
             "example_block": example_block,
             "block_elements": block_elements,
             "items_per_site": items_per_site,

@@ -76,6 +76,10 @@ class Tape:
         spaces: site -> the basis of its column space, and its logits with the noise outside it; kept by the first item
             that needs them, and never sent.
         noise: site -> σ ε [n, *S] of the pass; kept where redraws are compiled, and never sent.
+        part: the tape of the examples that are redrawn, if they are not all; kept by the first item that needs it, and
+            never sent.
+        rows: on such a tape, the numbers of its examples in the block [m]; None elsewhere.
+        weights: on such a tape, the weights of its examples, one over the probability that each is drawn [m].
     """
 
     logits: dict[str, Tensor] = field(default_factory=dict)
@@ -87,6 +91,13 @@ class Tape:
     statistics: dict[str, Tensor] = field(default_factory=dict)
     spaces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     noise: dict[str, Tensor] = field(default_factory=dict)
+    part: Tape | None = None
+    rows: Tensor | None = None
+    weights: Tensor | None = None
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """Returns values [..., n] times the weights of the examples; as they are where all examples are redrawn."""
+        return values if self.weights is None else values * self.weights
 
 
 _CALL = re.compile(r"\[\d+\]$")

@@ -38,6 +38,7 @@ class Role(IntEnum):
     QUADRATURE = 18
     AUGMENT = 20
     ADVERSARIAL = 21
+    EXAMPLES = 22
 
 
 class Key(NamedTuple):

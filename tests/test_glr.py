@@ -513,6 +513,7 @@ VARIANTS = {
     "leave one out": {"sampler": "iid", "baseline": "leave_one_out"},
     "layerwise": {"estimator": "layerwise"},
     "joint": {"estimator": "joint"},
+    "a share of the examples": {"share": 0.6, "passes": 2},
     "derivative head": {"head": "derivative"},
     "learned": {"noise": glr_dist.Gaussian(0.5, learn="unit")},
 }

@@ -55,6 +55,13 @@ class Estimator(Section):
         "best that loss and network allow",
     )
     head_draws: Count = Field(8, description="draws per example and shared pass at which `derivative` is evaluated")
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the examples of each block that sites are redrawn for; those with a large loss are drawn "
+        "more often, without bias",
+    )
     example_block: Count = Field(128, description="examples per work item and per noise stream")
     block_elements: Count | Literal["auto"] = Field(
         "auto",

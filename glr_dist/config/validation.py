@@ -19,6 +19,7 @@ _OF_REDRAWS = (  # options without effect where nothing is redrawn
     "feedback",
     "head",
     "head_draws",
+    "share",
 )
 
 
@@ -118,6 +119,10 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
                 f"estimator.copies: 'leave_one_out' needs two independent groups, at least {minimum} copies"
             )
     if e.name == "joint":
+        if e.share != 1:
+            raise ConfigError(
+                "estimator.share: has no effect with 'joint', which draws the noise of all sites together; leave it out"
+            )
         for key in ("copies", "passes"):
             if isinstance(getattr(e, key), Mapping):
                 raise ConfigError(f"estimator.{key}: 'joint' varies all sites at once; give one number for all sites")
@@ -190,6 +195,10 @@ def _check_budget(e: Estimator) -> None:
         raise ConfigError(
             "estimator.feedback: 'biased' is not allowed with estimator.copies 'auto', which looks at the variance "
             "alone; use 'control_variate'"
+        )
+    if e.share != 1:
+        raise ConfigError(
+            "estimator.share: is not allowed with estimator.copies 'auto', which measures the variance of all examples"
         )
     if e.sampler == "sobol":
         raise ConfigError(

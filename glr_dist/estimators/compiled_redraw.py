@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from glr_dist.errors import ClusterError, UserError
+from glr_dist.estimators.drawn_examples import drawn_count, drawn_part
 from glr_dist.estimators.fused_redraw import Call, FusedRedraw, Shares, fused
 from glr_dist.estimators.samplers import DirectionBlock, frames_of
 from glr_dist.estimators.step import Step, WorkItem
@@ -111,7 +112,8 @@ class CompiledRedraws:
         self, estimator: Redraw, step: Step, shape: Shape, item: WorkItem, block: DirectionBlock | None, tape: Tape
     ) -> FusedRedraw:
         """Builds a function, and compares its result on the batch with that of the eager redraw."""
-        eager, site = replace(step, compiled=None), step.network.by_name[shape.site]
+        site = step.network.by_name[shape.site]
+        eager, tape = drawn_part(replace(step, compiled=None), site, item.shared_pass, item.example_block, tape)
         call = Call.of(eager, item, block, site, tape, estimator.noisy)
         try:
             function = fused(call)
@@ -148,7 +150,7 @@ def _shape_of(step: Step, item: WorkItem, block: DirectionBlock | None, site: Si
         directions = (block.start, block.stop)
     elif step.framed(site):
         directions = tuple(stop - start for _, start, stop in frames_of(block, site.units))
-    return Shape(site.name, step.examples_in(item.example_block), directions)
+    return Shape(site.name, drawn_count(step, site, step.examples_in(item.example_block)), directions)
 
 
 def _compare(step: Step, site: Site, found: Tensor, expected: Tensor, tape: Tape) -> None:

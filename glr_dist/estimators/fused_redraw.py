@@ -29,7 +29,7 @@ from glr_dist.inductor import built
 from glr_dist.network import Uniforms
 from glr_dist.noise import Gaussian
 from glr_dist.sites import Site, Tape
-from glr_dist.trees import Tree, leaves, mapped, taken
+from glr_dist.trees import Tree, leaves, mapped
 
 Shares = tuple[Tensor, Tensor | None]  # of δ / N [n, *S], and of the gradient of log σ
 Name = tuple[str, Any]  # kind of an argument, and which of that kind
@@ -77,7 +77,7 @@ class Call(NamedTuple):
             drawn = orthogonal_frames(key, block, n, site.units, step.network.dtype, step.device)
         else:
             drawn = step.draw(site, item, block, n).flatten(2)
-        return cls(step, item, site, tape, block, drawn, taken(step.y, step.examples_of(item.example_block)), noisy)
+        return cls(step, item, site, tape, block, drawn, step.targets(item.example_block, 1), noisy)
 
     @property
     def examples(self) -> int:
@@ -116,7 +116,7 @@ class Call(NamedTuple):
         kept = self.tape.noise
         if site not in kept:
             other, item = self.step.network.by_name[site], self.item
-            eps = self.step.shared_eps(other, item.shared_pass, item.example_block, self.examples)
+            eps = self.step.shared_eps(other, item.shared_pass, item.example_block)
             kept[site] = eps * self.step.scales[site]
         return kept[site]
 
@@ -156,7 +156,7 @@ def fused(call: Call) -> FusedRedraw:
     tensors = dict((*model.named_parameters(), *model.named_buffers()))
     names: list[Name] = [
         *(("factor", i) for i in range(len(call.factors))),
-        *((kind, None) for kind in ("share", "losses", "u")),
+        *((kind, None) for kind in ("share", "losses", "u", *(["weights"] if tape.weights is not None else []))),
         *(("logits", name) for name in call.logits),
         *(("scale", name) for name in call.step.scales),
         *(("noise", name) for name in noises),
@@ -190,6 +190,9 @@ def _value(call: Call, factors: list[Tensor], kind: str, which: Any) -> Tensor:
         found = tape.losses
     elif kind == "u":
         found = tape.u
+    elif kind == "weights":
+        assert tape.weights is not None
+        found = tape.weights
     elif kind == "scale":
         found = step.scales[which]
     elif kind == "noise":
@@ -248,6 +251,7 @@ def _body(call: Call, given: Mapping[Name, Tensor]) -> tuple[Tensor, ...]:
             logits={name: given["logits", name] for name in call.logits},
             losses=given["losses", None],
             u=given["u", None],
+            weights=given.get(("weights", None)),
             starts={} if site.top else {site.block: of("start", tape.starts[site.block])},
             statistics={name: given["statistics", name] for name in tape.statistics},
         ),
@@ -304,7 +308,7 @@ def _shares(call: Call, noisy: Callable[[Site, Tensor], Tensor], uniforms: Unifo
         return derivative_shares(step, site, gradient, scale * eps, share)
     outputs = step.network.replay(site, tape, v, passing.visit, uniforms)
     losses = passing.losses(outputs, targets).view(step.signs, directions, n)
-    weights = centred(losses, step.options.baseline, tape.losses)
+    weights = tape.weighted(centred(losses, step.options.baseline, tape.losses))
     odd = weights[0] - weights[1] if step.options.antithetic else weights[0]
     even = weights.sum(0) if site.name in learned else None
     if isinstance(drawn, Frames) and type(noise) is Gaussian and even is None and site.name not in step.levels:

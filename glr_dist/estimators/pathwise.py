@@ -45,7 +45,7 @@ class Pathwise:
                 return z
             learned = step.log_scales.get(name)
             scale = step.scales[name] if learned is None else learned.exp()
-            return z + scale * step.shared_eps(step.network.by_name[name], item.shared_pass, item.example_block, n)
+            return z + scale * step.shared_eps(step.network.by_name[name], item.shared_pass, item.example_block)
 
         leaves = {**step.network.parameters, **{f"scale {name}": p for name, p in step.log_scales.items()}}
         statistics: dict[str, Tensor] = {}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from glr_dist.estimators.compiled_redraw import compilable
+from glr_dist.estimators.drawn_examples import drawn_count, drawn_part, drawn_share, spread
 from glr_dist.estimators.feedback import moments_key
 from glr_dist.estimators.head import derivative_shares, expected_shares, head_gradient
 from glr_dist.estimators.levels import scores_of
@@ -75,7 +76,7 @@ class Redraw:
                 continue
             centred_within = options.baseline == "leave_one_out" and not step.differentiated(site)  # uses no baseline
             least = 2 if centred_within else 1
-            limit = step.block_elements // (step.signs * options.example_block * site.width)
+            limit = step.block_elements // (step.signs * drawn_count(step, site, options.example_block) * site.width)
             cut = blocks(
                 step.copies[site.name] // step.signs, step.redrawn(site) if step.framed(site) else None, limit, least
             )
@@ -86,7 +87,8 @@ class Redraw:
 
     def partial(self, step: Step, item: WorkItem, tape: Tape) -> Partial:
         assert item.site is not None
-        site = step.network.by_name[item.site]
+        site, n = step.network.by_name[item.site], len(tape.losses)
+        step, tape = drawn_part(step, site, item.shared_pass, item.example_block, tape)
         result = Partial()
         deltas: dict[str, Tensor] = {}
         for block in item.directions or (None,):  # None: nothing is drawn
@@ -101,7 +103,7 @@ class Redraw:
             if step.options.feedback == "biased":
                 deltas[site.name] = self._biased(step, item, site, tape, deltas[site.name])
         if step.keeps_delta(site):
-            result.delta = deltas
+            result.delta = {name: spread(delta, tape, n) for name, delta in deltas.items()}
         else:
             delta = deltas[site.name]
             result.grads = self.finish(step, item.shared_pass, item.example_block, site.name, delta, tape).grads
@@ -149,7 +151,7 @@ class Redraw:
                 losses = self._losses(step, item, site, tape, v.requires_grad_())
             return derivative_shares(step, site, head_gradient(v, losses, site), shift, share)
         losses = self._losses(step, item, site, tape, v).view(step.signs, directions, n)
-        weights = centred(losses, step.options.baseline, tape.losses)
+        weights = tape.weighted(centred(losses, step.options.baseline, tape.losses))
         odd = weights[0] - weights[1] if step.options.antithetic else weights[0]  # s(-ε) = -s(ε)
         even = weights.sum(0) if site.name in step.log_scales else None
         feedback = self._feedback(step, site, tape)
@@ -176,7 +178,7 @@ class Redraw:
         """Returns f [n, *S], the prediction of a site's δ from the output error; None without a control variate."""
         if site.name not in step.feedback:
             return None
-        return (tape.errors @ step.feedback[site.name].matrix.T).view(-1, *site.shape)
+        return tape.weighted((tape.errors @ step.feedback[site.name].matrix.T).T).T.reshape(-1, *site.shape)
 
     def _biased(self, step: Step, item: WorkItem, site: Site, tape: Tape, delta: Tensor) -> Tensor:
         """Returns the item's share of ((1 - α) δ̂ + α f) / N [n, *S], from its share of δ̂ / N."""
@@ -194,7 +196,7 @@ class Redraw:
         if site.name not in tape.spaces:
             space, z = step.spaces[site.name], tape.logits[site.name]
             basis = space.basis(site.module, tape.inputs[site.name])
-            eps = step.shared_eps(site, item.shared_pass, item.example_block, len(z))
+            eps = step.shared_eps(site, item.shared_pass, item.example_block)
             outside = eps - space.expand(basis, space.inside(basis, eps), site)[0]
             tape.spaces[site.name] = basis, z + step.scales[site.name] * outside
         return tape.spaces[site.name]
@@ -204,18 +206,22 @@ class Redraw:
         return Partial(grads=step.parameter_gradients(step.network.by_name[site], tape, delta, noisy, uniforms))
 
     def copies(self, step: Step) -> int:
-        return sum(step.passes[site.name] * step.copies[site.name] for site in step.learned())
+        return round(
+            sum(step.passes[site.name] * step.copies[site.name] * drawn_share(step, site) for site in step.learned())
+        )
 
     def forward_passes(self, step: Step) -> float:
         redraws = sum(
-            step.passes[site.name] * step.copies[site.name] * copy_cost(step, site) for site in step.learned()
+            step.passes[site.name] * step.copies[site.name] * copy_cost(step, site) * drawn_share(step, site)
+            for site in step.learned()
         )
         return self.passes(step) + redraws
 
     def work(self, step: Step, item: WorkItem) -> ItemWork:
         assert item.site is not None
-        network, n, directions = step.network, example_count(step, item), direction_count(item)
+        network, directions = step.network, direction_count(item)
         site = network.by_name[item.site]
+        n = drawn_count(step, site, example_count(step, item))
         way = step.unit_wise.get(site.name)
         copies = directions * (way.replays if way else step.signs)
         flops = (2 if step.differentiated(site) else 1) * copy_cost(step, site) * network.flops * copies * n
@@ -227,7 +233,7 @@ class Redraw:
             activations=n * max(copies, 1) * (widest(network, site) if way else elements_from(network.sites, site)),
             passes=max(len(item.directions), 1),
             frames=(step.redrawn(site),) if item.directions and not way and step.framed(site) else (),
-            bases=space.basis_flops * step.size if space else 0.0,
+            bases=space.basis_flops * step.size * drawn_share(step, site) if space else 0.0,
             delta=site if site.owned and not formed else None,
             grads=site.owned if formed else (),
             scales=learned_scales(step, (site,)),

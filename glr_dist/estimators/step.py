@@ -122,6 +122,7 @@ class Step:
         compiled: the compiled redraws, which take the place of the eager ones; None without them.
         x, y, loss: inputs and targets, trees of tensors [N, …], and the per-example loss.
         replica: (rank, world size); each replica estimates from its own example blocks, and their sum is the estimate.
+        rows: for the redraws of a part of one example block, the numbers of its examples; None for all of them.
     """
 
     network: Network
@@ -144,6 +145,7 @@ class Step:
     head: Head = SAMPLED_HEAD
     compiled: CompiledRedraws | None = None
     replica: tuple[int, int] = (0, 1)
+    rows: Tensor | None = None
 
     # ------------------------------------------------------------ sizes
 
@@ -190,6 +192,10 @@ class Step:
         count: int = examples.stop - examples.start
         return count
 
+    def chosen(self, values: Tree) -> Tree:
+        """Returns the examples that are redrawn, from those of their block."""
+        return values if self.rows is None else taken(values, self.rows)
+
     def learned(self) -> tuple[Site, ...]:
         """Returns the sites that need an estimate: they own a parameter or learn their scale."""
         return tuple(site for site in self.network.sites if site.owned or site.name in self.log_scales)
@@ -233,10 +239,12 @@ class Step:
         eps = sampler(self.noise_at(site), key, block, n, self.redrawn(site), self.network.dtype, self.device)
         return eps if site.name in self.spaces else eps.view(*eps.shape[:2], *site.shape)
 
-    def shared_eps(self, site: Site, shared_pass: int, example_block: int, n: int) -> Tensor:
+    def shared_eps(self, site: Site, shared_pass: int, example_block: int) -> Tensor:
         """Draws ε [n, *S] of a shared pass."""
         stream = generator(self.key(shared_pass, site.index, example_block), self.device)
-        return self.noise_at(site).sample((n, *site.shape), stream, self.network.dtype)
+        shape = self.examples_in(example_block), *site.shape
+        eps: Tensor = self.chosen(self.noise_at(site).sample(shape, stream, self.network.dtype))
+        return eps
 
     def shared_u(self, shared_pass: int, example_block: int) -> Tensor:
         """Draws the random numbers of the head's estimates of expectations, uniform in [0, 1) [n]; [0] without such."""
@@ -253,15 +261,14 @@ class Step:
 
         The last site has none if the loss's expectation takes its place. `kept` receives σ ε [n, *S] by site.
         """
-        n = self.examples_in(example_block)
 
         def noisy(site: Site, z: Tensor) -> Tensor:
             if self.integrated(site):
                 return z
-            added = self.shared_eps(site, shared_pass, example_block, n) * self.scales[site.name]
+            added = self.shared_eps(site, shared_pass, example_block) * self.scales[site.name]
             if kept is not None:
                 kept[site.name] = added
-            return (z.view(-1, n, *site.shape) + added).view(z.shape)
+            return (z.view(-1, *added.shape) + added).view(z.shape)
 
         return noisy
 
@@ -276,9 +283,9 @@ class Step:
             key = self.key(shared_pass, number, example_block)
             stream = generator(key._replace(block=block, role=Role.DROPOUT), x.device)
             # A pass with a block number draws for all its copies; redraws of a shared pass repeat that pass's draw.
-            count = x.shape[0] if block else n
-            drawn = torch.rand((count, *x.shape[1:]), generator=stream, device=x.device)
-            return drawn.repeat(x.shape[0] // count, *[1] * (x.dim() - 1))
+            drawn = torch.rand((x.shape[0] if block else n, *x.shape[1:]), generator=stream, device=x.device)
+            drawn = drawn if block else self.chosen(drawn)
+            return drawn.repeat(x.shape[0] // len(drawn), *[1] * (x.dim() - 1))
 
         return draw
 
@@ -320,7 +327,7 @@ class Step:
 
     def targets(self, example_block: int, copies: int) -> Tree:
         """Returns the targets of a block, repeated for each copy [C·n, …]."""
-        return copied(taken(self.y, self.examples_of(example_block)), copies)
+        return copied(self.chosen(taken(self.y, self.examples_of(example_block))), copies)
 
     # ------------------------------------------------------------ gradients
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from glr_dist.estimators.drawn_examples import drawn_count
 from glr_dist.estimators.head import EXPECTED
 from glr_dist.estimators.samplers import DirectionBlock
 from glr_dist.estimators.step import Pass, Step, WorkItem
@@ -172,7 +173,7 @@ def unit_wise_shares(
         replayed = passing.reached(start, logits.contiguous() if step.head.kind == EXPECTED else logits)
     outputs = step.network.replay(start, tape, replayed, passing.visit, uniforms)
     losses = passing.losses(outputs, copied(targets, len(replayed) // len(z))).view(moves.values.shape)
-    weights = (losses - tape.losses) * share
+    weights = tape.weighted(losses - tape.losses) * share
     delta = _by_unit((weights * moves.by_z).sum(1), moves.units, flat.shape[1]).T.contiguous().view(z.shape)
     if site.name not in step.log_scales or moves.by_scale is None:
         return delta, None
@@ -218,7 +219,8 @@ def _by_unit(weights: Tensor, units: slice | Tensor, number: int) -> Tensor:
 def cut_moves(step: Step, site: Site) -> list[DirectionBlock]:
     """Cuts the moves of a site into blocks that keep to the limit on elements."""
     way = step.unit_wise[site.name]
-    limit = step.block_elements // (way.replays * step.options.example_block * widest(step.network, site))
+    examples = drawn_count(step, site, step.options.example_block)
+    limit = step.block_elements // (way.replays * examples * widest(step.network, site))
     return blocks(way.move_count(site), None, limit, 1)
 
 

@@ -43,6 +43,7 @@ def tapes_for_items(step: Step, tapes: Mapping[int, Tape]) -> Packed:
                 "inputs": {name: x for name, x in tape.inputs.items() if name in needed},
                 "spaces": {},
                 "noise": {},
+                "part": None,
             }
             for block, tape in tapes.items()
         }

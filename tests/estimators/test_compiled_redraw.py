@@ -86,6 +86,8 @@ def test_the_estimate_is_the_eager_one_up_to_rounding(name, graphs):
         {"redraw": "auto", "head": "expected", "units": Heaviside()},
         {"redraw": {"0": "flips", "*": "copies"}, "units": Staircase(3), "noise": glr_dist.Gaussian(0.5, learn="site")},
         {"redraw": {"0": "flips", "*": "copies"}, "units": Staircase(3), "block_elements": 2**8},  # within a unit
+        {"share": 0.4, "noise": glr_dist.Gaussian(0.5, learn="site")},
+        {"share": 0.4, "redraw": "auto", "head": "expected", "units": Heaviside()},
     ],
     ids=str,
 )

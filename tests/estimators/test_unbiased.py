@@ -38,6 +38,7 @@ from glr_dist.execution.inline import Inline
 from glr_dist.losses import LOSSES, expectation
 from glr_dist.nn import Heaviside
 from glr_dist.noise import LAWS
+from glr_dist.sites import Tape
 
 from .closed_forms import Problem, cdf, gradient
 
@@ -384,6 +385,34 @@ def test_however_the_work_is_cut(sampler: str, cut: str) -> None:
     check("threshold_zero_one", case, repeats, needed=0.022, **CUT[cut](2 * repeats))
 
 
+SHARES: dict[str, tuple[Case, dict[str, Any]]] = {  # redraws for a share of the examples
+    "all sites, two passes": (
+        Case("gaussian", "conditional", "iid", True, "shared", "sampled", "unit"),
+        {"passes": 2, "share": 0.3},
+    ),
+    "an expected head": (
+        Case("laplace", "conditional", "iid", True, "shared", "expected", "site"),
+        {"share": 0.3},
+    ),
+    "flips": (
+        Case("gaussian", "conditional", "iid", True, "shared", "expected", "unit"),
+        {"redraw": {"0": "flips", "*": "copies"}, "share": 0.3},
+    ),
+    "a baseline of its own, blocks": (
+        Case("logistic", "conditional", "iid", False, "leave_one_out", "sampled", "site"),
+        {"share": 0.7, "example_block": 48},
+    ),
+    "layerwise": (Case("gaussian", "layerwise", "iid", True, "none", "sampled", "site"), {"share": 0.3}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARES)
+def test_redraws_for_a_share_of_the_examples(name: str) -> None:
+    case, options = SHARES[name]
+    check("threshold_zero_one", case, 1024, needed=0.03, **options)
+
+
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", ["conditional", "layerwise", "joint"])
 def test_one_threshold_unit_has_the_laws_density_as_its_slope(law: str, name: str) -> None:
@@ -447,6 +476,14 @@ def test_a_baseline_that_holds_the_antithetic_partner_is_caught(
     monkeypatch.setattr(joint, "centred", leave_one_out_inside_pairs)
     with pytest.raises(AssertionError, match="z too large"):
         check("threshold_zero_one", case)
+
+
+@pytest.mark.slow
+def test_a_share_of_the_examples_without_their_weights_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tape, "weighted", lambda tape, values: values / 0.3)  # as if each were as likely
+    case, options = SHARES["an expected head"]
+    with pytest.raises(AssertionError, match="z too large"):
+        check("threshold_zero_one", case, 1024, needed=0.03, **options)
 
 
 REFUSED = {

@@ -79,6 +79,22 @@ def normalized() -> nn.Module:
 VARIANTS = {
     "conditional": (lambda: perceptron(Heaviside()), ZERO_ONE, {"copies": 60}),
     "conditional, three passes": (lambda: perceptron(Heaviside()), CROSS_ENTROPY, {"copies": 48, "passes": 3}),
+    "a share of the examples, learned scales": (
+        lambda: perceptron(nn.Sigmoid()),
+        CROSS_ENTROPY,
+        {"copies": 48, "passes": 2, "noise": glr_dist.Gaussian(0.4, learn="unit"), "share": 0.4},
+    ),
+    "a share of the examples, mixed network": (
+        mixed,
+        CROSS_ENTROPY,
+        {
+            "copies": 8,
+            "share": 0.4,
+            "redraw": {"0.0": "column_space", "*": "copies"},
+            "feedback": "control_variate",
+            "head": "auto",
+        },
+    ),
     "layerwise": (lambda: perceptron(Heaviside()), ZERO_ONE, {"estimator": "layerwise", "copies": 60}),
     "joint": (lambda: perceptron(Heaviside()), ZERO_ONE, {"estimator": "joint", "copies": 40}),
     "joint, clean baseline off": (

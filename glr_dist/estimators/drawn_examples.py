@@ -1,0 +1,130 @@
+"""Redraws for a share of the examples: those with a large loss are drawn more often, and the estimate stays unbiased.
+
+    ∂J/∂θ = E[ Σ_i (1_i / π_i) g_i ],   where example i is drawn with probability π_i given the shared pass
+
+g_i is its estimate. Where an example is settled, its loss in the shared pass is near the smallest, and so is g_i.
+
+Reference:
+    Horvitz, Thompson, Journal of the American Statistical Association 1952; the systematic draw of Madow, Annals of
+    Mathematical Statistics 1949, gives a fixed number of examples.
+
+Shapes: n examples of a block, of which m are drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glr_dist.estimators.step import Step
+from glr_dist.sites import Site, Tape
+from glr_dist.streams import Role, generator
+from glr_dist.trees import taken
+
+_UNIFORM = 0.3  # part of the probabilities that is the same for all examples; it bounds the weights by 1 / (0.3 share)
+_MOST = 3.0  # times the mean: larger losses count as this, so that a few outliers do not take all the draws
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def drawn_count(step: Step, site: Site, n: int) -> int:
+    """Returns m, the number of examples of n that a site is redrawn for; all at a last site with a derivative."""
+    if step.integrated(site) or step.differentiated(site):
+        return n
+    return max(1, math.ceil(step.options.share * n - 1e-9))
+
+
+def drawn_share(step: Step, site: Site) -> float:
+    """Returns the share of the batch that a site is redrawn for."""
+    return sum(drawn_count(step, site, step.examples_in(i)) for i in step.all_example_blocks) / step.size
+
+
+def probabilities(losses: Array, number: int) -> Array:
+    """Returns π [n], the probabilities of the examples to be drawn, which add up to `number`.
+
+    Args:
+        losses: losses of the shared pass [n].
+        number: m.
+    """
+    above = losses - losses.min()
+    above = np.minimum(above, _MOST * above.mean())
+    total, n = above.sum(), len(losses)
+    shares = (1 - _UNIFORM) * above / total + _UNIFORM / n if total > 0 else np.full(n, 1 / n)
+    certain = np.zeros(n, bool)
+    while True:
+        rest = shares[~certain].sum()
+        found = np.where(certain, 1.0, shares * ((number - certain.sum()) / rest if rest > 0 else 0.0))
+        if not (found[~certain] > 1).any():
+            return found
+        certain |= found > 1
+
+
+def drawn_rows(chances: Array, number: int, u: float) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Returns the examples that a systematic draw takes [m], in order: each with its probability, none twice.
+
+    Args:
+        chances: π [n], which add up to `number`.
+        number: m.
+        u: a random number, uniform in [0, 1).
+    """
+    ends = np.cumsum(chances)
+    rows = np.searchsorted(ends, (np.arange(number) + u) * (ends[-1] / number), side="right")
+    found: np.ndarray[Any, np.dtype[np.int64]] = np.minimum(rows, len(chances) - 1)
+    return found
+
+
+def drawn_part(step: Step, site: Site, shared_pass: int, example_block: int, tape: Tape) -> tuple[Step, Tape]:
+    """Returns the step and the tape for the examples that a site is redrawn for, with their weights on the tape.
+
+    All sites of a shared pass are redrawn for the same examples. They follow from the losses and a keyed random number.
+
+    Args:
+        step: the step.
+        site: the site.
+        shared_pass, example_block: those of the tape.
+        tape: the shared pass.
+    """
+    n = len(tape.losses)
+    number = drawn_count(step, site, n)
+    if number == n:
+        return step, tape
+    if tape.part is None:
+        losses = tape.losses.double().cpu().numpy()
+        stream = generator(step.key(shared_pass, 0, example_block)._replace(role=Role.EXAMPLES), torch.device("cpu"))
+        if np.isfinite(losses).all():
+            chances = probabilities(losses, number)
+            drawn = drawn_rows(chances, number, torch.rand((), generator=stream, dtype=torch.float64).item())
+            weights = 1 / chances[drawn]
+        else:  # the estimate must not hide it
+            drawn, weights = np.arange(number), np.full(number, np.nan)
+        rows = torch.from_numpy(drawn).to(tape.losses.device)
+        tape.part = _rows_of(tape, rows, torch.from_numpy(weights).to(tape.losses))
+    return replace(step, rows=tape.part.rows), tape.part
+
+
+def _rows_of(tape: Tape, rows: Tensor, weights: Tensor) -> Tape:
+    """Returns a tape of some of its examples."""
+    return Tape(
+        logits={name: z[rows] for name, z in tape.logits.items()},
+        inputs={name: x[rows] for name, x in tape.inputs.items()},
+        starts={block: taken(value, rows) for block, value in tape.starts.items()},
+        losses=tape.losses[rows],
+        u=tape.u[rows] if len(tape.u) else tape.u,
+        errors=tape.errors[rows] if len(tape.errors) else tape.errors,
+        statistics=tape.statistics,
+        noise={name: noise[rows] for name, noise in tape.noise.items()},
+        rows=rows,
+        weights=weights,
+    )
+
+
+def spread(delta: Tensor, part: Tape, n: int) -> Tensor:
+    """Returns δ of all n examples, which is 0 where an example was not drawn, from that of the drawn ones [m, *S]."""
+    if part.rows is None:
+        return delta
+    return delta.new_zeros(n, *delta.shape[1:]).index_copy_(0, part.rows, delta)
