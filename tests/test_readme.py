@@ -222,7 +222,7 @@ def test_the_example_of_the_estimators_learns_exclusive_or_and_its_scales(capsys
 @pytest.mark.slow
 def test_the_further_blocks_of_the_estimators_page_run(capsys):
     names: dict[str, Any] = {}
-    for number in range(10):
+    for number in range(11):
         exec(blocks("glr_dist/estimators/README.md", "python")[number], names)
     printed = capsys.readouterr().out
     assert "BatchNorm1d" in printed
@@ -232,7 +232,7 @@ def test_the_further_blocks_of_the_estimators_page_run(capsys):
     assert "noise on the weights at 0.weights" in printed
     assert names["net"].bind(names["x"], names["y"], names["CostlyMistakes"]()).head.kind == "expected"
     assert names["exact"].bind(names["x"], names["y"]).unit_wise["0"].name == "differences"
-    exec(blocks("glr_dist/estimators/README.md", "python")[10], names)
+    exec(blocks("glr_dist/estimators/README.md", "python")[11], names)
     assert "forward passes a step" in capsys.readouterr().out
     assert 0 < names["net"].allotment.forward_passes <= 20
 
@@ -268,7 +268,7 @@ def test_no_page_has_a_python_block_that_no_test_runs():
     tested = {
         "README.md": 2,
         "configs/README.md": 1,
-        "glr_dist/estimators/README.md": 11,
+        "glr_dist/estimators/README.md": 12,
         "glr_dist/execution/README.md": 1,
         "glr_dist/nn/README.md": 2,
     }
