@@ -52,7 +52,7 @@ class Summary:
         trained, frozen: number of values of the trainable and of the other parameters.
         by_autograd: number of values of those whose gradient is autograd's inside one segment.
         flops: FLOPs of one example's forward pass.
-        copies: noisy copies of each example that a step evaluates.
+        copies: noisy copies that a step evaluates, per example.
         forward_passes: cost of a step in forward passes of the batch.
     """
 
@@ -88,7 +88,7 @@ class Summary:
             f"{self.frozen:,} frozen"
         )
         yield (
-            f"a step of {self.estimator}: {self.copies:,} noisy copies of each example, {self.forward_passes:,.1f} "
+            f"a step of {self.estimator}: {self.copies:,} noisy copies per example, {self.forward_passes:,.1f} "
             f"forward passes; one pass {self.flops:,.0f} FLOPs per example"
         )
 

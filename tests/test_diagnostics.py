@@ -162,7 +162,7 @@ def test_a_better_head_is_recommended_where_it_saves_passes(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["estimator.name=joint"], ["estimator.sampler=sobol"]])
+@pytest.mark.parametrize("options", [["estimator.name=joint"], ["estimator.sampler=sobol"], ["estimator.share=0.5"]])
 def test_nothing_is_recommended_where_the_variance_has_no_known_law(run, options):
     report = run(*options, "diagnose.draws=2")
     assert report.recommendations == ()

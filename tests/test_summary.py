@@ -75,4 +75,4 @@ def test_the_command_prints_the_summary_of_a_configuration(tiny_yaml: Path, caps
     assert main(["summary", str(tiny_yaml), "estimator.copies=6"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("site")
-    assert "a step of conditional: 12 noisy copies of each example" in printed
+    assert "a step of conditional: 12 noisy copies per example" in printed

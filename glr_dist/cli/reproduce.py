@@ -73,7 +73,12 @@ def run(options: argparse.Namespace) -> int:
     if options.actors == 0 and options.gpus_per_run:
         raise ConfigError("--gpus-per-run: has no effect with --actors 0; leave it out")
     over = sweep_of(options.over) if options.over is not None else None
-    seeds_of = dict(_seeds_of(word) for word in options.seeds_of)
+    seeds_of: dict[str, int] = {}
+    for word in options.seeds_of:
+        model, number = _seeds_of(word)
+        if model in seeds_of:
+            raise ConfigError(f"--seeds-of: {model!r} is given twice")
+        seeds_of[model] = number
     kind = [options.models] if options.models != PAPER else []
     kind += [over.setting] if over else []
     kind += ["quick"] if options.quick else []
@@ -84,9 +89,9 @@ def run(options: argparse.Namespace) -> int:
         Plan(name, options.configs, out / name, seeds, options.quick, gpu, options.models, over, seeds_of)
         for name in options.words
     ]
-    number = sum(len(planned_runs(plan)) for plan in plans)  # finds every wrong configuration before the first run
+    runs = sum(len(planned_runs(plan)) for plan in plans)  # finds every wrong configuration before the first run
     show_whole("results", out)
-    show("runs", number)
+    show("runs", runs)
     if options.quick:
         show_whole("note", f"this is {REHEARSAL}")
     from glr_dist.reproduction.reproduce import reproduce
@@ -112,6 +117,6 @@ def _seeds_of(word: str) -> tuple[str, int]:
     from glr_dist.errors import ConfigError
 
     model, _, number = word.partition("=")
-    if not model or not number.isdecimal() or int(number) < 1:
+    if not model or not (number.isascii() and number.isdecimal()) or int(number) < 1:
         raise ConfigError(f"--seeds-of: {word!r} is not allowed: MODEL=N with N of at least 1, as in lrtz=10")
     return model, int(number)

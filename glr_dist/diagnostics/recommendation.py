@@ -110,9 +110,13 @@ def heads(config: Config) -> list[str]:
 
 
 def can_recommend(estimator: Estimator) -> bool:
-    """True if the variance of an estimator follows the law: `conditional` without bias or dependent directions."""
+    """True if the variance of an estimator follows the law: `conditional` without bias or dependent directions.
+
+    The law is for redraws of all examples.
+    """
     return (
         estimator.name == "conditional"
+        and estimator.share == 1
         and estimator.sampler != "sobol"
         and estimator.baseline != "leave_one_out"
         and estimator.feedback != "biased"

@@ -33,13 +33,15 @@ class Shape(NamedTuple):
 
     Attributes:
         site: name of the site.
-        examples: n.
+        examples: number of examples that are redrawn.
+        weighted: True if they are not all examples of their block, and have weights.
         directions: number of directions from each frame; from all of them without frames; unit by unit, the first move
             and the one after the last.
     """
 
     site: str
     examples: int
+    weighted: bool
     directions: tuple[int, ...]
 
 
@@ -150,7 +152,9 @@ def _shape_of(step: Step, item: WorkItem, block: DirectionBlock | None, site: Si
         directions = (block.start, block.stop)
     elif step.framed(site):
         directions = tuple(stop - start for _, start, stop in frames_of(block, site.units))
-    return Shape(site.name, drawn_count(step, site, step.examples_in(item.example_block)), directions)
+    n = step.examples_in(item.example_block)
+    drawn = drawn_count(step, site, n)
+    return Shape(site.name, drawn, drawn < n, directions)
 
 
 def _compare(step: Step, site: Site, found: Tensor, expected: Tensor, tape: Tape) -> None:
@@ -161,7 +165,8 @@ def _compare(step: Step, site: Site, found: Tensor, expected: Tensor, tape: Tape
     """
     difference, size = (found - expected).norm().item(), expected.norm().item()
     sigma = min(1.0, step.scales[site.name].min().item())
-    rounding = _ROUNDING * tape.losses.abs().max().item() * found.numel() ** 0.5 / (step.size * sigma)
+    largest = tape.weighted(tape.losses).abs().max().item()
+    rounding = _ROUNDING * largest * found.numel() ** 0.5 / (step.size * sigma)
     if not difference <= TOLERANCE * size + rounding:
         raise UserError(
             f"execution.compile: the compiled redraws of the site '{site.name}' differ from the eager ones by "

@@ -40,8 +40,8 @@ def drawn_count(step: Step, site: Site, n: int) -> int:
 
 
 def drawn_share(step: Step, site: Site) -> float:
-    """Returns the share of the batch that a site is redrawn for."""
-    return sum(drawn_count(step, site, step.examples_in(i)) for i in step.all_example_blocks) / step.size
+    """Returns the share of the examples of a whole block that a site is redrawn for."""
+    return drawn_count(step, site, step.options.example_block) / step.options.example_block
 
 
 def probabilities(losses: Array, number: int) -> Array:
@@ -52,6 +52,7 @@ def probabilities(losses: Array, number: int) -> Array:
         number: m.
     """
     above = losses - losses.min()
+    above /= max(above.max(), np.finfo(float).tiny)  # the sum of the largest numbers would overflow
     above = np.minimum(above, _MOST * above.mean())
     total, n = above.sum(), len(losses)
     shares = (1 - _UNIFORM) * above / total + _UNIFORM / n if total > 0 else np.full(n, 1 / n)
@@ -81,7 +82,7 @@ def drawn_rows(chances: Array, number: int, u: float) -> np.ndarray[Any, np.dtyp
 def drawn_part(step: Step, site: Site, shared_pass: int, example_block: int, tape: Tape) -> tuple[Step, Tape]:
     """Returns the step and the tape for the examples that a site is redrawn for, with their weights on the tape.
 
-    All sites of a shared pass are redrawn for the same examples. They follow from the losses and a keyed random number.
+    All sites of a shared pass are redrawn for the same examples.
 
     Args:
         step: the step.
@@ -94,17 +95,20 @@ def drawn_part(step: Step, site: Site, shared_pass: int, example_block: int, tap
     if number == n:
         return step, tape
     if tape.part is None:
-        losses = tape.losses.double().cpu().numpy()
-        stream = generator(step.key(shared_pass, 0, example_block)._replace(role=Role.EXAMPLES), torch.device("cpu"))
-        if np.isfinite(losses).all():
-            chances = probabilities(losses, number)
-            drawn = drawn_rows(chances, number, torch.rand((), generator=stream, dtype=torch.float64).item())
-            weights = 1 / chances[drawn]
-        else:  # the estimate must not hide it
-            drawn, weights = np.arange(number), np.full(number, np.nan)
-        rows = torch.from_numpy(drawn).to(tape.losses.device)
-        tape.part = _rows_of(tape, rows, torch.from_numpy(weights).to(tape.losses))
+        rows, weights = _draw(step, shared_pass, example_block, tape.losses, number)
+        tape.part = _rows_of(tape, rows, weights)
     return replace(step, rows=tape.part.rows), tape.part
+
+
+def _draw(step: Step, shared_pass: int, example_block: int, losses: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Returns the examples that are drawn, and their weights [m]: by the losses [n] and a keyed random number."""
+    found = losses.double().cpu().numpy()
+    if not np.isfinite(found).all():  # the estimate must not hide it
+        return torch.arange(number, device=losses.device), losses.new_full((number,), torch.nan)
+    chances = probabilities(found, number)
+    stream = generator(step.key(shared_pass, 0, example_block)._replace(role=Role.EXAMPLES), torch.device("cpu"))
+    rows = drawn_rows(chances, number, torch.rand((), generator=stream, dtype=torch.float64).item())
+    return torch.from_numpy(rows).to(losses.device), torch.from_numpy(1 / chances[rows]).to(losses)
 
 
 def _rows_of(tape: Tape, rows: Tensor, weights: Tensor) -> Tape:

@@ -42,7 +42,7 @@ class Estimator(Protocol):
         ...
 
     def copies(self, step: Step) -> int:
-        """Returns the number of noisy copies of each example that a step evaluates, over all sites and passes."""
+        """Returns the number of noisy copies that a step evaluates, per example, over all sites and passes."""
         ...
 
     def forward_passes(self, step: Step) -> float:

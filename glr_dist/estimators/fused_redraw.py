@@ -251,7 +251,7 @@ def _body(call: Call, given: Mapping[Name, Tensor]) -> tuple[Tensor, ...]:
             logits={name: given["logits", name] for name in call.logits},
             losses=given["losses", None],
             u=given["u", None],
-            weights=given.get(("weights", None)),
+            weights=None if tape.weights is None else given["weights", None],
             starts={} if site.top else {site.block: of("start", tape.starts[site.block])},
             statistics={name: given["statistics", name] for name in tape.statistics},
         ),

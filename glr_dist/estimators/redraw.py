@@ -178,7 +178,10 @@ class Redraw:
         """Returns f [n, *S], the prediction of a site's δ from the output error; None without a control variate."""
         if site.name not in step.feedback:
             return None
-        return tape.weighted((tape.errors @ step.feedback[site.name].matrix.T).T).T.reshape(-1, *site.shape)
+        predicted = tape.errors @ step.feedback[site.name].matrix.T
+        if tape.weights is not None:
+            predicted = predicted * tape.weights[:, None]
+        return predicted.view(-1, *site.shape)
 
     def _biased(self, step: Step, item: WorkItem, site: Site, tape: Tape, delta: Tensor) -> Tensor:
         """Returns the item's share of ((1 - α) δ̂ + α f) / N [n, *S], from its share of δ̂ / N."""

@@ -122,7 +122,8 @@ class Step:
         compiled: the compiled redraws, which take the place of the eager ones; None without them.
         x, y, loss: inputs and targets, trees of tensors [N, …], and the per-example loss.
         replica: (rank, world size); each replica estimates from its own example blocks, and their sum is the estimate.
-        rows: for the redraws of a part of one example block, the numbers of its examples; None for all of them.
+        rows: numbers of the examples of one block, for the redraws of a part of it; the step is then valid for that
+            block alone. None for all of them.
     """
 
     network: Network

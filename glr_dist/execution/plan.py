@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from glr_dist.estimators import ESTIMATORS, Step, WorkItem
+from glr_dist.estimators.drawn_examples import drawn_count
 from glr_dist.estimators.work import ItemWork, direction_count, example_count
 from glr_dist.execution.worker import numbers_of
 from glr_dist.sites import Tape
@@ -113,8 +114,10 @@ class Costs:
 
 
 def kind(step: Step, item: WorkItem) -> tuple[str | None, int, int]:
-    """Returns the kind of an item, (site, directions, examples): items of one kind take the same time."""
-    return item.site, direction_count(item), example_count(step, item)
+    """Returns the kind of an item, (site, directions, redrawn examples): items of one kind take the same time."""
+    n = example_count(step, item)
+    redrawn = n if item.site is None else drawn_count(step, step.network.by_name[item.site], n)
+    return item.site, direction_count(item), redrawn
 
 
 # ---------------------------------------------------------------- who does which

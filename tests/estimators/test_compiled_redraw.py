@@ -108,6 +108,14 @@ def test_options_of_the_redraw(options, graphs):
             assert (getattr(found, kind)[key] - its).norm() <= 1e-4 * its.norm(), key
 
 
+def test_a_whole_block_and_a_part_of_the_same_size_have_functions_of_their_own(graphs):
+    """Of 3 examples 2 are drawn, which have weights, and so are both of a last block of 2, which have none."""
+    found, expected = (small(compile, share=0.6, example_block=3).gradients(*data(5)) for compile in ("step", "none"))
+    assert len(graphs) == 4  # for each of the two sites
+    for key, its in expected.grads.items():
+        assert (found.grads[key] - its).norm() <= 1e-4 * its.norm(), key
+
+
 def test_a_function_serves_all_steps_of_its_shape(graphs):
     net = small()
     for _ in range(3):

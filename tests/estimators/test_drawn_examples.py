@@ -80,6 +80,14 @@ def test_fewer_redraws_are_counted():
     assert quarter - 1 == pytest.approx((whole - 1) / 4)  # the shared pass is of all examples
 
 
+@pytest.mark.parametrize("n", [1, 2, 40])
+def test_the_cost_does_not_depend_on_the_batch_that_it_is_asked_for(n):
+    copies, passes = small(share=0.25, example_block=40).cost(*data(n))
+    whole = small(example_block=40).cost(*data(n))
+    assert copies == whole[0] / 4
+    assert passes - 1 == pytest.approx((whole[1] - 1) / 4)
+
+
 def test_a_last_site_with_a_derivative_keeps_all_examples():
     """Its gradient is exact given the shared pass, so that a share leaves it as it is."""
     found = [small(share=share, head="derivative").gradients(*data()).grads["2.weight"] for share in (1.0, 0.25)]

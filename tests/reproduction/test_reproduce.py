@@ -423,6 +423,10 @@ WRONG = {
     "no seeds": (["mnist", "--seeds", "0"], ["--seeds", "'0'"]),
     "no number of seeds": (["mnist", "--seeds-of", "lrtz"], ["--seeds-of: 'lrtz' is not allowed", "lrtz=10"]),
     "no seeds of a model": (["mnist", "--seeds-of", "lrtz=0"], ["--seeds-of: 'lrtz=0' is not allowed"]),
+    "seeds of a model twice": (
+        ["mnist", "--seeds-of", "lrtz=9", "--seeds-of", "lrtz=8"],
+        ["--seeds-of: 'lrtz' is given twice"],
+    ),
     "seeds of another model": (["mnist", "--seeds-of", "lrtx=9"], ["'lrtx' is not one of", "did you mean 'lrt"]),
     "GPUs": (["mnist", "--gpus-per-run", "2"], ["--gpus-per-run: 2 is not allowed"]),
     "GPUs without actors": (["mnist", "--gpus-per-run", "1", "--actors", "0"], ["--gpus-per-run: has no effect"]),
