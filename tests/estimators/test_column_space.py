@@ -289,7 +289,7 @@ def without_outside(step: Any, item: Any, site: Site, tape: Any) -> tuple[Tensor
 def with_inside(step: Any, item: Any, site: Site, tape: Any) -> tuple[Tensor, Tensor]:
     """The bug: the shared noise inside the space stays, beside the redrawn one."""
     z = tape.logits[site.name]
-    return _outside(step, item, site, tape)[0], z + SCALE * step.shared_eps(site, 0, 0, len(z))
+    return _outside(step, item, site, tape)[0], z + SCALE * step.shared_eps(site, 0, 0)
 
 
 def longer(space: ColumnSpace, module: nn.Module, x: Tensor) -> Tensor:

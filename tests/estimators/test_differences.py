@@ -76,7 +76,7 @@ def test_one_step_by_hand() -> None:
     half = Differences().draw(Gaussian(), step.key(0, 0, 0), block, 4, torch.float64, torch.device("cpu"))
     assert half is not None
     z = model[0](x).detach()
-    v, last_noise = z + 0.5 * step.shared_eps(first, 0, 0, 4), 0.5 * step.shared_eps(last, 0, 0, 4)
+    v, last_noise = z + 0.5 * step.shared_eps(first, 0, 0), 0.5 * step.shared_eps(last, 0, 0)
     delta = torch.zeros_like(z)
     for unit in range(3):
         losses = []

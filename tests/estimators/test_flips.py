@@ -104,7 +104,7 @@ def test_one_step_by_hand() -> None:
     step = net.bind(X, Y, zero_one)
     assert step.copies["0"] == 3
     z = model[0](X).detach()
-    v = z + 0.5 * step.shared_eps(net.network.sites[0], 0, 0, 2)
+    v = z + 0.5 * step.shared_eps(net.network.sites[0], 0, 0)
     risk_of = step.head.estimate
     assert risk_of is not None
     delta = torch.zeros_like(z)

@@ -342,7 +342,7 @@ def test_noise_that_is_integrated_out_and_drawn_as_well_is_caught(monkeypatch: p
     def noisy_too(self: Any, shared_pass: int, example_block: int, kept: Any = None) -> Any:
         n = self.examples_in(example_block)
         return lambda site, z: (
-            z.view(-1, n, *site.shape) + self.shared_eps(site, shared_pass, example_block, n) * self.scales[site.name]
+            z.view(-1, n, *site.shape) + self.shared_eps(site, shared_pass, example_block) * self.scales[site.name]
         ).view(z.shape)
 
     monkeypatch.setattr(steps.Step, "shared_noise", noisy_too)
