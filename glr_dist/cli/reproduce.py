@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from glr_dist.cli.arguments import count, folder, whole
@@ -73,12 +74,7 @@ def run(options: argparse.Namespace) -> int:
     if options.actors == 0 and options.gpus_per_run:
         raise ConfigError("--gpus-per-run: has no effect with --actors 0; leave it out")
     over = sweep_of(options.over) if options.over is not None else None
-    seeds_of: dict[str, int] = {}
-    for word in options.seeds_of:
-        model, number = _seeds_of(word)
-        if model in seeds_of:
-            raise ConfigError(f"--seeds-of: {model!r} is given twice")
-        seeds_of[model] = number
+    seeds_of = _seeds_of(options.seeds_of)
     kind = [options.models] if options.models != PAPER else []
     kind += [over.setting] if over else []
     kind += ["quick"] if options.quick else []
@@ -108,15 +104,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _seeds_of(word: str) -> tuple[str, int]:
-    """Returns the model and the number of seeds in a word such as lrtz=10.
+def _seeds_of(words: Sequence[str]) -> dict[str, int]:
+    """Returns the number of seeds by model from words such as lrtz=10.
 
     Raises:
-        ConfigError: it is not such a word.
+        ConfigError: one is not such a word, or a model occurs twice.
     """
     from glr_dist.errors import ConfigError
 
-    model, _, number = word.partition("=")
-    if not model or not (number.isascii() and number.isdecimal()) or int(number) < 1:
-        raise ConfigError(f"--seeds-of: {word!r} is not allowed: MODEL=N with N of at least 1, as in lrtz=10")
-    return model, int(number)
+    found: dict[str, int] = {}
+    for word in words:
+        model, _, number = word.partition("=")
+        if not model or not (number.isascii() and number.isdecimal()) or int(number) < 1:
+            raise ConfigError(f"--seeds-of: {word!r} is not allowed: MODEL=N with N of at least 1, as in lrtz=10")
+        if model in found:
+            raise ConfigError(f"--seeds-of: {model!r} is given twice")
+        found[model] = int(number)
+    return found

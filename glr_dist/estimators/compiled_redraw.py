@@ -11,11 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from glr_dist.errors import ClusterError, UserError
-from glr_dist.estimators.drawn_examples import drawn_count, drawn_part
+from glr_dist.estimators.drawn_examples import drawn_part
 from glr_dist.estimators.fused_redraw import Call, FusedRedraw, Shares, fused
 from glr_dist.estimators.samplers import DirectionBlock, frames_of
 from glr_dist.estimators.step import Step, WorkItem
 from glr_dist.estimators.unit_wise import cut_moves
+from glr_dist.estimators.work import redrawn_count
 from glr_dist.inductor import CompileError
 from glr_dist.sites import Site, Tape
 
@@ -152,9 +153,8 @@ def _shape_of(step: Step, item: WorkItem, block: DirectionBlock | None, site: Si
         directions = (block.start, block.stop)
     elif step.framed(site):
         directions = tuple(stop - start for _, start, stop in frames_of(block, site.units))
-    n = step.examples_in(item.example_block)
-    drawn = drawn_count(step, site, n)
-    return Shape(site.name, drawn, drawn < n, directions)
+    drawn = redrawn_count(step, item)
+    return Shape(site.name, drawn, drawn < step.examples_in(item.example_block), directions)
 
 
 def _compare(step: Step, site: Site, found: Tensor, expected: Tensor, tape: Tape) -> None:

@@ -36,9 +36,9 @@ from glr_dist.estimators.work import (
     copy_cost,
     direction_count,
     elements_from,
-    example_count,
     gradient_flops,
     learned_scales,
+    redrawn_count,
 )
 from glr_dist.sites import Site, Tape
 
@@ -222,9 +222,8 @@ class Redraw:
 
     def work(self, step: Step, item: WorkItem) -> ItemWork:
         assert item.site is not None
-        network, directions = step.network, direction_count(item)
+        network, n, directions = step.network, redrawn_count(step, item), direction_count(item)
         site = network.by_name[item.site]
-        n = drawn_count(step, site, example_count(step, item))
         way = step.unit_wise.get(site.name)
         copies = directions * (way.replays if way else step.signs)
         flops = (2 if step.differentiated(site) else 1) * copy_cost(step, site) * network.flops * copies * n

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from glr_dist.estimators.drawn_examples import drawn_count
 from glr_dist.estimators.step import Step, WorkItem
 from glr_dist.estimators.unit_wise import move_cost
 from glr_dist.sites import Site
@@ -71,6 +72,12 @@ def direction_count(item: WorkItem) -> int:
 def example_count(step: Step, item: WorkItem) -> int:
     """Returns n, the number of examples in the item's block."""
     return step.examples_in(item.example_block)
+
+
+def redrawn_count(step: Step, item: WorkItem) -> int:
+    """Returns m, the number of examples that the item redraws its site for; all of its block if it serves all sites."""
+    n = example_count(step, item)
+    return n if item.site is None else drawn_count(step, step.network.by_name[item.site], n)
 
 
 def gradient_flops(step: Step, site: Site, examples: int) -> float:

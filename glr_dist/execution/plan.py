@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from glr_dist.estimators import ESTIMATORS, Step, WorkItem
-from glr_dist.estimators.drawn_examples import drawn_count
-from glr_dist.estimators.work import ItemWork, direction_count, example_count
+from glr_dist.estimators.work import ItemWork, direction_count, example_count, redrawn_count
 from glr_dist.execution.worker import numbers_of
 from glr_dist.sites import Tape
 from glr_dist.trees import leaves
@@ -115,9 +114,7 @@ class Costs:
 
 def kind(step: Step, item: WorkItem) -> tuple[str | None, int, int]:
     """Returns the kind of an item, (site, directions, redrawn examples): items of one kind take the same time."""
-    n = example_count(step, item)
-    redrawn = n if item.site is None else drawn_count(step, step.network.by_name[item.site], n)
-    return item.site, direction_count(item), redrawn
+    return item.site, direction_count(item), redrawn_count(step, item)
 
 
 # ---------------------------------------------------------------- who does which
