@@ -17,7 +17,7 @@ from glr_dist.checks import all_finite, check_no_shared_statistics
 from glr_dist.errors import ConfigError, SiteError, UserError
 from glr_dist.estimators import ESTIMATORS, Gradients, Step
 from glr_dist.estimators.allotment import Allotment, best_allotment, candidates, first_allotment
-from glr_dist.estimators.compiled_redraw import CompiledRedraws, Shape
+from glr_dist.estimators.compiled_step import CompiledStep, Shape, compiles_passes
 from glr_dist.estimators.feedback import Feedback, FeedbackMap
 from glr_dist.estimators.head import DERIVATIVE, EXPECTED, SAMPLED, Head, check_expectation, head_of
 from glr_dist.estimators.unit_wise import UnitWise, next_linear, replay_count, widest
@@ -179,7 +179,7 @@ class GLR(nn.Module):
         self.allotment: Allotment | None = None  # of the budget, once the variance has been measured
         self.verify = verify
         self.compiles = compiles(compile, self.options)
-        self._compiled: list[tuple[Loss, CompiledRedraws]] = []
+        self._compiled: list[tuple[Loss, CompiledStep]] = []
         self.feedback = Feedback()
         self._head: tuple[Loss, Head] | None = None  # of the last loss
         self._verified: set[str] = set()  # names of the losses that the network as it is was verified with
@@ -363,7 +363,7 @@ class GLR(nn.Module):
                     f"compile: the loss is another function than in {_MOST_COMPILED} steps before, and each is "
                     "compiled; define it once, outside the loop"
                 )
-            compiled = CompiledRedraws()
+            compiled = CompiledStep()
             self._compiled.append((step.loss, compiled))
         step = replace(step, compiled=compiled)
         if step.size not in compiled.sizes:
@@ -372,6 +372,8 @@ class GLR(nn.Module):
                 tapes = {block: self.estimator.tape(step, 0, block) for block in _different(step)}
                 items = [item for item in self.estimator.items(step, 0) if item.example_block in tapes]
                 compiled.prepare(self.estimator, step, items, tapes, progress=True)
+                for block in tapes if compiles_passes(step, items) else ():
+                    compiled.prepare_pass(self.estimator, step, block)
             compiled.sizes.add(step.size)
         return step
 
@@ -387,7 +389,7 @@ class GLR(nn.Module):
             return step
 
     def _check_finite(self, total: Gradients) -> None:
-        if not total.loss.isfinite():
+        if not all_finite(total.loss):
             raise FloatingPointError(f"the loss is not finite ({total.loss.item()}) at step {self.step}")
         for name, grad in [*total.grads.items(), *((f"scale of {site}", grad) for site, grad in total.scales.items())]:
             if not all_finite(grad):  # a redraw's loss may overflow where the shared pass's did not

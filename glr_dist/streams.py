@@ -66,6 +66,10 @@ class Key(NamedTuple):
         """Returns `size` bytes that are a pure function of the key (SHAKE-128)."""
         return hashlib.shake_128(struct.pack("<7q", *self)).digest(size)
 
+    def uniform(self) -> float:
+        """Returns a number of [0, 1) that is a pure function of the key."""
+        return (int.from_bytes(self.digest(8), "little") >> 11) * 2.0**-53
+
 
 class _State(threading.local):
     """State of a fresh Mersenne Twister, whose 624 words are written for each stream; the other bytes stay."""
@@ -92,6 +96,11 @@ def generator(key: Key, device: torch.device | str = "cpu") -> torch.Generator:
     else:
         stream.manual_seed(int.from_bytes(key.digest(8), "little"))
     return stream
+
+
+def numpy_generator(key: Key) -> np.random.Generator:
+    """Returns a numpy generator whose stream is a pure function of `key`."""
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key.digest(16), "little")))
 
 
 def uniforms(shape: Sequence[int], stream: torch.Generator) -> Tensor:

@@ -56,8 +56,8 @@ def taken(tree: Tree, index: slice | Tensor) -> Tree:
 
 
 def copied(tree: Tree, copies: int) -> Tree:
-    """Returns C copies of a batch, [C·N, …]."""
-    return mapped(lambda leaf: leaf.repeat(copies, *[1] * (leaf.dim() - 1)), tree)
+    """Returns C copies of a batch, [C·N, …]; the batch itself if C is 1."""
+    return tree if copies == 1 else mapped(lambda leaf: leaf.repeat(copies, *[1] * (leaf.dim() - 1)), tree)
 
 
 def cloned(tree: Tree) -> Tree:

@@ -14,6 +14,7 @@ Shapes: n examples of a block, of which m are drawn.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glr_dist.checks import all_finite
 from glr_dist.estimators.step import Step
 from glr_dist.sites import Site, Tape
-from glr_dist.streams import Role, generator
-from glr_dist.trees import taken
+from glr_dist.streams import Role
+from glr_dist.trees import Tree, taken
 
 _UNIFORM = 0.3  # part of the probabilities that is the same for all examples; it bounds the weights by 1 / (0.3 share)
 _MOST = 3.0  # times the mean: larger losses count as this, so that a few outliers do not take all the draws
@@ -51,11 +53,13 @@ def probabilities(losses: Array, number: int) -> Array:
         losses: losses of the shared pass [n].
         number: m.
     """
-    above = losses - losses.min()
-    above /= max(above.max(), np.finfo(float).tiny)  # the sum of the largest numbers would overflow
-    above = np.minimum(above, _MOST * above.mean())
-    total, n = above.sum(), len(losses)
+    above, n = losses - losses.min(), len(losses)
+    above /= above.max() or 1.0  # the sum of the largest numbers would overflow
+    above = np.minimum(above, _MOST / n * above.sum())
+    total = above.sum()
     shares = (1 - _UNIFORM) * above / total + _UNIFORM / n if total > 0 else np.full(n, 1 / n)
+    if shares.max() * number <= 1:
+        return np.asarray(shares * number)
     certain = np.zeros(n, bool)
     while True:
         rest = shares[~certain].sum()
@@ -102,26 +106,40 @@ def drawn_part(step: Step, site: Site, shared_pass: int, example_block: int, tap
 
 def _draw(step: Step, shared_pass: int, example_block: int, losses: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Returns the examples that are drawn, and their weights [m]: by the losses [n] and a keyed random number."""
-    found = losses.double().cpu().numpy()
-    if not np.isfinite(found).all():  # the estimate must not hide it
+    if not all_finite(losses):  # the estimate must not hide it
         return torch.arange(number, device=losses.device), losses.new_full((number,), torch.nan)
-    chances = probabilities(found, number)
-    stream = generator(step.key(shared_pass, 0, example_block)._replace(role=Role.EXAMPLES), torch.device("cpu"))
-    rows = drawn_rows(chances, number, torch.rand((), generator=stream, dtype=torch.float64).item())
+    chances = probabilities(losses.double().cpu().numpy(), number)
+    u = step.key(shared_pass, 0, example_block)._replace(role=Role.EXAMPLES).uniform()
+    rows = drawn_rows(chances, number, u)
     return torch.from_numpy(rows).to(losses.device), torch.from_numpy(1 / chances[rows]).to(losses)
+
+
+class _Rows(dict[Any, Tree]):
+    """Some examples of the values of a mapping; those of a value are copied when it is first needed."""
+
+    def __init__(self, whole: Mapping[Any, Tree], rows: Tensor) -> None:
+        super().__init__()
+        self._whole, self._rows = whole, rows
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or key in self._whole
+
+    def __missing__(self, key: Any) -> Tree:
+        self[key] = taken(self._whole[key], self._rows)
+        return self[key]
 
 
 def _rows_of(tape: Tape, rows: Tensor, weights: Tensor) -> Tape:
     """Returns a tape of some of its examples."""
     return Tape(
-        logits={name: z[rows] for name, z in tape.logits.items()},
-        inputs={name: x[rows] for name, x in tape.inputs.items()},
-        starts={block: taken(value, rows) for block, value in tape.starts.items()},
+        logits=_Rows(tape.logits, rows),
+        inputs=_Rows(tape.inputs, rows),
+        starts=_Rows(tape.starts, rows),
         losses=tape.losses[rows],
         u=tape.u[rows] if len(tape.u) else tape.u,
         errors=tape.errors[rows] if len(tape.errors) else tape.errors,
         statistics=tape.statistics,
-        noise={name: noise[rows] for name, noise in tape.noise.items()},
+        noise=_Rows(tape.noise, rows),
         rows=rows,
         weights=weights,
     )

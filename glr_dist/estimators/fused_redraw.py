@@ -10,16 +10,16 @@ Shapes: S signs, R directions, n examples, *S the shape of the site's logits, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glr_dist.estimators.head import EXPECTED, derivative_shares, expected_shares, head_gradient
+from glr_dist.estimators.lent import Name, held, lent, names_of, of_kind
 from glr_dist.estimators.levels import scores_of
 from glr_dist.estimators.samplers import DirectionBlock, Frames, orthogonal_frames
 from glr_dist.estimators.step import Pass, Step, WorkItem, likelihood_ratio, unchanged
@@ -32,7 +32,6 @@ from glr_dist.sites import Site, Tape
 from glr_dist.trees import Tree, leaves, mapped
 
 Shares = tuple[Tensor, Tensor | None]  # of δ / N [n, *S], and of the gradient of log σ
-Name = tuple[str, Any]  # kind of an argument, and which of that kind
 
 
 @lru_cache(maxsize=64)
@@ -153,7 +152,6 @@ def fused(call: Call) -> FusedRedraw:
     """
     noises, uniforms = _requests(call)
     model, tape, site = call.step.network.model, call.tape, call.site
-    tensors = dict((*model.named_parameters(), *model.named_buffers()))
     names: list[Name] = [
         *(("factor", i) for i in range(len(call.factors))),
         *((kind, None) for kind in ("share", "losses", "u", *(["weights"] if tape.weights is not None else []))),
@@ -161,15 +159,15 @@ def fused(call: Call) -> FusedRedraw:
         *(("scale", name) for name in call.step.scales),
         *(("noise", name) for name in noises),
         *(("uniforms", request) for request in uniforms),
-        *(("target", i) for i in range(len(leaves(call.targets)))),
-        *(("start", i) for i in range(0 if site.top else len(leaves(tape.starts[site.block])))),
+        *names_of("target", call.targets),
+        *names_of("start", () if site.top else tape.starts[site.block]),
         *(("statistics", name) for name in tape.statistics),
-        *(("tensor", name) for name in tensors),
+        *(("tensor", place) for place in held(model)),
     ]
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(names, values, strict=True))
-        with _lent(model, {id(tensor): given["tensor", name] for name, tensor in tensors.items()}):
+        with lent(model, given):
             return _body(call, given)
 
     found = built(function, [_value(call, call.factors, *name) for name in names])
@@ -206,35 +204,13 @@ def _value(call: Call, factors: list[Tensor], kind: str, which: Any) -> Tensor:
     elif kind == "statistics":
         found = tape.statistics[which]
     else:
-        owner, _, name = which.rpartition(".")
-        found = getattr(step.network.model.get_submodule(owner), name).detach()
+        found = which.tensor()
     return found.contiguous()
-
-
-@contextmanager
-def _lent(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
-    """Lets a model use other tensors in the place of its parameters and buffers, which `tensors` names by their id."""
-    kept = []
-    try:
-        for module in model.modules():
-            for store in (module._parameters, module._buffers):
-                for name, tensor in store.items():
-                    if tensor is not None:
-                        kept.append((store, name, tensor))
-                        store[name] = tensors[id(tensor)]  # type: ignore[assignment]
-        yield
-    finally:
-        for store, name, tensor in kept:
-            store[name] = tensor  # type: ignore[assignment]
 
 
 def _body(call: Call, given: Mapping[Name, Tensor]) -> tuple[Tensor, ...]:
     """Computes a redraw from the given tensors alone."""
     site, tape, n = call.site, call.tape, call.examples
-
-    def of(kind: str, tree: Tree) -> Tree:
-        places = iter(range(len(leaves(tree))))
-        return mapped(lambda _: given[kind, next(places)], tree)
 
     def noisy(other: Site, z: Tensor) -> Tensor:
         if ("noise", other.name) not in given:
@@ -245,20 +221,20 @@ def _body(call: Call, given: Mapping[Name, Tensor]) -> tuple[Tensor, ...]:
         drawn = given["uniforms", (number, tuple(x.shape[1:]))]
         return drawn.repeat(len(x) // n, *[1] * (x.dim() - 1))
 
-    lent = call._replace(
+    traced = call._replace(
         step=replace(call.step, scales={name: given["scale", name] for name in call.step.scales}),
         tape=Tape(
             logits={name: given["logits", name] for name in call.logits},
             losses=given["losses", None],
             u=given["u", None],
             weights=None if tape.weights is None else given["weights", None],
-            starts={} if site.top else {site.block: of("start", tape.starts[site.block])},
+            starts={} if site.top else {site.block: of_kind(given, "start", tape.starts[site.block])},
             statistics={name: given["statistics", name] for name in tape.statistics},
         ),
         drawn=call.with_factors([given["factor", i] for i in range(len(call.factors))]),
-        targets=of("target", call.targets),
+        targets=of_kind(given, "target", call.targets),
     )
-    delta, scales = _shares(lent, noisy if call.noisy else unchanged, uniforms, given["share", None])
+    delta, scales = _shares(traced, noisy if call.noisy else unchanged, uniforms, given["share", None])
     return (delta,) if scales is None else (delta, scales)
 
 

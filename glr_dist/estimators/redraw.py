@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from glr_dist.estimators.compiled_redraw import compilable
+from glr_dist.estimators.compiled_step import compilable
 from glr_dist.estimators.drawn_examples import drawn_count, drawn_part, drawn_share, spread
 from glr_dist.estimators.feedback import moments_key
 from glr_dist.estimators.head import derivative_shares, expected_shares, head_gradient

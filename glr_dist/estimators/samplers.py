@@ -5,6 +5,7 @@ Shapes: R directions of a block, n examples of an example block, D units of a si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from glr_dist.errors import ConfigError
 from glr_dist.noise import Noise
-from glr_dist.streams import Key, Role, generator
+from glr_dist.streams import Key, Role, generator, numpy_generator
 
 
 class DirectionBlock(NamedTuple):
@@ -39,11 +40,30 @@ def iid(
 @lru_cache(maxsize=8)  # blocks of directions and of examples share a frame
 def _frame(key: Key, rows: int, units: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Draws `rows` orthonormal rows [rows, D], uniform (Haar) on the Stiefel manifold."""
-    normals = torch.randn(units, rows, generator=generator(key), dtype=torch.float64)
-    q, r = torch.linalg.qr(normals)
+    normals = torch.randn(units, rows, generator=generator(key), dtype=dtype)
+    q, r = torch.linalg.qr(normals.double())
     q = q * r.diagonal().sign()  # the signs make Q Haar
     frame: Tensor = q.T.contiguous().to(device, dtype)
     return frame
+
+
+def _chi(key: Key, shape: tuple[int, ...], degrees: int, device: torch.device) -> Tensor:
+    """Draws χ variables in float64: χ² of k degrees of freedom is twice a gamma variable of shape k/2."""
+    if device.type == "cpu":  # numpy needs half of torch's time
+        drawn = torch.from_numpy(numpy_generator(key).standard_gamma(degrees / 2, shape))
+    else:
+        shapes = torch.full(shape, degrees / 2, dtype=torch.float64, device=device)
+        drawn = torch._standard_gamma(shapes, generator=generator(key, device))
+    return drawn.mul_(2).sqrt_()
+
+
+def _bits(key: Key, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Draws fair bits, 0 or 1, in uint8."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=torch.uint8, device=device).random_(0, 2, generator=generator(key, device))
+    number = math.prod(shape)
+    drawn = np.frombuffer(key.digest(-(-number // 8)), dtype=np.uint8)
+    return torch.from_numpy(np.unpackbits(drawn, count=number)).view(shape)
 
 
 class Frames(NamedTuple):
@@ -83,15 +103,13 @@ def orthogonal_frames(
     key: Key, block: DirectionBlock, n: int, units: int, dtype: torch.dtype, device: torch.device
 ) -> Frames:
     """Draws the factors of `orthogonal`."""
-    stream = generator(key._replace(block=block.number, role=Role.RADIUS), device)
-    shapes = torch.full((block.stop - block.start, n), units / 2, dtype=torch.float64, device=device)
-    radii = (2 * torch._standard_gamma(shapes, generator=stream)).sqrt().to(dtype)  # χ² is a gamma variable
+    radius_key = key._replace(block=block.number, role=Role.RADIUS)
+    radii = _chi(radius_key, (block.stop - block.start, n), units, device).to(dtype)
     pieces: list[tuple[list[Tensor], list[Tensor]]] = []
     for frame, start, stop in frames_of(block, units):
         frame_key = key._replace(block=frame, example_block=0, role=Role.FRAME)
         q = _frame(frame_key, min(units, block.total - frame * units), units, dtype, device)
-        bits = torch.empty(n, units, dtype=dtype, device=device)
-        bits.random_(0, 2, generator=generator(key._replace(block=frame, role=Role.SIGN), device))
+        bits = _bits(key._replace(block=frame, role=Role.SIGN), (n, units), device).to(dtype)
         if not pieces or len(pieces[-1][0][-1]) != stop - start:
             pieces.append(([], []))
         pieces[-1][0].append(q[start:stop])

@@ -29,7 +29,7 @@ from glr_dist.streams import Key, Role, generator
 from glr_dist.trees import Tree, copied, count, leaves, taken
 
 if TYPE_CHECKING:
-    from glr_dist.estimators.compiled_redraw import CompiledRedraws
+    from glr_dist.estimators.compiled_step import CompiledStep
     from glr_dist.estimators.unit_wise import UnitWise
 
 K = TypeVar("K")
@@ -50,6 +50,9 @@ class WorkItem(NamedTuple):
     directions: tuple[DirectionBlock, ...] = ()
 
 
+_ZERO = torch.zeros(())  # never written
+
+
 @dataclass
 class Gradients:
     """An estimate of the gradient of J, or a share of an estimate.
@@ -64,7 +67,7 @@ class Gradients:
 
     grads: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
-    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+    loss: Tensor = field(default_factory=lambda: _ZERO)
     statistics: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
 
@@ -78,7 +81,8 @@ class Gradients:
             accumulate(self.statistics, name, value)
         for name, value in share.moments.items():
             accumulate(self.moments, name, value)
-        self.loss = self.loss + share.loss
+        if share.loss is not _ZERO:
+            self.loss = self.loss + share.loss
 
 
 @dataclass
@@ -144,7 +148,7 @@ class Step:
     spaces: Mapping[str, ColumnSpace] = field(default_factory=dict)
     feedback: Mapping[str, FeedbackMap] = field(default_factory=dict)
     head: Head = SAMPLED_HEAD
-    compiled: CompiledRedraws | None = None
+    compiled: CompiledStep | None = None
     replica: tuple[int, int] = (0, 1)
     rows: Tensor | None = None
 
@@ -255,20 +259,16 @@ class Step:
         key = self.key(shared_pass, len(self.network.sites) - 1, example_block)._replace(role=Role.QUADRATURE)
         return torch.rand(n, generator=generator(key, self.device), dtype=dtype, device=self.device)
 
-    def shared_noise(
-        self, shared_pass: int, example_block: int, kept: dict[str, Tensor] | None = None
-    ) -> Callable[[Site, Tensor], Tensor]:
+    def shared_noise(self, shared_pass: int, example_block: int) -> Callable[[Site, Tensor], Tensor]:
         """Returns (site, z) -> v, which adds the noise of a shared pass; z holds C copies of the block [C·n, *S].
 
-        The last site has none if the loss's expectation takes its place. `kept` receives σ ε [n, *S] by site.
+        The last site has none if the loss's expectation takes its place.
         """
 
         def noisy(site: Site, z: Tensor) -> Tensor:
             if self.integrated(site):
                 return z
             added = self.shared_eps(site, shared_pass, example_block) * self.scales[site.name]
-            if kept is not None:
-                kept[site.name] = added
             return (z.view(-1, *added.shape) + added).view(z.shape)
 
         return noisy
@@ -299,22 +299,27 @@ class Step:
             FloatingPointError: a site's logits are not finite.
             SiteError: the head is `expected`, and the outputs are not the logits of the last site.
         """
-        examples = self.examples_of(example_block)
-        kept: dict[str, Tensor] | None = None if self.compiled is None else {}
+        if self.compiled is not None and self.compiled.has_pass(self, example_block):
+            return self.compiled.tape(self, shared_pass, example_block, noisy=noisy)
+        x, targets = (taken(tree, self.examples_of(example_block)) for tree in (self.x, self.y))
         u = self.shared_u(shared_pass, example_block) if noisy else torch.empty(0)
-        passing = Pass(self, self.shared_noise(shared_pass, example_block, kept) if noisy else unchanged, u)
-        outputs, tape = self.network.record(
-            taken(self.x, examples), passing.visit, self.uniforms(shared_pass, example_block)
-        )
-        for name, z in tape.logits.items():
-            if not all_finite(z):
-                raise FloatingPointError(f"the logits of the site '{name}' are not finite at step {self.number}")
-        tape.noise, tape.u = kept or {}, u
-        targets = taken(self.y, examples)
-        tape.losses = passing.losses(outputs, targets)
+        passing = Pass(self, self.shared_noise(shared_pass, example_block) if noisy else unchanged, u)
+        outputs, tape = self.network.record(x, passing.visit, self.uniforms(shared_pass, example_block))
+        self.check_logits(tape)
+        tape.losses, tape.u = passing.losses(outputs, targets), u
         if self.feedback:
             tape.errors = self._errors(passing, outputs, targets)
         return tape
+
+    def check_logits(self, tape: Tape) -> None:
+        """Refuses logits that are not finite.
+
+        Raises:
+            FloatingPointError: names the site.
+        """
+        for name, z in tape.logits.items():
+            if not all_finite(z):
+                raise FloatingPointError(f"the logits of the site '{name}' are not finite at step {self.number}")
 
     def _errors(self, passing: Pass, outputs: Tensor, targets: Tree) -> Tensor:
         """Returns the derivatives of a shared pass's losses by its outputs [n, E]."""

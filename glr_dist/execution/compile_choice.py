@@ -10,7 +10,7 @@ from typing import Literal
 
 from glr_dist.config import can_compile
 from glr_dist.estimators import Estimator, Step
-from glr_dist.estimators.compiled_redraw import compilable, shapes_of
+from glr_dist.estimators.compiled_step import compilable, shapes_of
 from glr_dist.execution.predict import all_items
 
 # Processor seconds, as measured on one core; what counts is their ratio.

@@ -104,7 +104,11 @@ class Worker:
     def tape(self, program: bytes, state: Packed, shared_pass: int, example_block: int) -> Packed:
         """Returns the packed tape of one example block's shared pass."""
         with self._loaded(program, state):
-            return packed(vars(self.estimator.tape(self.step, shared_pass, example_block)))
+            compiled = self.step.compiled
+            if compiled is not None and compiled.expects_pass(self.step, example_block):
+                compiled.prepare_pass(self.estimator, self.step, example_block)
+            tape = self.estimator.tape(self.step, shared_pass, example_block)
+            return packed({**vars(tape), "noise": {}})
 
     @contextmanager
     def _loaded(self, program: bytes, state: Packed) -> Iterator[None]:

@@ -13,7 +13,7 @@ from glr_dist.config import Config
 from glr_dist.data import located
 from glr_dist.errors import ConfigError
 from glr_dist.estimators.allotment import Allotment
-from glr_dist.estimators.compiled_redraw import Shape
+from glr_dist.estimators.compiled_step import Shape
 from glr_dist.execution.all_reduce import begun_alike
 from glr_dist.execution.replicas import check_workers, failures, run_replicas
 from glr_dist.runs import ReadOnlyRunFolder, RunFolder

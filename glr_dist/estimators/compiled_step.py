@@ -1,4 +1,4 @@
-"""Compiled redraws by shape, each compared with the eager redraw before its first use."""
+"""Compiled shared passes and redraws by shape, each compared with the eager one before its first use."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from glr_dist.errors import ClusterError, UserError
 from glr_dist.estimators.drawn_examples import drawn_part
+from glr_dist.estimators.fused_pass import FusedPass, PassCall, fused_pass
 from glr_dist.estimators.fused_redraw import Call, FusedRedraw, Shares, fused
 from glr_dist.estimators.samplers import DirectionBlock, frames_of
 from glr_dist.estimators.step import Step, WorkItem
@@ -30,20 +31,20 @@ _MOST_BLOCKS = 8  # of the moves of a site
 
 
 class Shape(NamedTuple):
-    """Identifies a compiled redraw.
+    """Identifies a compiled function.
 
     Attributes:
-        site: name of the site.
-        examples: number of examples that are redrawn.
+        site: name of the site that is redrawn; None for a shared pass.
+        examples: number of examples that the function computes.
         weighted: True if they are not all examples of their block, and have weights.
         directions: number of directions from each frame; from all of them without frames; unit by unit, the first move
             and the one after the last.
     """
 
-    site: str
+    site: str | None
     examples: int
-    weighted: bool
-    directions: tuple[int, ...]
+    weighted: bool = False
+    directions: tuple[int, ...] = ()
 
 
 def compilable(step: Step, site: Site) -> bool:
@@ -55,8 +56,10 @@ def compilable(step: Step, site: Site) -> bool:
     return not (tables or cut or site.name in {*step.spaces, *step.feedback})
 
 
-class CompiledRedraws:
-    """The compiled redraws of one network and one loss.
+class CompiledStep:
+    """The compiled functions of one network and one loss.
+
+    A step whose redraws are not compiled does not compile its shared passes either.
 
     Attributes:
         digests: of the generated code, by shape. A copy in another process builds the functions again, and refuses code
@@ -68,10 +71,11 @@ class CompiledRedraws:
         self.sizes: set[int] = set()
         self.digests: dict[Shape, str] = {}
         self._functions: dict[Shape, FusedRedraw] = {}
+        self._passes: dict[Shape, FusedPass] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the functions."""
-        return {"sizes": set(), "digests": dict(self.digests), "_functions": {}}
+        return {"sizes": set(), "digests": dict(self.digests), "_functions": {}, "_passes": {}}
 
     def prepare(
         self,
@@ -82,7 +86,7 @@ class CompiledRedraws:
         *,
         progress: bool = False,
     ) -> None:
-        """Builds the functions that items need and that do not exist yet; the network has the hooks of a pass.
+        """Builds the redraws that items need and that do not exist yet; the network has the hooks of a pass.
 
         Args:
             estimator: the estimator.
@@ -104,6 +108,51 @@ class CompiledRedraws:
         for shape, (item, block) in tqdm(missing.items(), desc="compiling", unit="redraw", disable=hidden):
             self._functions[shape] = self._checked(redraw, step, shape, item, block, tapes[item.example_block])
 
+    def prepare_pass(self, estimator: Estimator, step: Step, example_block: int) -> None:
+        """Builds the shared pass of an example block if it does not exist yet; the network has the hooks of a pass.
+
+        Raises:
+            CompileError: the pass cannot be compiled.
+            UserError: its result differs from that of the eager pass.
+            ClusterError: its code differs from that of the process that sent the step.
+        """
+        shape = _pass_shape(step, example_block)
+        if shape in self._passes:
+            return
+        noisy = cast("Redraw", estimator).noisy
+        call = PassCall.of(step, 0, example_block, noisy=noisy)
+        try:
+            function = fused_pass(call)
+        except CompileError as error:
+            raise CompileError(f"the shared pass cannot be compiled ({error})") from None
+        expected, (found, _) = replace(step, compiled=None).shared_tape(0, example_block, noisy=noisy), function(call)
+        parts = [(tape.losses, *tape.logits.values(), *tape.inputs.values()) for tape in (found, expected)]
+        for mine, its in zip(*parts, strict=True):
+            rounding = _ROUNDING * its.abs().max().item() * its.numel() ** 0.5
+            _compare("shared passes differ from the eager ones", mine, its, rounding)
+        self._note("shared passes", shape, function.digest)
+        self._passes[shape] = function
+
+    def expects_pass(self, step: Step, example_block: int) -> bool:
+        """True if the process that sent the step has compiled the shared pass of an example block."""
+        return _pass_shape(step, example_block) in self.digests
+
+    def has_pass(self, step: Step, example_block: int) -> bool:
+        """True if the shared pass of an example block is compiled."""
+        return _pass_shape(step, example_block) in self._passes
+
+    def tape(self, step: Step, shared_pass: int, example_block: int, *, noisy: bool) -> Tape:
+        """Runs a shared pass.
+
+        Raises:
+            FloatingPointError: a site's logits are not finite.
+        """
+        function = self._passes[_pass_shape(step, example_block)]
+        tape, finite = function(PassCall.of(step, shared_pass, example_block, noisy=noisy))
+        if not finite:
+            step.check_logits(tape)
+        return tape
+
     def shares(
         self, estimator: Redraw, step: Step, item: WorkItem, block: DirectionBlock | None, site: Site, tape: Tape
     ) -> Shares:
@@ -123,16 +172,26 @@ class CompiledRedraws:
         except CompileError as error:
             raise CompileError(f"the redraws of the site '{site.name}' cannot be compiled ({error})") from None
         found, expected = function(call), estimator.eager_shares(eager, item, block, site, tape)
+        sigma = min(1.0, step.scales[site.name].min().item())
+        largest = tape.weighted(tape.losses).abs().max().item()
         for mine, its in zip(found, expected, strict=True):
             if mine is not None and its is not None:
-                _compare(step, site, mine, its, tape)
-        if self.digests.setdefault(shape, function.digest) != function.digest:
-            raise ClusterError(
-                f"execution.compile: this node compiles the redraws of the site '{site.name}' into other code than the "
-                "process that trains, which may give different results; use nodes of one kind, or "
-                "execution.compile=none"
-            )
+                rounding = _ROUNDING * largest * mine.numel() ** 0.5 / (step.size * sigma)
+                _compare(f"redraws of the site '{site.name}' differ from the eager ones", mine, its, rounding)
+        self._note(f"redraws of the site '{site.name}'", shape, function.digest)
         return function
+
+    def _note(self, what: str, shape: Shape, digest: str) -> None:
+        """Notes the digest of a function.
+
+        Raises:
+            ClusterError: it differs from that of the process that sent the step.
+        """
+        if self.digests.setdefault(shape, digest) != digest:
+            raise ClusterError(
+                f"execution.compile: this node compiles the {what} into other code than the process that trains, which "
+                "may give different results; use nodes of one kind, or execution.compile=none"
+            )
 
 
 def shapes_of(step: Step, items: Iterable[WorkItem]) -> dict[Shape, tuple[WorkItem, DirectionBlock | None]]:
@@ -157,18 +216,24 @@ def _shape_of(step: Step, item: WorkItem, block: DirectionBlock | None, site: Si
     return Shape(site.name, drawn, drawn < step.examples_in(item.example_block), directions)
 
 
-def _compare(step: Step, site: Site, found: Tensor, expected: Tensor, tape: Tape) -> None:
-    """Refuses a result that differs from that of the eager redraw by more than rounding explains.
+def compiles_passes(step: Step, items: Iterable[WorkItem]) -> bool:
+    """True if the shared passes of a step are compiled; the configuration alone decides it."""
+    return bool(shapes_of(step, items)) and not step.feedback  # which needs derivatives of the losses
+
+
+def _pass_shape(step: Step, example_block: int) -> Shape:
+    return Shape(None, step.examples_in(example_block))
+
+
+def _compare(what: str, found: Tensor, expected: Tensor, rounding: float) -> None:
+    """Refuses a result that differs from that of eager code by more than rounding explains.
 
     Raises:
         UserError: it does.
     """
     difference, size = (found - expected).norm().item(), expected.norm().item()
-    sigma = min(1.0, step.scales[site.name].min().item())
-    largest = tape.weighted(tape.losses).abs().max().item()
-    rounding = _ROUNDING * largest * found.numel() ** 0.5 / (step.size * sigma)
     if not difference <= TOLERANCE * size + rounding:
         raise UserError(
-            f"execution.compile: the compiled redraws of the site '{site.name}' differ from the eager ones by "
-            f"{difference / max(size, 1e-30):.2g} of their size, more than {TOLERANCE:g}; use execution.compile=none"
+            f"execution.compile: the compiled {what} by {difference / max(size, 1e-30):.2g} of their size, more than "
+            f"{TOLERANCE:g}; use execution.compile=none"
         )

@@ -1,0 +1,177 @@
+"""The shared pass of a block of examples as one function of tensors that torch's compiler builds.
+
+Shapes: n examples of the block, *S the shape of a site's logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from glr_dist.estimators.lent import Name, held, lent, names_of, of_kind
+from glr_dist.estimators.step import Pass, Step, unchanged
+from glr_dist.inductor import built
+from glr_dist.network import Uniforms
+from glr_dist.sites import Site, Tape
+from glr_dist.trees import Tree, leaves, mapped, taken
+
+_RECORDED = ("logits", "inputs", "starts", "statistics", "losses")  # parts of a tape that the function returns
+
+
+class PassCall(NamedTuple):
+    """Inputs of a shared pass.
+
+    Attributes:
+        step: the step.
+        shared_pass: number of the pass.
+        example_block: number of the block of examples.
+        noisy: True if the pass has noise.
+        x, targets: inputs and targets of the block, trees of tensors [n, …].
+        u: random numbers of the head's estimates of expectations [n], or [0].
+        noise: receives σ ε [n, *S] by site.
+    """
+
+    step: Step
+    shared_pass: int
+    example_block: int
+    noisy: bool
+    x: Tree
+    targets: Tree
+    u: Tensor
+    noise: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, step: Step, shared_pass: int, example_block: int, *, noisy: bool) -> PassCall:
+        """Returns the inputs of a pass."""
+        x, y = (taken(tree, step.examples_of(example_block)) for tree in (step.x, step.y))
+        u = step.shared_u(shared_pass, example_block) if noisy else torch.empty(0)
+        return cls(step, shared_pass, example_block, noisy, x, y, u, {})
+
+    def draw(self, site: str) -> Tensor:
+        """Draws σ ε [n, *S] of a site, and keeps it."""
+        step = self.step
+        eps = step.shared_eps(step.network.by_name[site], self.shared_pass, self.example_block)
+        self.noise[site] = eps * step.scales[site]
+        return self.noise[site]
+
+    def uniforms(self, number: int, x: Tensor) -> Tensor:
+        """Draws the uniforms of a call of a keyed module, in the shape of x [n, …]."""
+        return self.step.uniforms(self.shared_pass, self.example_block)(number, x)
+
+    def recorded(self, added: Callable[[str], Tensor], uniforms: Uniforms) -> Tape:
+        """Runs the pass with the noise that `added` returns for a site; returns its tape."""
+
+        def noisy(site: Site, z: Tensor) -> Tensor:
+            return z if self.step.integrated(site) else z + added(site.name)
+
+        passing = Pass(self.step, noisy if self.noisy else unchanged, self.u)
+        outputs, tape = self.step.network.record(self.x, passing.visit, uniforms)
+        tape.losses = passing.losses(outputs, self.targets)
+        return tape
+
+
+@dataclass(frozen=True)
+class FusedPass:
+    """A compiled shared pass of one number of examples.
+
+    Attributes:
+        run: the function.
+        names: of its arguments.
+        form: the recorded parts of a tape, with empty tensors.
+        places: where each of these tensors comes from: its number among the results, or the name of an argument.
+        digest: identifies the generated code.
+    """
+
+    run: Callable[..., tuple[Tensor, ...]]
+    names: tuple[Name, ...]
+    form: Tree
+    places: tuple[int | Name, ...]
+    digest: str
+
+    def __call__(self, call: PassCall) -> tuple[Tape, bool]:
+        """Returns the tape of a pass, and True if the sum of all logits is finite."""
+        *results, total = self.run(*[_value(call, *name).contiguous() for name in self.names])
+        places = iter(self.places)
+
+        def found(_: Tensor) -> Tensor:
+            place = next(places)
+            return results[place].contiguous() if isinstance(place, int) else _value(call, *place)
+
+        tape = Tape(**mapped(found, self.form), u=call.u, noise=call.noise)
+        return tape, math.isfinite(total.item())
+
+
+def fused_pass(call: PassCall) -> FusedPass:
+    """Compiles the shared pass of a block of examples; the network has the hooks of a pass.
+
+    Raises:
+        CompileError: it cannot be compiled.
+    """
+    requests: list[tuple[int, tuple[int, ...]]] = []
+
+    def requested(number: int, x: Tensor) -> Tensor:
+        requests.append((number, tuple(x.shape)))
+        return call.uniforms(number, x)
+
+    call.recorded(call.draw, requested)
+    step, model = call.step, call.step.network.model
+    names: list[Name] = [
+        *names_of("input", call.x),
+        *names_of("target", call.targets),
+        ("u", None),
+        *(("scale", name) for name in step.scales),
+        *(("noise", name) for name in call.noise),
+        *(("uniforms", request) for request in dict.fromkeys(requests)),
+        *(("tensor", place) for place in held(model)),
+    ]
+    form: Tree = None
+    places: list[int | Name] = []
+
+    def function(*values: Tensor) -> tuple[Tensor, ...]:
+        nonlocal form
+        given = dict(zip(names, values, strict=True))
+        traced = call._replace(
+            step=replace(step, scales={name: given["scale", name] for name in step.scales}),
+            x=of_kind(given, "input", call.x),
+            targets=of_kind(given, "target", call.targets),
+            u=given["u", None],
+        )
+        with lent(model, given):
+            tape = traced.recorded(
+                lambda site: given["noise", site], lambda number, x: given["uniforms", (number, tuple(x.shape))]
+            )
+        recorded = {part: getattr(tape, part) for part in _RECORDED}
+        form = mapped(lambda _: torch.empty(0), recorded)
+        named = {id(value): name for name, value in given.items()}
+        results = {id(tensor): tensor for tensor in leaves(recorded) if id(tensor) not in named}
+        numbers = {key: number for number, key in enumerate(results)}
+        places[:] = [named[id(t)] if id(t) in named else numbers[id(t)] for t in leaves(recorded)]
+        total = torch.stack([z.sum() for z in tape.logits.values()]).sum()
+        return *results.values(), total
+
+    found = built(function, [_value(call, *name).contiguous() for name in names])
+    return FusedPass(found.run, tuple(names[i] for i in found.used), form, tuple(places), found.digest)
+
+
+def _value(call: PassCall, kind: str, which: Any) -> Tensor:
+    """Returns an argument of the compiled function."""
+    if kind == "input":
+        return leaves(call.x)[which]
+    if kind == "target":
+        return leaves(call.targets)[which]
+    if kind == "u":
+        return call.u
+    if kind == "scale":
+        return call.step.scales[which]
+    if kind == "noise":
+        return call.noise[which] if which in call.noise else call.draw(which)
+    if kind == "uniforms":
+        number, shape = which
+        return call.uniforms(number, torch.empty(shape, device=call.step.device))
+    found: Tensor = which.tensor()
+    return found
