@@ -40,7 +40,7 @@ from glr_dist.summary import Summary, summary_of
 from glr_dist.trees import Tree, count, leaves, mapped
 from glr_dist.verification import verify
 
-_MOST_COMPILED = 8  # losses whose redraws are compiled
+_MOST_COMPILED = 8  # losses whose steps are compiled
 _MOST_ELEMENTS = 4.0  # of the moves that `auto` takes for K copies, relative to those
 
 
@@ -82,6 +82,8 @@ class GLR(nn.Module):
         head_draws: draws per example and shared pass at which "derivative" is evaluated (default 8).
         share: share of the examples of each block that sites are redrawn for (default 1); those with a large loss are
             drawn more often, and the estimate stays unbiased.
+        flip_share: share of the flips of each example that are replayed (default 1); those with a large coefficient are
+            drawn more often, and the estimate stays unbiased.
         example_block: examples per work item and per stream of noise (default 128).
         block_elements: maximum number of elements of one tensor of a work item; "auto" (default) is 2^19 on the CPU and
             2^24 on a GPU.
@@ -92,8 +94,8 @@ class GLR(nn.Module):
         executor: where work items are computed: "inline" (this process, the default), "layers" (Ray actors), or an
             executor such as `glr_dist.Layers(8)`.
         actors: number of Ray actors; short for `executor=glr_dist.Layers(actors)`.
-        compile: "none" (default), or "step": redraws are compiled before the first step of each batch size, which
-            takes seconds, or run eagerly with a warning if the first of them cannot be compiled.
+        compile: "none" (default), or "step": shared passes and redraws are compiled before the first step of each
+            batch size, which takes seconds; the step runs eagerly, with a warning, if one of them cannot be compiled.
         output: chooses the output if the model returns several tensors: a key, an index, the name of an attribute, or
             a function of the value; by default `logits` where there is one, else the only tensor.
         verify: check on a few examples, before the first step and after a change of the model, that the model is what
@@ -125,6 +127,7 @@ class GLR(nn.Module):
         head: str | None = None,
         head_draws: int | None = None,
         share: float | None = None,
+        flip_share: float | None = None,
         example_block: int | None = None,
         block_elements: int | str | None = None,
         items_per_site: int | None = None,
@@ -155,6 +158,7 @@ class GLR(nn.Module):
             "head": head,
             "head_draws": head_draws,
             "share": share,
+            "flip_share": flip_share,
             "example_block": example_block,
             "block_elements": block_elements,
             "items_per_site": items_per_site,
@@ -335,14 +339,14 @@ class GLR(nn.Module):
             self._check_finite(total)
         return total
 
-    def compile_redraws(self, x: Tree, y: Tree, loss: Loss = cross_entropy) -> None:
-        """Compiles the redraws of a step, if `compile` is "step"; `estimate` does it by itself otherwise.
+    def compile_step(self, x: Tree, y: Tree, loss: Loss = cross_entropy) -> None:
+        """Compiles the functions of a step, if `compile` is "step"; `estimate` does it by itself otherwise.
 
         A bar shows the progress on a terminal. Takes the arguments of `gradients` and raises its errors.
 
         Raises:
-            CompileError: a redraw cannot be compiled.
-            UserError: a compiled redraw differs from the eager one.
+            CompileError: a function cannot be compiled.
+            UserError: a compiled function differs from the eager code.
         """
         step = self.bind(x, y, loss)
         with reproducible(), torch.no_grad():
@@ -351,11 +355,11 @@ class GLR(nn.Module):
 
     @property
     def compiled_code(self) -> dict[Shape, str]:
-        """Digests of the code of the compiled redraws, by shape."""
+        """Digests of the code of the compiled functions, by shape."""
         return {shape: digest for _, compiled in self._compiled for shape, digest in compiled.digests.items()}
 
     def _compile(self, step: Step) -> Step:
-        """Returns the step with the compiled redraws of its loss, of which those that it lacks are built."""
+        """Returns the step with the compiled functions of its loss, of which those that it lacks are built."""
         compiled = next((compiled for loss, compiled in self._compiled if loss == step.loss), None)
         if compiled is None:
             if len(self._compiled) == _MOST_COMPILED:
@@ -378,13 +382,13 @@ class GLR(nn.Module):
         return step
 
     def _with_compiled(self, step: Step) -> Step:
-        """Returns the step with compiled redraws; the first one as it is if they cannot be compiled."""
+        """Returns the step with compiled functions; the first one as it is if they cannot be compiled."""
         try:
             return self._compile(step)
         except CompileError as error:
             if any(compiled.sizes for _, compiled in self._compiled) or not self.executor.decides_alone:
                 raise
-            warnings.warn(f"compile: {error}; the redraws run eagerly", stacklevel=4)
+            warnings.warn(f"compile: {error}; the step runs eagerly", stacklevel=4)
             self.compiles = False
             return step
 

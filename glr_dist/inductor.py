@@ -159,17 +159,42 @@ def _transposed(graph: GraphModule, node: Node) -> None:
 def _compiled(graph: GraphModule, arguments: list[Tensor], used: tuple[int, ...]) -> Built:
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
-    codes: list[str] = []
+    codes: list[Any] = []
+    expected: list[int] = []  # numbers of arguments
 
-    def inner(*given: Any, **options: Any) -> Any:
-        code: Any = compile_fx_inner(*given, **options)
-        codes.append(code.source_code)
+    def inner(inside: GraphModule, given: Sequence[Any], **options: Any) -> Any:
+        code: Any = compile_fx_inner(inside, given, **options)
+        codes.append(code)
+        expected.append(len(given))
         return code
 
     run: Any = compile_fx(graph, arguments, inner_compile=inner, config_patches=_settings(arguments[0].device))
     (code,) = codes
-    lines = [line for line in code.splitlines() if not line.startswith("#")]  # comments number the compilations
-    return Built(run, used, hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16])
+    lines = [line for line in code.source_code.splitlines() if not line.startswith("#")]  # these number compilations
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    if arguments[0].device.type == "cpu" and expected == [len(arguments)]:
+        run = _direct(code.current_callable, run, arguments)
+    return Built(run, used, digest)
+
+
+def _direct(code: Callable[[list[Tensor]], Sequence[Tensor]], run: Any, arguments: list[Tensor]) -> Any:
+    """Returns the generated code without the calls around it, if it gives the same results alone.
+
+    These calls, which serve autograd, take about a fifth of the time of a small network's functions.
+    """
+
+    def direct(*given: Tensor) -> Results:
+        return tuple(code(list(given)))
+
+    wanted, found = run(*arguments), direct(*arguments)
+    same = len(wanted) == len(found) and all(map(_same_bits, wanted, found))
+    return direct if same else run
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """True if two tensors have one shape and layout, and the same numbers; NaN equals NaN."""
+    alike = a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride()
+    return alike and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 # ---------------------------------------------------------------- the compiler and its files

@@ -55,7 +55,7 @@ def checked_options(estimator: config.Estimator, noise: Noise | None) -> config.
 
 
 def compiles(compile: str, options: config.Estimator) -> bool:
-    """Returns whether an argument `compile` asks for compiled redraws."""
+    """Returns whether an argument `compile` asks for compiled steps."""
     if compile not in ("none", "step"):
         raise ConfigError(f"compile: {compile!r} is not allowed: 'none' or 'step'")
     config.check_compile(compile, options, "compile")

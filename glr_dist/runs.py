@@ -191,7 +191,7 @@ class RunFolder:
         write_atomically(self.config_file, configuration.dump_config(changed).encode())
 
     def keep_compile(self, compile: str) -> None:
-        """Writes into the configuration whether the run's redraws are compiled."""
+        """Writes into the configuration whether the run's steps are compiled."""
         config = self.config()
         execution = config.execution.model_copy(update={"compile": compile})
         changed = config.model_copy(update={"execution": execution})

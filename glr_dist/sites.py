@@ -75,7 +75,7 @@ class Tape:
         statistics: moments of the calls of batch norms in the pass, [3, C] by "module.call".
         spaces: site -> the basis of its column space, and its logits with the noise outside it; kept by the first item
             that needs them, and never sent.
-        noise: site -> σ ε [n, *S] of the pass; kept where redraws are compiled, and never sent.
+        noise: site -> σ ε [n, *S] of the pass; kept where steps are compiled, and never sent.
         part: the tape of the examples that are redrawn, if they are not all; kept by the first item that needs it, and
             never sent.
         rows: on such a tape, the numbers of its examples in the block [m]; None elsewhere.

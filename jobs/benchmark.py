@@ -6,8 +6,8 @@
 
 `step` (also `scaling`) compares training steps in one process on one thread with a step of plain backpropagation of the
 same network, then steps on Ray actors with those, and with the best that the cores can do: independent processes that
-run the same work items without sending or waiting. `--actors 0` leaves out Ray. `--compile` adds a step whose redraws
-are compiled.
+run the same work items without sending or waiting. `--actors 0` leaves out Ray. `--compile` adds a compiled
+step.
 
 `variance` measures the cosine of each site's estimates against the forward passes of a step: copies, the best head,
 one unit at a time, and a budget that is allotted to the sites.
@@ -51,7 +51,7 @@ from glr_dist.files import write_atomically
 from glr_dist.glr import GLR
 
 Commands = Any  # what `add_subparsers` returns
-COMPILED = "compiled redraws"
+COMPILED = "compiled step"
 AS_CONFIGURED, HEAD_AUTO, COPIES_AUTO = RACED = ("as configured", "head auto", "copies auto")
 SCALING = Path(__file__).resolve().parents[1] / "configs" / "benchmark" / "scaling.yaml"
 
@@ -81,7 +81,7 @@ def _add_step(commands: Commands) -> None:
     )
     command.add_argument("config", nargs="*", metavar="CONFIG.yaml key=value", help=f"default: {SCALING.name}")
     command.add_argument("--actors", type=int, nargs="+", default=[1, 2], metavar="N", help="0: without Ray (1 2)")
-    command.add_argument("--compile", action="store_true", help="also a step with compiled redraws, on one thread")
+    command.add_argument("--compile", action="store_true", help="also a compiled step, on one thread")
     command.add_argument("--rounds", type=_count, default=9, metavar="N", help="turns of each candidate")
     command.add_argument("--steps", type=_count, default=2, metavar="N", help="steps in a turn")
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for scaling.json")
@@ -279,7 +279,7 @@ def _trained(config: Config, *, compile: bool = False) -> tuple[GLR, Callable[[]
     net, x, y = _batch(config)
     net.executor, net.compiles = Inline(1), compile
     optimizer, loss = optimizer_of(config.training, net), loss_of(config)
-    net.compile_redraws(x, y, loss)
+    net.compile_step(x, y, loss)
 
     def step() -> None:
         optimizer.zero_grad()

@@ -254,12 +254,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     return lambda *overrides: config.load_config(path, overrides)
 
 
-# ---------------------------------------------------------------- compiled redraws
+# ---------------------------------------------------------------- compiled steps
 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Lets the graphs of compiled redraws run operator by operator, without the compiler, and collects them."""
+    """Lets the graphs of compiled steps run operator by operator, without the compiler, and collects them."""
     from glr_dist import inductor
 
     found = []

@@ -273,7 +273,7 @@ def test_the_benchmark_time_to_accuracy_trains_every_candidate(tmp_path, capsys)
 
 
 def test_candidates_train_in_training_mode_after_their_accuracy_was_measured(monkeypatch):
-    """In evaluation mode dropout would not act, and compiled redraws would be compiled again."""
+    """In evaluation mode dropout would not act, and a compiled step would be compiled again."""
     config, modes = load_config("configs/digits.yaml", ["training.batch_size=64"]), []
     estimate = GLR.estimate
     monkeypatch.setattr(GLR, "estimate", lambda net, *given: modes.append(net.training) or estimate(net, *given))

@@ -21,7 +21,7 @@ class Execution(Section):
 
     kind: Literal["inline", "layers", "replicas", "auto"] = "inline"
     compile: Literal["none", "step", "auto"] = Field(
-        "none", description="redraws of a step as compiled functions (auto: if enough steps are to come)"
+        "none", description="shared passes and redraws as compiled functions (auto: if enough steps are to come)"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: CUDA if available")
     threads: Count | None = Field(None, description="threads that compute work items (default: as many as torch)")

@@ -20,6 +20,7 @@ _OF_REDRAWS = (  # options without effect where nothing is redrawn
     "head",
     "head_draws",
     "share",
+    "flip_share",
 )
 
 
@@ -41,7 +42,7 @@ def per_site(value: int | str | Mapping[str, int]) -> list[int]:
 
 
 def check_compile(compile: str, estimator: Estimator, where: str = "execution.compile") -> None:
-    """Refuses compiled redraws where nothing is redrawn one site at a time, or where their shapes change in training.
+    """Refuses compiled steps where nothing is redrawn one site at a time, or where their shapes change in training.
 
     Raises:
         ConfigError: with the reason.
@@ -118,6 +119,11 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
             raise ConfigError(
                 f"estimator.copies: 'leave_one_out' needs two independent groups, at least {minimum} copies"
             )
+    ways = {e.redraw} if isinstance(e.redraw, str) else set(e.redraw.values())
+    if e.flip_share != 1 and not ways & {"flips", "auto"}:
+        raise ConfigError(
+            "estimator.flip_share: has no effect without flips; set estimator.redraw to 'flips' or 'auto'"
+        )
     if e.name == "joint":
         if e.share != 1:
             raise ConfigError(

@@ -59,7 +59,7 @@ class _Candidate:
     def train(self, batches: Sequence[tuple[Any, Any]]) -> None:
         """Makes one step on each batch."""
         if self.net.compiles and not self.steps:
-            self.net.compile_redraws(*batches[0], self.loss)
+            self.net.compile_step(*batches[0], self.loss)
         # Counted outside the clock: all batches have one size, and only an allotment changes the cost of a step.
         passes = _BACKPROP_PASSES if self.backprop else self.net.cost(*batches[0], self.loss)[1]
         started = time.perf_counter()

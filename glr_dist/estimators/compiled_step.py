@@ -164,7 +164,7 @@ class CompiledStep:
         self, estimator: Redraw, step: Step, shape: Shape, item: WorkItem, block: DirectionBlock | None, tape: Tape
     ) -> FusedRedraw:
         """Builds a function, and compares its result on the batch with that of the eager redraw."""
-        site = step.network.by_name[shape.site]
+        site = step.network.by_name[item.site or ""]
         eager, tape = drawn_part(replace(step, compiled=None), site, item.shared_pass, item.example_block, tape)
         call = Call.of(eager, item, block, site, tape, estimator.noisy)
         try:

@@ -67,7 +67,10 @@ class PassCall(NamedTuple):
         """Runs the pass with the noise that `added` returns for a site; returns its tape."""
 
         def noisy(site: Site, z: Tensor) -> Tensor:
-            return z if self.step.integrated(site) else z + added(site.name)
+            if self.step.integrated(site):
+                return z
+            noise = added(site.name)
+            return (z.view(-1, *noise.shape) + noise).view(z.shape)
 
         passing = Pass(self.step, noisy if self.noisy else unchanged, self.u)
         outputs, tape = self.step.network.record(self.x, passing.visit, uniforms)
@@ -160,18 +163,20 @@ def fused_pass(call: PassCall) -> FusedPass:
 
 def _value(call: PassCall, kind: str, which: Any) -> Tensor:
     """Returns an argument of the compiled function."""
+    found: Tensor
     if kind == "input":
-        return leaves(call.x)[which]
-    if kind == "target":
-        return leaves(call.targets)[which]
-    if kind == "u":
-        return call.u
-    if kind == "scale":
-        return call.step.scales[which]
-    if kind == "noise":
-        return call.noise[which] if which in call.noise else call.draw(which)
-    if kind == "uniforms":
+        found = leaves(call.x)[which]
+    elif kind == "target":
+        found = leaves(call.targets)[which]
+    elif kind == "u":
+        found = call.u
+    elif kind == "scale":
+        found = call.step.scales[which]
+    elif kind == "noise":
+        found = call.noise[which] if which in call.noise else call.draw(which)
+    elif kind == "uniforms":
         number, shape = which
-        return call.uniforms(number, torch.empty(shape, device=call.step.device))
-    found: Tensor = which.tensor()
+        found = call.uniforms(number, torch.empty(shape, device=call.step.device))
+    else:
+        found = which.tensor()
     return found

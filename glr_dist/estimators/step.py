@@ -123,7 +123,7 @@ class Step:
         spaces: site -> the column spaces of its inputs, for the sites that redraw only the noise inside them.
         feedback: site -> the map from the output error to δ, for the sites that use one.
         head: how the noise of the last site enters.
-        compiled: the compiled redraws, which take the place of the eager ones; None without them.
+        compiled: the compiled shared passes and redraws, which take the place of the eager ones; None without them.
         x, y, loss: inputs and targets, trees of tensors [N, …], and the per-example loss.
         replica: (rank, world size); each replica estimates from its own example blocks, and their sum is the estimate.
         rows: numbers of the examples of one block, for the redraws of a part of it; the step is then valid for that

@@ -1,4 +1,4 @@
-"""The path of a run: compiled or eager redraws, chosen before the first step, and kept when the run is resumed."""
+"""The path of a run: compiled or eager steps, chosen before the first step, and kept when the run is resumed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from glr_dist.losses import Loss
 
 
 def take_path(config: Config, net: GLR, train: Split, loss: Loss, *, may_run_eagerly: bool) -> str:
-    """Compiles the redraws of a run if its configuration asks for it; returns the path that it takes.
+    """Compiles the step of a run if its configuration asks for it; returns the path that it takes.
 
     Args:
         config: the configuration, whose `execution.compile` may be `auto`.
         net: the network, in training mode.
         train: the training examples.
         loss: the loss.
-        may_run_eagerly: redraws that cannot be compiled run eagerly.
+        may_run_eagerly: a step that cannot be compiled runs eagerly.
 
     Raises:
-        CompileError: they cannot be compiled, and may not run eagerly.
+        CompileError: it cannot be compiled, and may not run eagerly.
     """
     training, path = config.training, config.execution.compile
     size, steps = training.batch_size, training.epochs * -(-len(train) // training.batch_size)
@@ -33,10 +33,10 @@ def take_path(config: Config, net: GLR, train: Split, loss: Loss, *, may_run_eag
         path = choose(net.estimator, step, min(steps, training.max_steps or steps), len(batches))
     net.compiles = path == "step"
     if net.compiles and not sys.stderr.isatty():  # a terminal shows a bar
-        print("execution.compile: step; compiling the redraws", file=sys.stderr)
+        print("execution.compile: step; compiling the step", file=sys.stderr)
     try:
         for batch in batches if net.compiles else ():
-            net.compile_redraws(*train.batch(slice(0, batch)), loss)
+            net.compile_step(*train.batch(slice(0, batch)), loss)
     except CompileError as error:
         if not may_run_eagerly:
             raise

@@ -1,4 +1,4 @@
-"""Compiled redraws: the same estimate as the eager ones, the same bits everywhere, and what is refused.
+"""Compiled steps: the same estimate as the eager ones, the same bits everywhere, and what is refused.
 
 Where the C++ compiler is not what is tested, the traced graphs run operator by operator.
 """
@@ -87,6 +87,7 @@ def test_the_estimate_is_the_eager_one_up_to_rounding(name, graphs):
         {"redraw": "auto", "head": "expected", "units": Heaviside()},
         {"redraw": {"0": "flips", "*": "copies"}, "units": Staircase(3), "noise": glr_dist.Gaussian(0.5, learn="site")},
         {"redraw": {"0": "flips", "*": "copies"}, "units": Staircase(3), "block_elements": 2**8},  # within a unit
+        {"redraw": "auto", "head": "expected", "units": Heaviside(), "flip_share": 0.4},
         {"share": 0.4, "noise": glr_dist.Gaussian(0.5, learn="site")},
         {"share": 0.4, "redraw": "auto", "head": "expected", "units": Heaviside()},
     ],
@@ -177,7 +178,7 @@ def test_what_cannot_be_compiled_runs_eagerly_with_one_line_before_the_first_ste
 
 def test_a_missing_compiler_is_one_line(monkeypatch):
     monkeypatch.setattr(inductor.shutil, "which", lambda name: None)
-    with pytest.warns(UserWarning, match=r"the C\+\+ compiler \S+ is not installed\); the redraws run eagerly"):
+    with pytest.warns(UserWarning, match=r"the C\+\+ compiler \S+ is not installed\); the step runs eagerly"):
         small().gradients(*data())
 
 
