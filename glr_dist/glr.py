@@ -82,8 +82,6 @@ class GLR(nn.Module):
         head_draws: draws per example and shared pass at which "derivative" is evaluated (default 8).
         share: share of the examples of each block that sites are redrawn for (default 1); those with a large loss are
             drawn more often, and the estimate stays unbiased.
-        flip_share: share of the flips of each example that are replayed (default 1); those with a large coefficient are
-            drawn more often, and the estimate stays unbiased.
         example_block: examples per work item and per stream of noise (default 128).
         block_elements: maximum number of elements of one tensor of a work item; "auto" (default) is 2^19 on the CPU and
             2^24 on a GPU.
@@ -127,7 +125,6 @@ class GLR(nn.Module):
         head: str | None = None,
         head_draws: int | None = None,
         share: float | None = None,
-        flip_share: float | None = None,
         example_block: int | None = None,
         block_elements: int | str | None = None,
         items_per_site: int | None = None,
@@ -158,7 +155,6 @@ class GLR(nn.Module):
             "head": head,
             "head_draws": head_draws,
             "share": share,
-            "flip_share": flip_share,
             "example_block": example_block,
             "block_elements": block_elements,
             "items_per_site": items_per_site,

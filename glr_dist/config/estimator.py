@@ -62,13 +62,6 @@ class Estimator(Section):
         description="share of the examples of each block that sites are redrawn for; those with a large loss are drawn "
         "more often, without bias",
     )
-    flip_share: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="share of the flips of each example that are replayed; those with a large coefficient are drawn "
-        "more often, without bias",
-    )
     example_block: Count = Field(128, description="examples per work item and per noise stream")
     block_elements: Count | Literal["auto"] = Field(
         "auto",

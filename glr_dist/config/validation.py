@@ -20,7 +20,6 @@ _OF_REDRAWS = (  # options without effect where nothing is redrawn
     "head",
     "head_draws",
     "share",
-    "flip_share",
 )
 
 
@@ -119,11 +118,6 @@ def check_estimator(estimator: Estimator, noise: Noise, loss: str | None = None)
             raise ConfigError(
                 f"estimator.copies: 'leave_one_out' needs two independent groups, at least {minimum} copies"
             )
-    ways = {e.redraw} if isinstance(e.redraw, str) else set(e.redraw.values())
-    if e.flip_share != 1 and not ways & {"flips", "auto"}:
-        raise ConfigError(
-            "estimator.flip_share: has no effect without flips; set estimator.redraw to 'flips' or 'auto'"
-        )
     if e.name == "joint":
         if e.share != 1:
             raise ConfigError(

@@ -38,7 +38,7 @@ class Moves(NamedTuple):
     """Moves of units, and the weights of their losses.
 
     Attributes:
-        units: the unit of each move, [F] or a slice; or that of each example [F, n].
+        units: the unit of each move, [F] or a slice.
         values: noisy logits that the units take [F, S, n].
         by_z: coefficients of the losses in ∂J/∂z of the units [F, S, n]. With that of the loss in the
             shared pass, those of a unit add up to zero, so that this loss is a baseline.
@@ -177,7 +177,7 @@ def unit_wise_shares(
     delta = _by_unit((weights * moves.by_z).sum(1), moves.units, flat.shape[1]).T.contiguous().view(z.shape)
     if site.name not in step.log_scales or moves.by_scale is None:
         return delta, None
-    units = _by_unit((weights * moves.by_scale).sum(1), moves.units, flat.shape[1]).sum(1)
+    units = _by_unit((weights * moves.by_scale).sum((1, 2)), moves.units, flat.shape[1])
     return delta, units.view(site.shape) if scale.dim() else units.sum()
 
 
@@ -190,17 +190,12 @@ def after_next(linear: NextLinear, after: Tensor, v: Tensor, moves: Moves) -> Te
         v: noisy logits of the site in the shared pass [n, D].
         moves: the moves.
     """
-    now, replays = linear.units(v).T, moves.values.shape[1]
-    apart = _by_example(moves.units)
-    now = now.gather(0, apart) if apart is not None else now[moves.units]
-    change = linear.units(moves.values) - now[:, None]
+    change = linear.units(moves.values) - linear.units(v).T[moves.units][:, None]
     layer = linear.site.module
     assert isinstance(layer, nn.Linear)
-    if apart is None:
-        weights = layer.weight.T[moves.units][..., None]
-    else:
-        weights = layer.weight[:, apart].transpose(0, 1).repeat(1, 1, replays)
-    outputs_first = after.T.repeat(1, replays) + change.flatten(1)[:, None] * weights  # [F, O, S·n]
+    weights = layer.weight.T[moves.units]
+    replays = moves.values.shape[1]
+    outputs_first = after.T.repeat(1, replays) + change.flatten(1)[:, None] * weights[..., None]  # [F, O, S·n]
     result: Tensor = outputs_first.transpose(1, 2).flatten(0, 1)
     return result
 
@@ -209,23 +204,12 @@ def noisy_logits(v: Tensor, moves: Moves) -> Tensor:
     """Returns the site's noisy logits after each move [F, S, n, D], from those of the shared pass [n, D]."""
     number, replays, n = moves.values.shape
     copies = v.expand(number, replays, *v.shape).clone()
-    units = _by_example(moves.units)
-    if units is None:
-        units = torch.arange(v.shape[1], device=v.device)[moves.units][:, None].expand(-1, n)
-    return copies.scatter_(3, units[:, None, :, None].expand(-1, replays, n, 1), moves.values[..., None])
-
-
-def _by_example(units: slice | Tensor) -> Tensor | None:
-    """Returns the units of moves if they differ between the examples [F, n], else None."""
-    return units if isinstance(units, Tensor) and units.dim() == 2 else None
+    units = torch.arange(v.shape[1], device=v.device)[moves.units]
+    return copies.scatter_(3, units[:, None, None, None].expand(-1, replays, n, 1), moves.values[..., None])
 
 
 def _by_unit(weights: Tensor, units: slice | Tensor, number: int) -> Tensor:
-    """Returns the sums [D, n] of the weights of moves [F, n], by unit."""
-    if (apart := _by_example(units)) is not None:
-        n = weights.shape[1]
-        places = apart * n + torch.arange(n, device=weights.device)
-        return weights.new_zeros(number * n).index_add_(0, places.flatten(), weights.flatten()).view(number, n)
+    """Returns the sums [D, …] of the weights of moves [F, …], by unit."""
     if isinstance(units, slice):
         before, after = (weights.new_zeros(k, *weights.shape[1:]) for k in (units.start, number - units.stop))
         return torch.cat([before, weights, after])

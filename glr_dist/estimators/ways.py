@@ -63,7 +63,7 @@ def unit_wise_of(
     for site in network.sites:
         way = ways[site.name]
         if way == "flips" or (way == "auto" and site.name in thresholds):
-            found[site.name] = Flips(thresholds[site.name], options.flip_share)
+            found[site.name] = Flips(thresholds[site.name])
         elif way == "differences" and learned:
             raise ConfigError(
                 "estimator.redraw: 'differences' does not estimate the gradient of σ, which noise.learn needs"

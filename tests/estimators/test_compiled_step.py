@@ -87,7 +87,6 @@ def test_the_estimate_is_the_eager_one_up_to_rounding(name, graphs):
         {"redraw": "auto", "head": "expected", "units": Heaviside()},
         {"redraw": {"0": "flips", "*": "copies"}, "units": Staircase(3), "noise": glr_dist.Gaussian(0.5, learn="site")},
         {"redraw": {"0": "flips", "*": "copies"}, "units": Staircase(3), "block_elements": 2**8},  # within a unit
-        {"redraw": "auto", "head": "expected", "units": Heaviside(), "flip_share": 0.4},
         {"share": 0.4, "noise": glr_dist.Gaussian(0.5, learn="site")},
         {"share": 0.4, "redraw": "auto", "head": "expected", "units": Heaviside()},
     ],

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from glr_dist import GLR, Gaussian
 from glr_dist.errors import ConfigError, SiteError
-from glr_dist.estimators import flips
-from glr_dist.estimators.flips import Flips, drawn_flips
+from glr_dist.estimators.flips import Flips
 from glr_dist.estimators.samplers import DirectionBlock
 from glr_dist.estimators.unit_wise import Moves
 from glr_dist.losses import LOSSES, expectation, zero_one
@@ -82,86 +81,6 @@ def test_flips_estimate_the_gradient_of_j(unit: str, law: str) -> None:
     learn = {"gaussian": "unit", "laplace": "none"}.get(law, "site")
     net, x, y = made(unit, law, learn)
     agrees(estimates(net, x, y, zero_one), reference(net, UNITS[unit][1], law, learn))
-
-
-@pytest.mark.slow
-@pytest.mark.montecarlo
-@pytest.mark.parametrize(("law", "unit"), [("gaussian", "threshold"), ("logistic", "quantiser")])
-def test_a_share_of_the_flips_estimates_the_gradient_of_j(unit: str, law: str) -> None:
-    learn = {"gaussian": "unit"}.get(law, "site")
-    net, x, y = made(unit, law, learn, flip_share=0.4)
-    assert net.bind(x, y, zero_one).copies["0"] == {"threshold": 1, "quantiser": 3}[unit]
-    agrees(estimates(net, x, y, zero_one), reference(net, UNITS[unit][1], law, learn))
-
-
-def test_flips_are_drawn_in_proportion_to_their_chances() -> None:
-    """The mean number of times that each of 6 flips is drawn, over an even grid of u; one has most of the size."""
-    size = torch.tensor([0.0, 0.1, -3.0, 0.2, 0.05, 0.0], dtype=torch.float64)
-    u = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
-    which, weights = drawn_flips(size[:, None].expand(-1, 4000), u, DirectionBlock(0, 0, 4, 4))
-    chances = 0.9 * size.abs() / size.abs().sum() + 0.1 / 6
-    counts = torch.stack([(which == flip).sum(0) for flip in range(6)]).double().mean(1)
-    torch.testing.assert_close(counts, 4 * chances, atol=1e-3, rtol=0)
-    torch.testing.assert_close(weights, 1 / (4 * chances[which]))
-    parts = [drawn_flips(size[:, None], u[:1], DirectionBlock(i, *ends, 4)) for i, ends in enumerate([(0, 1), (1, 4)])]
-    assert torch.equal(torch.cat([part[0] for part in parts]), which[:, :1])  # blocks share one draw
-
-
-def test_flips_without_any_coefficient_are_drawn_evenly() -> None:
-    which, weights = drawn_flips(torch.zeros(6, 1), torch.tensor([0.5]), DirectionBlock(0, 0, 3, 3))
-    assert which[:, 0].tolist() == [1, 3, 5]
-    torch.testing.assert_close(weights, torch.full((3, 1), 2.0))
-
-
-def test_a_share_of_the_flips_by_replays_of_the_site() -> None:
-    """A module between the units and the next layer: replays then start at the site, with other units by example."""
-
-    def net(**options: Any) -> GLR:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(2, 6), Heaviside(), *options.pop("between", ()), nn.Linear(6, 2)).double()
-        return GLR(model, 0.5, redraw={"0": "flips", "*": "copies"}, head="expected", flip_share=0.5)
-
-    direct, whole = net().gradients(X, Y, zero_one), net(between=(nn.Flatten(),)).gradients(X, Y, zero_one)
-    torch.testing.assert_close(direct.grads["0.weight"], whole.grads["0.weight"])
-
-
-def test_the_share_of_the_flips_is_counted() -> None:
-    def net(**options: Any) -> GLR:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(2, 10), Heaviside(), nn.Linear(10, 2)).double()
-        return GLR(model, 0.5, redraw={"0": "flips", "*": "copies"}, head="expected", **options)
-
-    (whole, all_passes), (copies, passes) = (each.cost(X, Y, zero_one) for each in (net(), net(flip_share=0.3)))
-    assert (whole, copies) == (10, 3)
-    assert passes - 1 == pytest.approx(0.3 * (all_passes - 1))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"flip_share": 0.0}, "flip_share: 0.0 is not allowed"),
-        ({"flip_share": 1.5}, "flip_share: 1.5 is not allowed"),
-        ({"flip_share": 0.5, "redraw": "copies"}, "estimator.flip_share: has no effect without flips"),
-    ],
-)
-def test_shares_of_the_flips_that_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        GLR(nn.Sequential(nn.Linear(2, 3), Heaviside(), nn.Linear(3, 2)), 0.5, **{"redraw": "auto", **options})
-
-
-@pytest.mark.slow
-@pytest.mark.montecarlo
-def test_drawn_flips_without_their_weights_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, x, y = made("threshold", "gaussian", "unit", flip_share=0.4)
-    right = drawn_flips
-
-    def wrong(*arguments: Any) -> tuple[Tensor, Tensor]:
-        which, weights = right(*arguments)
-        return which, torch.full_like(weights, 2.0)  # of an even draw: 2 flips, of which 1 is drawn
-
-    monkeypatch.setattr(flips, "drawn_flips", wrong)
-    with pytest.raises(AssertionError, match="z too large"):
-        agrees(estimates(net, x, y, zero_one), reference(net, UNITS["threshold"][1], "gaussian", "unit"))
 
 
 @pytest.mark.long
