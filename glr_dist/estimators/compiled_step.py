@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.01  # of |δ|: a threshold unit that rounding flips changes one copy among all
 _ROUNDING = 1e-5  # of a loss
+_FLIPPED = 5  # at most one of so many examples may differ in a shared pass, where rounding flips a threshold unit
 _MOST_BLOCKS = 8  # of the moves of a site
 
 
@@ -125,11 +127,7 @@ class CompiledStep:
             function = fused_pass(call)
         except CompileError as error:
             raise CompileError(f"the shared pass cannot be compiled ({error})") from None
-        expected, (found, _) = replace(step, compiled=None).shared_tape(0, example_block, noisy=noisy), function(call)
-        parts = [(tape.losses, *tape.logits.values(), *tape.inputs.values()) for tape in (found, expected)]
-        for mine, its in zip(*parts, strict=True):
-            rounding = _ROUNDING * its.abs().max().item() * its.numel() ** 0.5
-            _compare("shared passes differ from the eager ones", mine, its, rounding)
+        _compare_passes(function(call)[0], replace(step, compiled=None).shared_tape(0, example_block, noisy=noisy))
         self._note("shared passes", shape, function.digest)
         self._passes[shape] = function
 
@@ -177,7 +175,7 @@ class CompiledStep:
         for mine, its in zip(found, expected, strict=True):
             if mine is not None and its is not None:
                 rounding = _ROUNDING * largest * mine.numel() ** 0.5 / (step.size * sigma)
-                _compare(f"redraws of the site '{site.name}' differ from the eager ones", mine, its, rounding)
+                _compare(site, mine, its, rounding)
         self._note(f"redraws of the site '{site.name}'", shape, function.digest)
         return function
 
@@ -225,8 +223,8 @@ def _pass_shape(step: Step, example_block: int) -> Shape:
     return Shape(None, step.examples_in(example_block))
 
 
-def _compare(what: str, found: Tensor, expected: Tensor, rounding: float) -> None:
-    """Refuses a result that differs from that of eager code by more than rounding explains.
+def _compare(site: Site, found: Tensor, expected: Tensor, rounding: float) -> None:
+    """Refuses a result that differs from that of the eager redraw by more than rounding explains.
 
     Raises:
         UserError: it does.
@@ -234,6 +232,26 @@ def _compare(what: str, found: Tensor, expected: Tensor, rounding: float) -> Non
     difference, size = (found - expected).norm().item(), expected.norm().item()
     if not difference <= TOLERANCE * size + rounding:
         raise UserError(
-            f"execution.compile: the compiled {what} by {difference / max(size, 1e-30):.2g} of their size, more than "
-            f"{TOLERANCE:g}; use execution.compile=none"
+            f"execution.compile: the compiled redraws of the site '{site.name}' differ from the eager ones by "
+            f"{difference / max(size, 1e-30):.2g} of their size, more than {TOLERANCE:g}; use execution.compile=none"
+        )
+
+
+def _compare_passes(found: Tape, expected: Tape) -> None:
+    """Refuses a shared pass that differs from the eager one in more examples than rounding explains.
+
+    Raises:
+        UserError: it does.
+    """
+    differs = torch.zeros(len(expected.losses), dtype=torch.bool, device=expected.losses.device)
+    parts = [(tape.losses, *tape.logits.values(), *tape.inputs.values()) for tape in (found, expected)]
+    for mine, its in zip(*parts, strict=True):
+        mine, its = (part.reshape(len(differs), -1).double() for part in (mine, its))
+        rounding = _ROUNDING * its.abs().amax(1) * its.shape[1] ** 0.5
+        same = (mine - its).norm(dim=1) <= TOLERANCE * its.norm(dim=1) + rounding
+        differs |= ~same & its.isfinite().all(1)  # the step itself refuses others
+    if (number := int(differs.sum())) > len(differs) // _FLIPPED:
+        raise UserError(
+            f"execution.compile: the compiled shared pass differs from the eager one in {number} of {len(differs)} "
+            f"examples, by more than {TOLERANCE:g} of their size; use execution.compile=none"
         )

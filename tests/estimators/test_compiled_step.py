@@ -210,9 +210,29 @@ def test_a_wrong_shared_pass_is_refused_before_the_first_step(wrong: Callable[[T
         return replace(right, run=lambda *values: tuple(map(wrong, right.run(*values))))
 
     monkeypatch.setattr(compiled_step, "fused_pass", changed)
-    with pytest.raises(UserError, match=r"compiled shared passes differ .* use execution.compile=none") as caught:
+    message = r"compiled shared pass differs from the eager one in 12 of 12 examples.* use execution.compile=none"
+    with pytest.raises(UserError, match=message) as caught:
         small().gradients(*data())
     assert "\n" not in str(caught.value)
+
+
+def test_a_shared_pass_may_differ_in_few_examples(graphs, monkeypatch):
+    """Where rounding flips a threshold unit, an example differs."""
+
+    def changed(call: fused_pass.PassCall, number: int) -> fused_pass.FusedPass:
+        right = fused_pass.fused_pass(call)
+
+        def run(*values: Tensor) -> tuple[Tensor, ...]:
+            *parts, total = right.run(*values)
+            return *(torch.cat([part[:number] + 1, part[number:]]) for part in parts), total
+
+        return replace(right, run=run)
+
+    monkeypatch.setattr(compiled_step, "fused_pass", lambda call: changed(call, 2))
+    small().gradients(*data())
+    monkeypatch.setattr(compiled_step, "fused_pass", lambda call: changed(call, 3))
+    with pytest.raises(UserError, match="in 3 of 12 examples"):
+        small().gradients(*data())
 
 
 def test_logits_that_are_not_finite_are_named(graphs):
