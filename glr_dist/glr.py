@@ -366,23 +366,37 @@ class GLR(nn.Module):
             compiled = CompiledStep()
             self._compiled.append((step.loss, compiled))
         step = replace(step, compiled=compiled)
-        if step.size not in compiled.sizes:
+        if (step.size, step.form) not in compiled.batches:
             with self.network.hooked():
                 self._verify_if_changed(step)
                 tapes = {block: self.estimator.tape(step, 0, block) for block in _different(step)}
                 items = [item for item in self.estimator.items(step, 0) if item.example_block in tapes]
                 compiled.prepare(self.estimator, step, items, tapes, progress=True)
-                for block in tapes if compiles_passes(step, items) else ():
-                    compiled.prepare_pass(self.estimator, step, block)
-            compiled.sizes.add(step.size)
+                try:
+                    for block in tapes if compiles_passes(step, items) and not compiled.pass_error else ():
+                        compiled.prepare_pass(self.estimator, step, block)
+                except CompileError as error:
+                    if compiled.batches:
+                        raise
+                    compiled.pass_error = str(error)
+            compiled.batches.add((step.size, step.form))
         return step
+
+    @property
+    def eager_passes(self) -> str:
+        """Why the shared passes of compiled steps run eagerly; empty if they do not."""
+        return next((compiled.pass_error for _, compiled in self._compiled if compiled.pass_error), "")
 
     def _with_compiled(self, step: Step) -> Step:
         """Returns the step with compiled functions; the first one as it is if they cannot be compiled."""
+        before = self.eager_passes
         try:
-            return self._compile(step)
+            step = self._compile(step)
+            if self.eager_passes != before:
+                warnings.warn(f"compile: {self.eager_passes}; shared passes run eagerly", stacklevel=4)
+            return step
         except CompileError as error:
-            if any(compiled.sizes for _, compiled in self._compiled) or not self.executor.decides_alone:
+            if any(compiled.batches for _, compiled in self._compiled) or not self.executor.decides_alone:
                 raise
             warnings.warn(f"compile: {error}; the step runs eagerly", stacklevel=4)
             self.compiles = False

@@ -244,7 +244,8 @@ class Network:
                 raise SiteError(_other_shape(name, tuple(z.shape), tuple(self.by_name[name].shape)))
             tape.logits[name] = z
             if name in self._keep_inputs:
-                tape.inputs[name] = inputs.clone() if name in overwritten else inputs
+                # An actor's tape, too, is contiguous: the bits of a product depend on it.
+                tape.inputs[name] = inputs.clone() if name in overwritten else inputs.contiguous()
             return noisy(self.by_name[name], z)
 
         outputs = self.run(
@@ -303,11 +304,18 @@ class Network:
 
     @property
     def state(self) -> tuple[object, ...]:
-        """The modules, their modes and hooks, and the parameters: the checks and the ownership depend on them."""
+        """The modules, their modes, hooks and buffers, and the parameters.
+
+        The checks, the ownership and the compiled functions depend on them.
+        """
         modules = (
-            (id(m), id(type(m)), m.training, *m._forward_hooks, *m._forward_pre_hooks) for m in self.model.modules()
+            (
+                *(id(m), id(type(m)), m.training, *m._forward_hooks, *m._forward_pre_hooks),
+                *((name, None if b is None else (b.dtype, b.shape, b.device)) for name, b in m._buffers.items()),
+            )
+            for m in self.model.modules()
         )
-        return (*modules, *((id(p), p.requires_grad) for p in self.model.parameters()))
+        return (*modules, *((id(p), p.requires_grad, p.dtype, p.shape, p.device) for p in self.model.parameters()))
 
     def __getstate__(self) -> dict[str, Any]:
         """Notes whether the network is prepared for its present state, which names its objects."""

@@ -5,7 +5,7 @@ Every tensor of a batch is batch-first: its first dimension counts the examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,22 @@ def mapped(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
         parts = [mapped(function, part) for part in tree]
         return tuple(parts) if isinstance(tree, tuple) else parts
     return tree
+
+
+def form(tree: Tree) -> Hashable:
+    """Returns what batches have in common that one compiled function serves: all but the numbers in their tensors.
+
+    That is the structure with its keys in order, the dtype and the shape of an example of each tensor, and the values
+    of other types.
+    """
+    if isinstance(tree, Tensor):
+        return tree.dtype, tree.shape[1:]
+    if isinstance(tree, Mapping):
+        return "mapping", tuple((key, form(part)) for key, part in tree.items())
+    if isinstance(tree, (tuple, list)):
+        return type(tree).__name__, tuple(map(form, tree))
+    plain = tree is None or isinstance(tree, (bool, int, float, str, bytes))
+    return type(tree).__qualname__, tree if plain else None
 
 
 def count(tree: Tree, what: str) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -21,6 +22,7 @@ from glr_dist.estimators.unit_wise import cut_moves
 from glr_dist.estimators.work import redrawn_count
 from glr_dist.inductor import CompileError
 from glr_dist.sites import Site, Tape
+from glr_dist.trees import leaves
 
 if TYPE_CHECKING:
     from glr_dist.estimators.estimator import Estimator
@@ -36,6 +38,7 @@ class Shape(NamedTuple):
     """Identifies a compiled function.
 
     Attributes:
+        form: that of the inputs and of the targets (`Step.form`).
         site: name of the site that is redrawn; None for a shared pass.
         examples: number of examples that the function computes.
         weighted: True if they are not all examples of their block, and have weights.
@@ -43,6 +46,7 @@ class Shape(NamedTuple):
             and the one after the last.
     """
 
+    form: tuple[Hashable, Hashable]
     site: str | None
     examples: int
     weighted: bool = False
@@ -66,18 +70,20 @@ class CompiledStep:
     Attributes:
         digests: of the generated code, by shape. A copy in another process builds the functions again, and refuses code
             that differs.
-        sizes: numbers of examples of the batches that all functions exist for.
+        batches: numbers of examples and forms of the batches that all functions exist for.
+        pass_error: why shared passes cannot be compiled, and run eagerly; empty if they can.
     """
 
     def __init__(self) -> None:
-        self.sizes: set[int] = set()
+        self.batches: set[tuple[int, tuple[Hashable, Hashable]]] = set()
+        self.pass_error = ""
         self.digests: dict[Shape, str] = {}
         self._functions: dict[Shape, FusedRedraw] = {}
         self._passes: dict[Shape, FusedPass] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the functions."""
-        return {"sizes": set(), "digests": dict(self.digests), "_functions": {}, "_passes": {}}
+        return {**vars(self), "batches": set(), "digests": dict(self.digests), "_functions": {}, "_passes": {}}
 
     def prepare(
         self,
@@ -127,7 +133,8 @@ class CompiledStep:
             function = fused_pass(call)
         except CompileError as error:
             raise CompileError(f"the shared pass cannot be compiled ({error})") from None
-        _compare_passes(function(call)[0], replace(step, compiled=None).shared_tape(0, example_block, noisy=noisy))
+        expected = replace(step, compiled=None).shared_tape(0, example_block, noisy=noisy)
+        _compare_passes(step, function(call)[0], expected)
         self._note("shared passes", shape, function.digest)
         self._passes[shape] = function
 
@@ -171,9 +178,9 @@ class CompiledStep:
             raise CompileError(f"the redraws of the site '{site.name}' cannot be compiled ({error})") from None
         found, expected = function(call), estimator.eager_shares(eager, item, block, site, tape)
         sigma = min(1.0, step.scales[site.name].min().item())
-        largest = tape.weighted(tape.losses).abs().max().item()
+        largest = tape.weighted(_magnitude(step, tape)).max().item()
         for mine, its in zip(found, expected, strict=True):
-            if mine is not None and its is not None:
+            if mine is not None and its is not None and math.isfinite(largest):  # the step itself refuses others
                 rounding = _ROUNDING * largest * mine.numel() ** 0.5 / (step.size * sigma)
                 _compare(site, mine, its, rounding)
         self._note(f"redraws of the site '{site.name}'", shape, function.digest)
@@ -211,7 +218,7 @@ def _shape_of(step: Step, item: WorkItem, block: DirectionBlock | None, site: Si
     elif step.framed(site):
         directions = tuple(stop - start for _, start, stop in frames_of(block, site.units))
     drawn = redrawn_count(step, item)
-    return Shape(site.name, drawn, drawn < step.examples_in(item.example_block), directions)
+    return Shape(step.form, site.name, drawn, drawn < step.examples_in(item.example_block), directions)
 
 
 def compiles_passes(step: Step, items: Iterable[WorkItem]) -> bool:
@@ -220,7 +227,7 @@ def compiles_passes(step: Step, items: Iterable[WorkItem]) -> bool:
 
 
 def _pass_shape(step: Step, example_block: int) -> Shape:
-    return Shape(None, step.examples_in(example_block))
+    return Shape(step.form, None, step.examples_in(example_block))
 
 
 def _compare(site: Site, found: Tensor, expected: Tensor, rounding: float) -> None:
@@ -237,21 +244,34 @@ def _compare(site: Site, found: Tensor, expected: Tensor, rounding: float) -> No
         )
 
 
-def _compare_passes(found: Tape, expected: Tape) -> None:
+def _compare_passes(step: Step, found: Tape, expected: Tape) -> None:
     """Refuses a shared pass that differs from the eager one in more examples than rounding explains.
 
     Raises:
         UserError: it does.
     """
-    differs = torch.zeros(len(expected.losses), dtype=torch.bool, device=expected.losses.device)
-    parts = [(tape.losses, *tape.logits.values(), *tape.inputs.values()) for tape in (found, expected)]
+    n, rounding = len(expected.losses), _ROUNDING * _magnitude(step, expected)
+    differs = torch.zeros(n, dtype=torch.bool, device=expected.losses.device)
+    parts = [[tape.losses, *leaves((tape.logits, tape.inputs, tape.starts))] for tape in (found, expected)]
     for mine, its in zip(*parts, strict=True):
-        mine, its = (part.reshape(len(differs), -1).double() for part in (mine, its))
-        rounding = _ROUNDING * its.abs().amax(1) * its.shape[1] ** 0.5
-        same = (mine - its).norm(dim=1) <= TOLERANCE * its.norm(dim=1) + rounding
-        differs |= ~same & its.isfinite().all(1)  # the step itself refuses others
-    if (number := int(differs.sum())) > len(differs) // _FLIPPED:
+        if mine.dtype == its.dtype and its.is_floating_point() and len(its) % n == 0:
+            mine, its = (part.reshape(n, -1).double() for part in (mine, its))
+            allowed = TOLERANCE * its.norm(dim=1) + rounding * its.shape[1] ** 0.5
+            differs |= ~((mine - its).norm(dim=1) <= allowed) & its.isfinite().all(1)  # the step refuses others
+        elif not torch.equal(mine, its):
+            differs[:] = True
+    for name, its in expected.statistics.items():
+        if not torch.allclose(found.statistics[name], its, rtol=TOLERANCE, atol=_ROUNDING):
+            differs[:] = True
+    if (number := int(differs.sum())) > n // _FLIPPED:
         raise UserError(
-            f"execution.compile: the compiled shared pass differs from the eager one in {number} of {len(differs)} "
-            f"examples, by more than {TOLERANCE:g} of their size; use execution.compile=none"
+            f"execution.compile: the compiled shared pass differs from the eager one in {number} of {n} examples, by "
+            f"more than {TOLERANCE:g} of their size; use execution.compile=none"
         )
+
+
+def _magnitude(step: Step, tape: Tape) -> Tensor:
+    """Returns the largest loss or logit of each example [n]: a loss is a difference of logits, and rounds like them."""
+    n = len(tape.losses)
+    parts = (tape.losses, *(tape.logits[site.name] for site in step.network.sites))
+    return torch.stack([part.reshape(n, -1).abs().amax(1) for part in parts]).amax(0)

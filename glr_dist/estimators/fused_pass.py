@@ -103,7 +103,7 @@ class FusedPass:
 
         def found(_: Tensor) -> Tensor:
             place = next(places)
-            return results[place].contiguous() if isinstance(place, int) else _value(call, *place)
+            return (results[place] if isinstance(place, int) else _value(call, *place)).contiguous()
 
         tape = Tape(**mapped(found, self.form), u=call.u, noise=call.noise)
         return tape, math.isfinite(total.item())

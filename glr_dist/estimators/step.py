@@ -6,7 +6,7 @@ an example block, N examples of the batch, *S the shape of a site's logits, D th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -26,7 +26,7 @@ from glr_dist.noise import Noise
 from glr_dist.rules import any_segment
 from glr_dist.sites import Site, Tape
 from glr_dist.streams import Key, Role, generator
-from glr_dist.trees import Tree, copied, count, leaves, taken
+from glr_dist.trees import Tree, copied, count, form, leaves, taken
 
 if TYPE_CHECKING:
     from glr_dist.estimators.compiled_step import CompiledStep
@@ -50,7 +50,7 @@ class WorkItem(NamedTuple):
     directions: tuple[DirectionBlock, ...] = ()
 
 
-_ZERO = torch.zeros(())  # never written
+_ZERO = torch.zeros(())  # the loss of all shares without one; never written
 
 
 @dataclass
@@ -163,6 +163,11 @@ class Step:
     def size(self) -> int:
         """Number of examples of the batch, N."""
         return count(self.x, "x")
+
+    @cached_property
+    def form(self) -> tuple[Hashable, Hashable]:
+        """What batches have in common that one compiled function serves, of the inputs and of the targets."""
+        return form(self.x), form(self.y)
 
     @cached_property
     def device(self) -> torch.device:

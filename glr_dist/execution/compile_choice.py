@@ -40,7 +40,7 @@ def choose(estimator: Estimator, step: Step, steps: int, batches: int) -> Litera
     functions = len(shapes_of(step, items)) * batches
     if compiles_passes(step, items):
         saved += steps * SECONDS_PER_PASS * estimator.passes(step) * len(step.example_blocks)
-        functions += batches
+        functions += batches * len({step.examples_in(block) for block in step.example_blocks})
     cost = SECONDS_OF_START + SECONDS_PER_FUNCTION * functions if functions else 0.0
     path: Literal["none", "step"] = "step" if saved > _MARGIN * cost else "none"
     print(

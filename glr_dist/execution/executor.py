@@ -37,7 +37,7 @@ class Executor(ABC):
     An executor is a context manager that releases its resources on exit.
 
     Attributes:
-        decides_alone: True if this process decides alone whether redraws that cannot be compiled run eagerly.
+        decides_alone: True if this process decides alone whether a step that cannot be compiled runs eagerly.
     """
 
     decides_alone = True

@@ -37,6 +37,8 @@ def take_path(config: Config, net: GLR, train: Split, loss: Loss, *, may_run_eag
     try:
         for batch in batches if net.compiles else ():
             net.compile_step(*train.batch(slice(0, batch)), loss)
+        if net.compiles and net.eager_passes:
+            print(f"execution.compile: step; {net.eager_passes}; shared passes run eagerly", file=sys.stderr)
     except CompileError as error:
         if not may_run_eagerly:
             raise

@@ -93,7 +93,7 @@ class _WorkerTrainer(Trainer):
             self._advance(epochs)
 
     def compile(self) -> dict[Shape, str]:
-        """Compiles the redraws, as the configuration says, and returns the digests of the code."""
+        """Compiles the steps, as the configuration says, and returns the digests of the code."""
         self.net.train()
         self._compile()
         return self.net.compiled_code

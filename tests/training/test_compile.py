@@ -25,7 +25,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_run_is_resumed_with_compiled_redraws(tiny, tmp_path, graphs, capsys):
+def test_a_compiled_run_is_resumed_with_compiled_steps(tiny, tmp_path, graphs, capsys):
     whole = train(tiny(STEP), tmp_path / "whole")
     assert graphs
     assert whole["compile"] == "step"
@@ -72,7 +72,7 @@ def test_auto_writes_what_it_chose(tiny, tmp_path):
     assert RunFolder(tmp_path).config().execution.compile == "none"
 
 
-def test_compiled_redraws_decide_the_result(tiny):
+def test_compiled_steps_decide_the_result(tiny):
     assert deciding(tiny(STEP)) == {**deciding(tiny()), "execution.compile": "step"}
 
 
