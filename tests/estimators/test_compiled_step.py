@@ -281,6 +281,41 @@ def test_a_shared_pass_that_cannot_be_compiled_runs_eagerly_beside_compiled_redr
     assert len(graphs) == 4
 
 
+class Joined(nn.Module):
+    """A site within a block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.view_as_real(x).flatten(1) if x.is_complex() else x.float()
+        return self.linear(x).sigmoid()
+
+
+class Before(nn.Module):
+    """Gives the block of a site a tensor of another type."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return {"complex": torch.fft.rfft, "bool": lambda x: x > 0, "int": lambda x: (3 * x).long()}[self.kind](x)
+
+
+@pytest.mark.parametrize(("kind", "width"), [("complex", 10), ("bool", 8), ("int", 8)])
+def test_what_precedes_a_nested_site_may_be_of_any_type(kind, width, graphs):
+    def net(compile: str) -> GLR:
+        torch.manual_seed(0)
+        return small(compile, model=nn.Sequential(Before(kind), Joined(width), nn.Linear(6, 3)))
+
+    found, expected = (net(compile).gradients(*data()) for compile in ("step", "none"))
+    assert len(graphs) == 3
+    for name, its in expected.grads.items():
+        assert (found.grads[name] - its).norm() <= 1e-4 * its.norm(), name
+
+
 class Two(nn.Module):
     """Takes two inputs, of which one may be missing, over any number of tokens; images are bytes or floats."""
 
