@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from glr_dist.chain import chain
 from glr_dist.checks import check_examples_apart, check_gradients_are_derivatives, unkeyed_randomness_is_an_error
@@ -311,11 +312,11 @@ class Network:
         modules = (
             (
                 *(id(m), id(type(m)), m.training, *m._forward_hooks, *m._forward_pre_hooks),
-                *((name, None if b is None else (b.dtype, b.shape, b.device)) for name, b in m._buffers.items()),
+                *((name, _kind(buffer)) for name, buffer in m._buffers.items()),
             )
             for m in self.model.modules()
         )
-        return (*modules, *((id(p), p.requires_grad, p.dtype, p.shape, p.device) for p in self.model.parameters()))
+        return (*modules, *((id(p), p.requires_grad, *_kind(p)) for p in self.model.parameters()))
 
     def __getstate__(self) -> dict[str, Any]:
         """Notes whether the network is prepared for its present state, which names its objects."""
@@ -393,6 +394,11 @@ class Network:
             wanted = pattern.removeprefix("!")
             if wanted != "*" and not any(fnmatchcase(name, wanted) for name in found):
                 raise SiteError(f"site names: the pattern '{pattern}' matches no site; {hint(wanted, found)}")
+
+
+def _kind(tensor: Tensor | None) -> tuple[object, ...]:
+    """Returns the dtype, shape and device of a parameter or buffer; nothing of a lazy one, or where there is none."""
+    return () if tensor is None or is_lazy(tensor) else (tensor.dtype, tensor.shape, tensor.device)
 
 
 def _other_calls(name: str, ran: str, expected: int) -> str:
