@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import cmath
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -117,4 +117,5 @@ def all_finite(tensor: Tensor) -> bool:
     A sum takes a tenth of the time of `isfinite`. If finite elements overflow it, the sum of 0 · x decides, which is
     NaN where an x is either.
     """
-    return math.isfinite(tensor.sum().item()) or not math.isnan((tensor * 0).sum().item())
+    # Python's functions take complex numbers, too, and less time than torch's on one number.
+    return cmath.isfinite(tensor.sum().item()) or not cmath.isnan((tensor * 0).sum().item())

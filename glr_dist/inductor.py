@@ -34,6 +34,7 @@ _SETTINGS: dict[str, Any] = {  # of inductor, whatever the environment says; tho
     "cpp.enable_unsafe_math_opt_flag": False,
     "cpp.enable_floating_point_contract_flag": "off",
     "compile_threads": 1,  # no pool of processes
+    "benchmark_harness": False,  # it shows which arguments share memory, as those that an actor receives do
     "freezing": False,  # parameters change
     "max_autotune": False,
     "max_autotune_gemm": False,

@@ -50,5 +50,5 @@ def test_an_epoch_without_a_derivative_anywhere_learns_and_repeats_bit_for_bit(n
         )
         summary = train(settings, tmp_path / f"threads-{threads}")
         digests.append(summary["params_sha256"])
-        assert summary["test_accuracy"] > (0.85 if name == "mnist" else 0.70)
+        assert summary["test_accuracy"] > (0.85 if name == "mnist" else 0.60)
     assert digests[0] == digests[1]

@@ -485,6 +485,14 @@ def test_moves_in_many_blocks_run_eagerly(way, graphs):
     assert torch.allclose(found["0.weight"], expected["0.weight"], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.long
+def test_the_code_does_not_depend_on_the_memory_of_its_arguments(compiler):
+    """What an actor receives lies in one buffer."""
+    whole = torch.arange(12.0)
+    apart = inductor.built(lambda a, b: ((a + 1) * b,), [whole[:6].clone(), whole[6:].clone()])
+    assert inductor.built(lambda a, b: ((a + 1) * b,), [whole[:6], whole[6:]]).digest == apart.digest
+
+
 @pytest.mark.process
 def test_the_compiler_keeps_the_layout_that_contiguous_gives(monkeypatch):
     """The expected 0-1 loss is a product over the classes, several examples at a time, if the classes come first."""

@@ -548,7 +548,7 @@ def test_estimates_of_an_opened_model_are_unbiased(make: type[nn.Module]) -> Non
     """The reference is autograd of the noisy objective with the same noise and masks in the shared pass."""
     model = opened(make())
     x, y = torch.randn(4, T, E), torch.tensor([0, 1, 1, 0])
-    steps = 100
+    steps = 200
     estimates: dict[str, list[dict[str, Tensor]]] = {}
     for estimator, options in (("conditional", {"copies": 64}), ("pathwise", {})):
         net = GLR(model, 0.3, estimator, executor=Inline(1), **options)

@@ -94,11 +94,11 @@ def check_slopes(case: Case, model: nn.Module) -> None:
 
 
 def check_slopes_of(model: nn.Module, x: Tree, y: Tree, **options: Any) -> None:
-    """Checks the slopes of a network; takes more steps while they are too uncertain."""
+    """Checks the slopes of a network; takes more steps while they are too uncertain, or one deviates in few steps."""
     for steps in STEPS:
         found = slopes(model, x, y, **{**FAST, "steps": steps, **options})
         assert set(found) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        if all(slope.error <= ERROR for slope in found.values()):
+        if all(slope.error <= ERROR and abs(slope.z) <= Z for slope in found.values()):
             break
     assert {name: slope for name, slope in found.items() if abs(slope.z) > Z} == {}
     assert {name: slope for name, slope in found.items() if slope.error > ERROR} == {}, "too few estimates to tell"
