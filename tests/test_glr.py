@@ -633,6 +633,14 @@ def test_numbers_that_are_not_finite_are_found(dtype, value):
     assert not all_finite(numbers)
 
 
+def test_complex_numbers_and_counts_are_finite():
+    numbers = torch.full((3,), 1 + 2j)
+    assert all_finite(numbers)
+    numbers[1] = complex(0, torch.inf)
+    assert not all_finite(numbers)
+    assert all_finite(torch.arange(3))
+
+
 def test_work_items_are_larger_on_a_gpu_unless_their_size_is_given():
     model, x, y = nn.Linear(4, 3), torch.randn(4, 4), torch.arange(4) % 3
     for chosen, cpu, gpu in ((None, 2**19, 2**24), ("auto", 2**19, 2**24), (1000, 1000, 1000)):
