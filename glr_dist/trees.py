@@ -36,7 +36,7 @@ def mapped(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
 
 
 def form(tree: Tree) -> Hashable:
-    """Returns what batches have in common that one compiled function serves: all but the numbers in their tensors.
+    """Returns the form of a batch, all but the numbers in its tensors; one compiled function serves one form.
 
     That is the structure with its keys in order, the dtype and the shape of an example of each tensor, and the values
     of other types.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.01  # of |δ|: a threshold unit that rounding flips changes one copy among all
 _ROUNDING = 1e-5  # of a loss
-_FLIPPED = 5  # at most one of so many examples may differ in a shared pass, where rounding flips a threshold unit
+_FLIPPED = 5  # a shared pass may differ in one example out of five: rounding can flip a threshold unit
 _MOST_BLOCKS = 8  # of the moves of a site
 
 

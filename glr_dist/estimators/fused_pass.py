@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from glr_dist.estimators.lent import Name, held, lent, names_of, of_kind
+from glr_dist.estimators.fused_arguments import Name, held, lent, names_of, of_kind
 from glr_dist.estimators.step import Pass, Step, unchanged
 from glr_dist.inductor import built
 from glr_dist.network import Uniforms

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from glr_dist.estimators.fused_arguments import Name, held, lent, names_of, of_kind
 from glr_dist.estimators.head import EXPECTED, derivative_shares, expected_shares, head_gradient
-from glr_dist.estimators.lent import Name, held, lent, names_of, of_kind
 from glr_dist.estimators.levels import scores_of
 from glr_dist.estimators.samplers import DirectionBlock, Frames, orthogonal_frames
 from glr_dist.estimators.step import Pass, Step, WorkItem, likelihood_ratio, unchanged

@@ -166,7 +166,7 @@ class Step:
 
     @cached_property
     def form(self) -> tuple[Hashable, Hashable]:
-        """What batches have in common that one compiled function serves, of the inputs and of the targets."""
+        """The forms of the inputs and of the targets (`trees.form`): one compiled function serves one of each."""
         return form(self.x), form(self.y)
 
     @cached_property

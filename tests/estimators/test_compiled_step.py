@@ -217,7 +217,7 @@ def test_a_wrong_shared_pass_is_refused_before_the_first_step(wrong: Callable[[T
 
 
 def test_a_shared_pass_may_differ_in_few_examples(graphs, monkeypatch):
-    """Where rounding flips a threshold unit, an example differs."""
+    """Rounding can flip a threshold unit, and then the whole example differs."""
 
     def changed(call: fused_pass.PassCall, number: int) -> fused_pass.FusedPass:
         right = fused_pass.fused_pass(call)
@@ -487,7 +487,7 @@ def test_moves_in_many_blocks_run_eagerly(way, graphs):
 
 @pytest.mark.long
 def test_the_code_does_not_depend_on_the_memory_of_its_arguments(compiler):
-    """What an actor receives lies in one buffer."""
+    """An actor receives all its tensors in one buffer."""
     whole = torch.arange(12.0)
     apart = inductor.built(lambda a, b: ((a + 1) * b,), [whole[:6].clone(), whole[6:].clone()])
     assert inductor.built(lambda a, b: ((a + 1) * b,), [whole[:6], whole[6:]]).digest == apart.digest
