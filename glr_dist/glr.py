@@ -181,7 +181,7 @@ class GLR(nn.Module):
         self.compiles = compiles(compile, self.options)
         self._compiled: list[tuple[Loss, CompiledStep]] = []
         self.feedback = Feedback()
-        self._head: tuple[Loss, Head] | None = None  # of the last loss
+        self._decided: tuple[Loss, Head, dict[str, Any]] | None = None  # by the last loss: head and options
         self._verified: set[str] = set()  # names of the losses that the network as it is was verified with
 
     def forward(self, x: Tree) -> Tensor:
@@ -223,7 +223,7 @@ class GLR(nn.Module):
         network = self.network
         self._verified.clear()
         self._compiled.clear()
-        self._head = None
+        self._decided = None
         estimated = self.options.name != "pathwise"
         network.prepare(x, estimated=estimated, keep_inputs=lambda site: direct_rule(network, site) is not None)
         names = [site.name for site in network.sites]
@@ -458,19 +458,10 @@ class GLR(nn.Module):
             SiteError: the network cannot be trained as it is, or does not allow that head.
         """
         self._prepare_if_changed(x)
-        head = self._head_for(loss)
-        options = dict(self._site_options)
-        options["unit_wise"] = self._unit_wise_for(head)
-        options["levels"] = {name: t for name, t in options["levels"].items() if name not in options["unit_wise"]}
-        moved = {name: replay_count(self.unit_wise, self.network.by_name[name]) for name in options["unit_wise"]}
-        options["copies"] = {**options["copies"], **moved}
-        if self.network.sites and self.options.name in ("conditional", "layerwise"):
-            draws = {EXPECTED: 0, DERIVATIVE: self.options.head_draws}
-            last = self.network.sites[-1].name
-            options["copies"] = {**options["copies"], last: draws.get(head.kind, options["copies"][last])}
-            if head.kind != SAMPLED:  # its noise is not redrawn to estimate δ
-                options["spaces"] = {name: space for name, space in options["spaces"].items() if name != last}
-        options["feedback"] = self._maps(head, {*options["unit_wise"], *options["levels"]})
+        if self._decided is None or self._decided[0] is not loss:
+            head = head_of(self.options.head, self.network, loss, self.noise)
+            self._decided = loss, head, self._options_for(head)
+        _, head, options = self._decided
         learned = self.noise is not None and self.noise.learn != "none"
         step = Step(
             network=self.network,
@@ -484,6 +475,7 @@ class GLR(nn.Module):
             y=y,
             loss=loss,
             head=head,
+            feedback=self._maps(head, {*options["unit_wise"], *options["levels"]}),
             **options,
         )
         return self._allotted(step) if self.options.copies == "auto" else step
@@ -527,6 +519,21 @@ class GLR(nn.Module):
         """Returns the way of redrawing of each site of the prepared network that an option `redraw` means."""
         return by_site(redraw, [site.name for site in self.network.sites], "estimator.redraw")
 
+    def _options_for(self, head: Head) -> dict[str, Any]:
+        """Returns the options by site of the steps that have this head."""
+        options = dict(self._site_options)
+        options["unit_wise"] = self._unit_wise_for(head)
+        options["levels"] = {name: t for name, t in options["levels"].items() if name not in options["unit_wise"]}
+        moved = {name: replay_count(self.unit_wise, self.network.by_name[name]) for name in options["unit_wise"]}
+        options["copies"] = {**options["copies"], **moved}
+        if self.network.sites and self.options.name in ("conditional", "layerwise"):
+            draws = {EXPECTED: 0, DERIVATIVE: self.options.head_draws}
+            last = self.network.sites[-1].name
+            options["copies"] = {**options["copies"], last: draws.get(head.kind, options["copies"][last])}
+            if head.kind != SAMPLED:  # its noise is not redrawn to estimate δ
+                options["spaces"] = {name: space for name, space in options["spaces"].items() if name != last}
+        return options
+
     def _unit_wise_for(self, head: Head) -> dict[str, UnitWise]:
         """Returns the unit-wise redraws of a step: those that the option names, and with `auto` that before the head.
 
@@ -559,12 +566,6 @@ class GLR(nn.Module):
         like = torch.empty(0, dtype=self.network.dtype, device=self.log_scales[scale_key(sites[0].name)].device)
         with reproducible(), torch.no_grad():
             return self.feedback.maps(redrawn, self.network.output_shape.numel(), like)
-
-    def _head_for(self, loss: Loss) -> Head:
-        """Returns the head for a loss; one of the last loss keeps what its expectation has computed."""
-        if self._head is None or self._head[0] is not loss:
-            self._head = loss, head_of(self.options.head, self.network, loss, self.noise)
-        return self._head[1]
 
     def close(self) -> None:
         """Releases what the executor holds, such as its Ray actors."""

@@ -120,7 +120,7 @@ def _outputs_first(graph: GraphModule) -> None:
 
 
 def _contiguous(graph: GraphModule) -> None:
-    """Keeps the layout that `contiguous` gives a transposed tensor; the compiler would choose one by itself.
+    """Keeps contiguous copies, and their layout; the compiler would choose one by itself, or compute them many times.
 
     The expected 0-1 loss is a product over the classes, for which C++ needs twice the time with the classes last.
     """
@@ -130,8 +130,7 @@ def _contiguous(graph: GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or node.target is not aten.clone.default:
             continue
-        turned = node.args[0].target in (aten.permute.default, aten.t.default, aten.transpose.int)
-        if turned and node.kwargs.get("memory_format") is torch.contiguous_format:
+        if node.kwargs.get("memory_format") is torch.contiguous_format:
             strides = list(node.meta["val"].stride())
             with graph.graph.inserting_after(node):
                 kept = graph.graph.call_function(inductor_prims.force_stride_order, (node, strides))
@@ -173,20 +172,22 @@ def _compiled(graph: GraphModule, arguments: list[Tensor], used: tuple[int, ...]
     (code,) = codes
     lines = [line for line in code.source_code.splitlines() if not line.startswith("#")]  # these number compilations
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-    inside = getattr(code, "current_callable", None)
-    if inside is not None and arguments[0].device.type == "cpu" and expected == [len(arguments)]:
-        run = _direct(inside, run, arguments)
+    inside, constants = getattr(code, "current_callable", None), list(graph.buffers())
+    if inside is not None and arguments[0].device.type == "cpu" and expected == [len(constants) + len(arguments)]:
+        run = _direct(inside, run, constants, arguments)
     return Built(run, used, digest)
 
 
-def _direct(code: Callable[[list[Tensor]], Sequence[Tensor]], run: Any, arguments: list[Tensor]) -> Any:
+def _direct(
+    code: Callable[[list[Tensor]], Sequence[Tensor]], run: Any, constants: list[Tensor], arguments: list[Tensor]
+) -> Any:
     """Returns the generated code without the calls around it, if it gives the same results alone.
 
     These calls, which serve autograd, take about a fifth of the time of a small network's functions.
     """
 
     def direct(*given: Tensor) -> Results:
-        return tuple(code(list(given)))
+        return tuple(code([*constants, *given]))
 
     wanted, found = run(*arguments), direct(*arguments)
     same = len(wanted) == len(found) and all(map(_same_bits, wanted, found))

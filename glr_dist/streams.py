@@ -7,10 +7,11 @@ import struct
 import threading
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
 
 
@@ -98,9 +99,20 @@ def generator(key: Key, device: torch.device | str = "cpu") -> torch.Generator:
     return stream
 
 
+class _Words(ISeedSequence):
+    """The key of a Philox generator; one given as `key` would draw unused entropy from the system first."""
+
+    def __init__(self, key: Key) -> None:
+        self._digest = key.digest(16)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray[Any, Any]:
+        """Returns the first words of the key's digest."""
+        return np.frombuffer(self._digest, dtype, n_words)
+
+
 def numpy_generator(key: Key) -> np.random.Generator:
     """Returns a numpy generator whose stream is a pure function of `key`."""
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key.digest(16), "little")))
+    return np.random.Generator(np.random.Philox(_Words(key)))  # type: ignore[arg-type]
 
 
 def uniforms(shape: Sequence[int], stream: torch.Generator) -> Tensor:

@@ -59,7 +59,7 @@ def compilable(step: Step, site: Site) -> bool:
     pairs = step.options.antithetic and len(step.levels.get(site.name, ())) == 1 and site.name not in step.log_scales
     tables = site.name in step.levels and not pairs
     cut = site.name in step.unit_wise and len(cut_moves(step, site)) > _MOST_BLOCKS  # each is a function of its own
-    return not (tables or cut or site.name in {*step.spaces, *step.feedback})
+    return not (tables or cut or site.name in step.spaces or site.name in step.feedback)
 
 
 class CompiledStep:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from glr_dist.trees import Tree, leaves, mapped
+
+C = TypeVar("C")
 
 Name = tuple[str, Any]  # kind of an argument, and which of that kind
 
@@ -53,6 +55,11 @@ def lent(model: nn.Module, given: Mapping[Name, Tensor]) -> Iterator[None]:
 def names_of(kind: str, tree: Tree) -> list[Name]:
     """Returns the names of the arguments that are the tensors of a tree."""
     return [(kind, i) for i in range(len(leaves(tree)))]
+
+
+def values(sources: Mapping[str, Callable[[C, Any], Tensor]], call: C, names: Sequence[Name]) -> list[Tensor]:
+    """Returns the arguments of a call, each from the source of its kind."""
+    return [sources[kind](call, which).contiguous() for kind, which in names]
 
 
 def of_kind(given: Mapping[Name, Tensor], kind: str, tree: Tree) -> Tree:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from glr_dist.estimators.fused_arguments import Name, held, lent, names_of, of_kind
+from glr_dist.estimators.fused_arguments import Name, held, lent, names_of, of_kind, values
 from glr_dist.estimators.step import Pass, Step, unchanged
 from glr_dist.inductor import built
 from glr_dist.network import Uniforms
@@ -53,29 +53,33 @@ class PassCall(NamedTuple):
         return cls(step, shared_pass, example_block, noisy, x, y, u, {})
 
     def draw(self, site: str) -> Tensor:
-        """Draws σ ε [n, *S] of a site, and keeps it."""
-        step = self.step
-        eps = step.shared_eps(step.network.by_name[site], self.shared_pass, self.example_block)
-        self.noise[site] = eps * step.scales[site]
+        """Returns σ ε [n, *S] of a site, which is drawn once."""
+        if site not in self.noise:
+            other = self.step.network.by_name[site]
+            self.noise[site] = self.step.added(other, self.shared_pass, self.example_block)
         return self.noise[site]
 
     def uniforms(self, number: int, x: Tensor) -> Tensor:
         """Draws the uniforms of a call of a keyed module, in the shape of x [n, …]."""
         return self.step.uniforms(self.shared_pass, self.example_block)(number, x)
 
-    def recorded(self, added: Callable[[str], Tensor], uniforms: Uniforms) -> Tape:
-        """Runs the pass with the noise that `added` returns for a site; returns its tape."""
-
-        def noisy(site: Site, z: Tensor) -> Tensor:
-            if self.step.integrated(site):
-                return z
-            noise = added(site.name)
-            return (z.view(-1, *noise.shape) + noise).view(z.shape)
-
-        passing = Pass(self.step, noisy if self.noisy else unchanged, self.u)
+    def recorded(self, noise: Callable[[Site], Tensor], uniforms: Uniforms) -> Tape:
+        """Runs the pass with the σ ε that `noise` returns for a site; returns its tape."""
+        passing = Pass(self.step, self.step.adding(noise) if self.noisy else unchanged, self.u)
         outputs, tape = self.step.network.record(self.x, passing.visit, uniforms)
         tape.losses = passing.losses(outputs, self.targets)
         return tape
+
+
+_GIVEN: dict[str, Callable[[PassCall, Any], Tensor]] = {
+    "input": lambda call, i: leaves(call.x)[i],
+    "target": lambda call, i: leaves(call.targets)[i],
+    "u": lambda call, _: call.u,
+    "scale": lambda call, site: call.step.scales[site],
+    "noise": lambda call, site: call.draw(site),
+    "uniforms": lambda call, request: call.uniforms(request[0], torch.empty(request[1], device=call.step.device)),
+    "tensor": lambda _, place: place.tensor(),
+}
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,12 @@ class FusedPass:
 
     def __call__(self, call: PassCall) -> tuple[Tape, bool]:
         """Returns the tape of a pass, and True if the sum of all logits is finite."""
-        *results, total = self.run(*[_value(call, *name).contiguous() for name in self.names])
+        *results, total = self.run(*values(_GIVEN, call, self.names))
         places = iter(self.places)
 
         def found(_: Tensor) -> Tensor:
             place = next(places)
-            return (results[place] if isinstance(place, int) else _value(call, *place)).contiguous()
+            return (results[place] if isinstance(place, int) else values(_GIVEN, call, [place])[0]).contiguous()
 
         tape = Tape(**mapped(found, self.form), u=call.u, noise=call.noise)
         return tape, math.isfinite(total.item())
@@ -121,7 +125,7 @@ def fused_pass(call: PassCall) -> FusedPass:
         requests.append((number, tuple(x.shape)))
         return call.uniforms(number, x)
 
-    call.recorded(call.draw, requested)
+    call.recorded(lambda site: call.draw(site.name), requested)
     step, model = call.step, call.step.network.model
     names: list[Name] = [
         *names_of("input", call.x),
@@ -135,9 +139,9 @@ def fused_pass(call: PassCall) -> FusedPass:
     form: Tree = None
     places: list[int | Name] = []
 
-    def function(*values: Tensor) -> tuple[Tensor, ...]:
+    def function(*arguments: Tensor) -> tuple[Tensor, ...]:
         nonlocal form
-        given = dict(zip(names, values, strict=True))
+        given = dict(zip(names, arguments, strict=True))
         traced = call._replace(
             step=replace(step, scales={name: given["scale", name] for name in step.scales}),
             x=of_kind(given, "input", call.x),
@@ -146,7 +150,7 @@ def fused_pass(call: PassCall) -> FusedPass:
         )
         with lent(model, given):
             tape = traced.recorded(
-                lambda site: given["noise", site], lambda number, x: given["uniforms", (number, tuple(x.shape))]
+                lambda site: given["noise", site.name], lambda number, x: given["uniforms", (number, tuple(x.shape))]
             )
         recorded = {part: getattr(tape, part) for part in _RECORDED}
         form = mapped(lambda _: torch.empty(0), recorded)
@@ -157,26 +161,5 @@ def fused_pass(call: PassCall) -> FusedPass:
         total = torch.stack([z.sum() for z in tape.logits.values()]).sum()
         return *results.values(), total
 
-    found = built(function, [_value(call, *name).contiguous() for name in names])
+    found = built(function, values(_GIVEN, call, names))
     return FusedPass(found.run, tuple(names[i] for i in found.used), form, tuple(places), found.digest)
-
-
-def _value(call: PassCall, kind: str, which: Any) -> Tensor:
-    """Returns an argument of the compiled function."""
-    found: Tensor
-    if kind == "input":
-        found = leaves(call.x)[which]
-    elif kind == "target":
-        found = leaves(call.targets)[which]
-    elif kind == "u":
-        found = call.u
-    elif kind == "scale":
-        found = call.step.scales[which]
-    elif kind == "noise":
-        found = call.noise[which] if which in call.noise else call.draw(which)
-    elif kind == "uniforms":
-        number, shape = which
-        found = call.uniforms(number, torch.empty(shape, device=call.step.device))
-    else:
-        found = which.tensor()
-    return found

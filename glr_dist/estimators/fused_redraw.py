@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from glr_dist.estimators.fused_arguments import Name, held, lent, names_of, of_kind
-from glr_dist.estimators.head import EXPECTED, derivative_shares, expected_shares, head_gradient
+from glr_dist.estimators.fused_arguments import Name, held, lent, names_of, of_kind, values
+from glr_dist.estimators.head import derivative_shares, expected_shares, head_gradient
 from glr_dist.estimators.levels import scores_of
 from glr_dist.estimators.samplers import DirectionBlock, Frames, orthogonal_frames
 from glr_dist.estimators.step import Pass, Step, WorkItem, likelihood_ratio, unchanged
@@ -39,7 +39,8 @@ def _scalar(value: float, dtype: torch.dtype) -> Tensor:
     return torch.tensor(value, dtype=dtype)
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True)
+class Call:
     """Inputs of a redraw: a step, its item and tape, and the noise that is drawn.
 
     Attributes:
@@ -83,7 +84,7 @@ class Call(NamedTuple):
         """Number of examples, n."""
         return len(self.tape.logits[self.site.name])
 
-    @property
+    @cached_property
     def factors(self) -> list[Tensor]:
         """The tensors that are drawn."""
         if self.drawn is None:
@@ -105,6 +106,12 @@ class Call(NamedTuple):
         return _scalar(1 / (step.size * step.passes[name] * copies), step.network.dtype)
 
     @property
+    def weights(self) -> Tensor:
+        """Weights of the drawn examples [n]."""
+        assert self.tape.weights is not None
+        return self.tape.weights
+
+    @property
     def logits(self) -> list[str]:
         """The sites whose logits in the shared pass a redraw begins with."""
         linear = next_linear(self.step.network, self.site) if self.site.name in self.step.unit_wise else None
@@ -112,11 +119,9 @@ class Call(NamedTuple):
 
     def noise(self, site: str) -> Tensor:
         """Returns σ ε [n, *S] of another site in the shared pass."""
-        kept = self.tape.noise
+        kept, item = self.tape.noise, self.item
         if site not in kept:
-            other, item = self.step.network.by_name[site], self.item
-            eps = self.step.shared_eps(other, item.shared_pass, item.example_block)
-            kept[site] = eps * self.step.scales[site]
+            kept[site] = self.step.added(self.step.network.by_name[site], item.shared_pass, item.example_block)
         return kept[site]
 
     def uniforms(self, number: int, shape: tuple[int, ...]) -> Tensor:
@@ -139,8 +144,7 @@ class FusedRedraw:
 
     def __call__(self, call: Call) -> Shares:
         """Returns the shares of a block of redraws in δ / N [n, *S] and, if σ is learned, in the gradient of log σ."""
-        factors = call.factors
-        found = self.run(*[_value(call, factors, kind, which) for kind, which in self.names])
+        found = self.run(*values(_GIVEN, call, self.names))
         return found[0], found[1] if len(found) > 1 else None
 
 
@@ -165,64 +169,45 @@ def fused(call: Call) -> FusedRedraw:
         *(("tensor", place) for place in held(model)),
     ]
 
-    def function(*values: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(names, values, strict=True))
+    def function(*arguments: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(names, arguments, strict=True))
         with lent(model, given):
             return _body(call, given)
 
-    found = built(function, [_value(call, call.factors, *name) for name in names])
+    found = built(function, values(_GIVEN, call, names))
     return FusedRedraw(found.run, tuple(names[i] for i in found.used), found.digest)
 
 
-def _value(call: Call, factors: list[Tensor], kind: str, which: Any) -> Tensor:
-    """Returns an argument of the compiled function."""
-    step, tape = call.step, call.tape
-    found: Tensor
-    if kind == "factor":
-        found = factors[which]
-    elif kind == "share":
-        found = call.share
-    elif kind == "logits":
-        found = tape.logits[which]
-    elif kind == "losses":
-        found = tape.losses
-    elif kind == "u":
-        found = tape.u
-    elif kind == "weights":
-        assert tape.weights is not None
-        found = tape.weights
-    elif kind == "scale":
-        found = step.scales[which]
-    elif kind == "noise":
-        found = call.noise(which)
-    elif kind == "uniforms":
-        found = call.uniforms(*which)
-    elif kind == "target":
-        found = leaves(call.targets)[which]
-    elif kind == "start":
-        found = leaves(tape.starts[call.site.block])[which]
-    elif kind == "statistics":
-        found = tape.statistics[which]
-    else:
-        found = which.tensor()
-    return found.contiguous()
+_GIVEN: dict[str, Callable[[Call, Any], Tensor]] = {
+    "factor": lambda call, i: call.factors[i],
+    "share": lambda call, _: call.share,
+    "logits": lambda call, site: call.tape.logits[site],
+    "losses": lambda call, _: call.tape.losses,
+    "u": lambda call, _: call.tape.u,
+    "weights": lambda call, _: call.weights,
+    "scale": lambda call, site: call.step.scales[site],
+    "noise": lambda call, site: call.noise(site),
+    "uniforms": lambda call, request: call.uniforms(*request),
+    "target": lambda call, i: leaves(call.targets)[i],
+    "start": lambda call, i: leaves(call.tape.starts[call.site.block])[i],
+    "statistics": lambda call, which: call.tape.statistics[which],
+    "tensor": lambda _, place: place.tensor(),
+}
 
 
 def _body(call: Call, given: Mapping[Name, Tensor]) -> tuple[Tensor, ...]:
     """Computes a redraw from the given tensors alone."""
     site, tape, n = call.site, call.tape, call.examples
 
-    def noisy(other: Site, z: Tensor) -> Tensor:
-        if ("noise", other.name) not in given:
-            return z
-        return (z.view(-1, n, *other.shape) + given["noise", other.name]).view(z.shape)
-
     def uniforms(number: int, x: Tensor) -> Tensor:
         drawn = given["uniforms", (number, tuple(x.shape[1:]))]
         return drawn.repeat(len(x) // n, *[1] * (x.dim() - 1))
 
-    traced = call._replace(
-        step=replace(call.step, scales={name: given["scale", name] for name in call.step.scales}),
+    step = replace(call.step, scales={name: given["scale", name] for name in call.step.scales})
+    noisy = step.adding(lambda other: given["noise", other.name])
+    traced = replace(
+        call,
+        step=step,
         tape=Tape(
             logits={name: given["logits", name] for name in call.logits},
             losses=given["losses", None],
@@ -242,20 +227,17 @@ def _requests(call: Call) -> tuple[list[str], list[tuple[int, tuple[int, ...]]]]
     """Returns the sites whose shared noise a redraw adds, and the uniforms that its keyed modules draw."""
     noises: list[str] = []
     drawn: list[tuple[int, tuple[int, ...]]] = []
-    step = call.step
 
-    def noisy(other: Site, z: Tensor) -> Tensor:
-        if step.head.kind == EXPECTED and step.is_last(other):
-            return z
+    def noise(other: Site) -> Tensor:
         noises.append(other.name)
-        return (z.view(-1, call.examples, *other.shape) + call.noise(other.name)).view(z.shape)
+        return call.noise(other.name)
 
     def uniforms(number: int, x: Tensor) -> Tensor:
         request = number, tuple(x.shape[1:])
         drawn.append(request)
         return call.uniforms(*request).repeat(len(x) // call.examples, *[1] * (x.dim() - 1))
 
-    _shares(call, noisy if call.noisy else unchanged, uniforms, call.share)
+    _shares(call, call.step.adding(noise) if call.noisy else unchanged, uniforms, call.share)
     return list(dict.fromkeys(noises)), list(dict.fromkeys(drawn))
 
 
@@ -308,5 +290,5 @@ def _along(frames: Frames, weights: Tensor) -> Tensor:
         part = weights[start : start + rows].view(*q.shape[:2], -1)
         start += rows
         product = part.transpose(1, 2) @ q if len(q) > 1 else (part[0].T @ q[0])[None]
-        parts.append((product * (2 * bits - 1)).sum(0))
+        parts.append((product * (2 * bits.to(q) - 1)).sum(0))
     return sum(parts[1:], parts[0])

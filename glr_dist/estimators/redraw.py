@@ -90,22 +90,22 @@ class Redraw:
         site, n = step.network.by_name[item.site], len(tape.losses)
         step, tape = drawn_part(step, site, item.shared_pass, item.example_block, tape)
         result = Partial()
-        deltas: dict[str, Tensor] = {}
+        delta: Tensor | None = None
         for block in item.directions or (None,):  # None: nothing is drawn
-            delta, scales = self._redrawn(step, item, block, site, tape)
-            accumulate(deltas, site.name, delta)
+            found, scales = self._redrawn(step, item, block, site, tape)
+            delta = found if delta is None else delta.add_(found)
             if scales is not None:
                 accumulate(result.scales, site.name, scales)
         if not site.owned:
             return result
+        assert delta is not None
         if site.name in step.feedback:
-            result.moments = {moments_key(site.name): deltas[site.name].flatten(1).T @ tape.errors}
+            result.moments = {moments_key(site.name): delta.flatten(1).T @ tape.errors}
             if step.options.feedback == "biased":
-                deltas[site.name] = self._biased(step, item, site, tape, deltas[site.name])
+                delta = self._biased(step, item, site, tape, delta)
         if step.keeps_delta(site):
-            result.delta = {name: spread(delta, tape, n) for name, delta in deltas.items()}
+            result.delta = {site.name: spread(delta, tape, n)}
         else:
-            delta = deltas[site.name]
             result.grads = self.finish(step, item.shared_pass, item.example_block, site.name, delta, tape).grads
         return result
 

@@ -73,7 +73,7 @@ class Frames(NamedTuple):
 
     Attributes:
         rows: q of the frames of each piece, or of parts of them [F, R_f, D].
-        bits: b of the frames of each piece, 0 or 1 [F, n, D].
+        bits: b of the frames of each piece, 0 or 1 in uint8 [F, n, D].
         radii: χ [R, n].
     """
 
@@ -84,7 +84,7 @@ class Frames(NamedTuple):
     def eps(self) -> Tensor:
         """Returns ε [R, n, D]."""
         pieces = [
-            (q[:, :, None, :] * (2 * bits - 1)[:, None]).flatten(0, 1)
+            (q[:, :, None, :] * (2 * bits.to(q) - 1)[:, None]).flatten(0, 1)
             for q, bits in zip(self.rows, self.bits, strict=True)
         ]
         eps = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
@@ -109,7 +109,7 @@ def orthogonal_frames(
     for frame, start, stop in frames_of(block, units):
         frame_key = key._replace(block=frame, example_block=0, role=Role.FRAME)
         q = _frame(frame_key, min(units, block.total - frame * units), units, dtype, device)
-        bits = _bits(key._replace(block=frame, role=Role.SIGN), (n, units), device).to(dtype)
+        bits = _bits(key._replace(block=frame, role=Role.SIGN), (n, units), device)
         if not pieces or len(pieces[-1][0][-1]) != stop - start:
             pieces.append(([], []))
         pieces[-1][0].append(q[start:stop])

@@ -216,7 +216,7 @@ def _by_unit(weights: Tensor, units: slice | Tensor, number: int) -> Tensor:
     return weights.new_zeros(number, *weights.shape[1:]).index_add_(0, units, weights)
 
 
-def cut_moves(step: Step, site: Site) -> list[DirectionBlock]:
+def cut_moves(step: Step, site: Site) -> tuple[DirectionBlock, ...]:
     """Cuts the moves of a site into blocks that keep to the limit on elements."""
     way = step.unit_wise[site.name]
     examples = drawn_count(step, site, step.options.example_block)

@@ -6,6 +6,7 @@ Shapes: S signs of a direction, R directions of a block, n examples.
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -34,7 +35,8 @@ def centred(losses: Tensor, baseline: str, shared: Tensor) -> Tensor:
     return losses - (groups.sum(0) - groups) / (groups.shape[0] - 1)
 
 
-def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[DirectionBlock]:
+@lru_cache(maxsize=256)  # each step asks for the same ones
+def blocks(directions: int, frame: int | None, limit: int, least: int) -> tuple[DirectionBlock, ...]:
     """Cuts the directions of a site into blocks that end at frame edges.
 
     Args:
@@ -58,7 +60,7 @@ def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[D
             rows = min(frame, directions - first)
             count = max(1, min(-(-rows // size), rows // least))
             edges += [first + rows * (i + 1) // count for i in range(count)]
-    cut = [DirectionBlock(i, start, stop, directions) for i, (start, stop) in enumerate(itertools.pairwise(edges))]
+    cut = tuple(DirectionBlock(i, start, stop, directions) for i, (start, stop) in enumerate(itertools.pairwise(edges)))
     if any(block.stop - block.start < least for block in cut):
         raise ConfigError(
             f"estimator.copies: {directions} directions in frames of {frame} leave a single one, "
@@ -67,8 +69,9 @@ def blocks(directions: int, frame: int | None, limit: int, least: int) -> list[D
     return cut
 
 
-def grouped(cut: list[DirectionBlock], most: int) -> list[tuple[DirectionBlock, ...]]:
+@lru_cache(maxsize=256)
+def grouped(cut: tuple[DirectionBlock, ...], most: int) -> tuple[tuple[DirectionBlock, ...], ...]:
     """Joins consecutive blocks into at most `most` groups of nearly equal length."""
     count = min(most, len(cut))
     edges = [len(cut) * i // count for i in range(count + 1)]
-    return [tuple(cut[start:stop]) for start, stop in itertools.pairwise(edges)]
+    return tuple(cut[start:stop] for start, stop in itertools.pairwise(edges))

@@ -66,16 +66,17 @@ class Executor(ABC):
 
     def _passes(self, estimator: Estimator, step: Step, total: Gradients) -> Iterator[list[TapedItem]]:
         """Yields the items of each shared pass, which runs when its items are requested."""
-        for shared_pass in range(estimator.passes(step)):
+        passes = estimator.passes(step)
+        for shared_pass in range(passes):
             tapes = dict(zip(step.example_blocks, self.tapes(estimator, step, shared_pass), strict=True))
             if not estimator.counts_loss:
                 for tape in tapes.values():
-                    total.loss = total.loss + tape.losses.sum() / (step.size * estimator.passes(step))
+                    total.loss = total.loss + tape.losses.sum() / (step.size * passes)
             for tape in tapes.values():
                 for name, value in tape.statistics.items():
-                    share = value / (len(step.all_example_blocks) * estimator.passes(step))
+                    share = value / (len(step.all_example_blocks) * passes)
                     accumulate(total.statistics, name, share)
-                for name, value in step.error_moment(tape, estimator.passes(step)).items():
+                for name, value in step.error_moment(tape, passes).items():
                     accumulate(total.moments, name, value)
             items = list(estimator.items(step, shared_pass))
             last = {(item.site, item.example_block): item for item in items}
