@@ -418,14 +418,15 @@ class GLR(nn.Module):
             Mean loss of the noisy passes, a scalar.
         """
         total = self.gradients(x, y, loss)
-        with reproducible():
-            for name, grad in total.grads.items():
-                _accumulate(self.network.parameters[name], grad)
-            for name, grad in total.scales.items():
-                _accumulate(self.log_scales[scale_key(name)], grad)
-            self.network.move_statistics(total.statistics)
-            if total.moments:
-                self.feedback.update(total.moments)
+        for name, grad in total.grads.items():
+            _accumulate(self.network.parameters[name], grad)
+        for name, grad in total.scales.items():
+            _accumulate(self.log_scales[scale_key(name)], grad)
+        if total.statistics or total.moments:
+            with reproducible():
+                self.network.move_statistics(total.statistics)
+                if total.moments:
+                    self.feedback.update(total.moments)
         self.step += 1
         return total.loss
 

@@ -37,24 +37,41 @@ def iid(
     return noise.sample((block.stop - block.start, n, units), stream, dtype)
 
 
-@lru_cache(maxsize=8)  # blocks of directions and of examples share a frame
+_MOST_STEPS = 16  # whose frames are drawn together
+_MOST_TOGETHER = 2**13  # elements of frames that are drawn together
+
+
 def _frame(key: Key, rows: int, units: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Draws `rows` orthonormal rows [rows, D], uniform (Haar) on the Stiefel manifold."""
-    normals = torch.randn(units, rows, generator=generator(key), dtype=dtype)
+    """Draws `rows` orthonormal rows [rows, D], uniform (Haar) on the Stiefel manifold.
+
+    Small frames of several steps are drawn together, which costs little more than drawing one.
+    """
+    steps = max(1, min(_MOST_STEPS, _MOST_TOGETHER // (rows * units)))
+    draw = _large_frames if steps == 1 else _small_frames
+    first = key._replace(step=key.step // steps, example_block=steps)  # another number of steps is another draw
+    return draw(first, steps, rows, units, dtype, device)[key.step % steps]
+
+
+def _frames(key: Key, steps: int, rows: int, units: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Draws the frames of several steps [steps, rows, D]."""
+    normals = torch.randn(steps, units, rows, generator=generator(key), dtype=dtype)
     q, r = torch.linalg.qr(normals.double())
-    q = q * r.diagonal().sign()  # the signs make Q Haar
-    frame: Tensor = q.T.contiguous().to(device, dtype)
-    return frame
+    q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]  # the signs make Q Haar
+    frames: Tensor = q.transpose(1, 2).contiguous().to(device, dtype)
+    return frames
+
+
+# Blocks of directions and of examples share a frame.
+_small_frames = lru_cache(maxsize=256)(_frames)
+_large_frames = lru_cache(maxsize=8)(_frames)
 
 
 def _chi(key: Key, shape: tuple[int, ...], degrees: int, device: torch.device) -> Tensor:
     """Draws χ variables in float64: χ² of k degrees of freedom is twice a gamma variable of shape k/2."""
     if device.type == "cpu":  # numpy needs half of torch's time
-        drawn = torch.from_numpy(numpy_generator(key).standard_gamma(degrees / 2, shape))
-    else:
-        shapes = torch.full(shape, degrees / 2, dtype=torch.float64, device=device)
-        drawn = torch._standard_gamma(shapes, generator=generator(key, device))
-    return drawn.mul_(2).sqrt_()
+        return torch.from_numpy(np.sqrt(2 * numpy_generator(key).standard_gamma(degrees / 2, shape)))
+    shapes = torch.full(shape, degrees / 2, dtype=torch.float64, device=device)
+    return torch._standard_gamma(shapes, generator=generator(key, device)).mul_(2).sqrt_()
 
 
 def _bits(key: Key, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -71,10 +71,13 @@ class Gradients:
     statistics: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, share: Gradients) -> None:
-        """Adds another share."""
+    def add(self, share: Gradients, *, own: bool = False) -> None:
+        """Adds another share; if its gradients are its own, and not used elsewhere, the first ones are not copied."""
         for name, value in share.grads.items():
-            accumulate(self.grads, name, value)
+            if own and name not in self.grads:
+                self.grads[name] = value
+            else:
+                accumulate(self.grads, name, value)
         for name, value in share.scales.items():
             accumulate(self.scales, name, value)
         for name, value in share.statistics.items():
@@ -82,7 +85,7 @@ class Gradients:
         for name, value in share.moments.items():
             accumulate(self.moments, name, value)
         if share.loss is not _ZERO:
-            self.loss = self.loss + share.loss
+            self.loss = share.loss if self.loss is _ZERO else self.loss + share.loss
 
 
 @dataclass
@@ -99,7 +102,7 @@ class Partial(Gradients):
 def accumulate(totals: dict[K, Tensor], key: K, value: Tensor) -> None:
     """Adds a value to a total, in place: memory must not grow with the number of shares.
 
-    The first value is copied, since autograd may return one tensor for two parameters.
+    The first value is copied, since others may use it.
     """
     totals[key] = totals[key].add_(value) if key in totals else value.clone()
 

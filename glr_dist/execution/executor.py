@@ -59,9 +59,8 @@ class Executor(ABC):
                 accumulate(deltas, site, delta)
             if taped.last and taped.item.site in deltas:
                 item, delta = taped.item, deltas.pop(taped.item.site)
-                total.add(
-                    estimator.finish(step, item.shared_pass, item.example_block, taped.item.site, delta, taped.tape)
-                )
+                share = estimator.finish(step, item.shared_pass, item.example_block, taped.item.site, delta, taped.tape)
+                total.add(share, own=True)
         return total
 
     def _passes(self, estimator: Estimator, step: Step, total: Gradients) -> Iterator[list[TapedItem]]:
@@ -71,7 +70,7 @@ class Executor(ABC):
             tapes = dict(zip(step.example_blocks, self.tapes(estimator, step, shared_pass), strict=True))
             if not estimator.counts_loss:
                 for tape in tapes.values():
-                    total.loss = total.loss + tape.losses.sum() / (step.size * passes)
+                    total.add(Gradients(loss=tape.losses.sum() / (step.size * passes)))
             for tape in tapes.values():
                 for name, value in tape.statistics.items():
                     share = value / (len(step.all_example_blocks) * passes)

@@ -40,5 +40,6 @@ def any_segment(
         network.run(tape.starts[site.start], visit, uniforms, site.start, site.block + 1, statistics=tape.statistics)
         parameters = [network.parameters[name] for name in site.owned]
         grads = torch.autograd.grad(found[0], parameters, delta)
-    dense = (grad.to_dense() if grad.is_sparse else grad for grad in grads)
-    return dict(zip(site.owned, dense, strict=True))
+    # Autograd may return one tensor for two parameters.
+    own = (grad.to_dense() if grad.is_sparse else grad.clone() for grad in grads)
+    return dict(zip(site.owned, own, strict=True))
