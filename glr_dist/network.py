@@ -309,14 +309,14 @@ class Network:
 
         The checks, the ownership and the compiled functions depend on them.
         """
-        modules = (
+        return tuple(
             (
                 *(id(m), id(type(m)), m.training, *m._forward_hooks, *m._forward_pre_hooks),
                 *((name, _kind(buffer)) for name, buffer in m._buffers.items()),
+                *((id(p), p.requires_grad, *_kind(p)) for p in m._parameters.values() if p is not None),
             )
             for m in self.model.modules()
         )
-        return (*modules, *((id(p), p.requires_grad, *_kind(p)) for p in self.model.parameters()))
 
     def __getstate__(self) -> dict[str, Any]:
         """Notes whether the network is prepared for its present state, which names its objects."""
