@@ -12,7 +12,7 @@ from scipy import integrate
 from torch import Tensor
 
 from glr_dist.errors import UserError
-from glr_dist.misclassification import ERROR, SPREAD, Misclassification, _trapezoid
+from glr_dist.misclassification import _SHIFTED_TAIL, ERROR, SPREAD, Misclassification, _ends, _trapezoid
 from glr_dist.noise import LAWS, Gaussian
 
 ENDS = {"gaussian": (-8, 8), "laplace": (-30, 30), "logistic": (-35, 35), "gumbel": (-4, 35)}
@@ -50,6 +50,28 @@ def test_error_is_at_most_the_stated_one(law: str, classes: int, ratio: float) -
     for row in range(rows):
         exact = by_integration(z[row], int(y[row]), scale[row], law)
         assert abs(found[row].item() - exact) <= ERROR, (row, found[row].item(), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_far_apart_are_certain(dtype: torch.dtype) -> None:
+    """P(v_1 > v_0) = Φ((z_1 - z_0) / (σ √2)); beyond `Gaussian.far` it counts as 0 or 1."""
+    sigma = torch.tensor(0.5, dtype=dtype)
+    apart = torch.linspace(-20, 20, 401, dtype=dtype)
+    z, y = torch.stack([apart * sigma, torch.zeros_like(apart)], 1).requires_grad_(), torch.zeros(401, dtype=torch.long)
+    found = Misclassification(Gaussian())(z, y, sigma)
+    torch.testing.assert_close(found, torch.special.ndtr(-apart / 2**0.5), rtol=0, atol=ERROR)
+    far = apart.abs() > Gaussian.far + 1e-3
+    torch.testing.assert_close(found[far], (apart[far] < 0).to(dtype), rtol=0, atol=4 * torch.finfo(dtype).eps)
+    (slope,) = torch.autograd.grad(found.sum(), z)
+    assert not slope[far].any()
+    assert slope[~far & (apart.abs() < 5), 0].lt(0).all()
+
+
+def test_no_node_needs_a_subnormal_number() -> None:
+    """They slow a CPU down: exp(-ε²/2) is a normal float32 at every node of a redraw's loss."""
+    low, high = _ends(Gaussian(), _SHIFTED_TAIL)
+    farthest = Gaussian.far + max(-low, high)
+    assert math.exp(-(farthest**2) / 2) > torch.finfo(torch.float32).tiny
 
 
 @pytest.mark.parametrize("law", LAWS)

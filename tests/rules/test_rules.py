@@ -208,3 +208,26 @@ def test_a_network_of_any_segments_alone_says_what_it_cannot_train() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     with pytest.raises(SiteError, match=r"no site owns the parameter '1\.weight'"):
         prepared(model, torch.randn(2, 3, dtype=torch.float64))
+
+
+def test_gradients_of_two_parameters_are_two_tensors() -> None:
+    """Autograd returns one tensor for both; whoever changes one gradient in place would change the other."""
+
+    class TwoBiases(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 4)
+            self.other = nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.other
+
+    torch.manual_seed(0)
+    network = Network(nn.Sequential(TwoBiases()))
+    x = torch.randn(5, 3)
+    network.prepare(x, keep_inputs=lambda site: False)
+    with torch.no_grad():
+        _, tape = network.record(x, lambda site, z: z)
+        grads = any_segment(network, network.sites[0], tape, torch.ones(5, 4), lambda site, z: z)
+    assert torch.equal(grads["0.bias"], grads["0.other"])
+    grads["0.bias"].zero_()
+    assert (grads["0.other"] == 5).all()
