@@ -9,6 +9,7 @@ from glr_dist import inductor
 from glr_dist.build import network_of
 from glr_dist.config import load_config
 from glr_dist.data import load
+from glr_dist.estimators import compiled_step
 from glr_dist.execution.compile_choice import choose
 from glr_dist.inductor import CompileError
 from glr_dist.losses import cross_entropy
@@ -44,6 +45,22 @@ def test_without_a_compiler_the_run_is_eager_and_stays_so(tiny, tmp_path, no_com
     assert RunFolder(tmp_path / "run").config().execution.compile == "none"
     assert train(tiny(STEP), tmp_path / "run", resume=True)["params_sha256"] == eager["params_sha256"]
     assert "execution.compile: none, as the run began" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_whose_shared_pass_cannot_be_compiled_says_so_once_and_compiles_its_redraws(
+    tiny, tmp_path, graphs, monkeypatch, capsys
+):
+    def refused(call: object) -> None:
+        raise CompileError("a graph break")
+
+    monkeypatch.setattr(compiled_step, "fused_pass", refused)
+    assert train(tiny(STEP, "training.epochs=2"), tmp_path)["compile"] == "step"
+    assert graphs
+    said = [line for line in capsys.readouterr().err.splitlines() if "eagerly" in line]
+    assert said == [
+        "execution.compile: step; the shared pass cannot be compiled (a graph break); shared passes run eagerly"
+    ]
 
 
 @pytest.mark.slow

@@ -294,6 +294,7 @@ RESUMED = {
     "pathwise": ["estimator={name: pathwise}", "model.activation=tanh"],
 }
 RESUMED_TOGETHER["feedback"] = ["estimator.feedback=biased", "training.loss=cross_entropy"]
+RESUMED_TOGETHER["share of the examples"] = ["estimator.share=0.5"]
 RESUMED_TOGETHER["penalty, input noise"] = ["training.penalty.spectral=0.1", "noise.input={scale: 0.2, ramp: 2}"]
 
 
