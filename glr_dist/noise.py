@@ -50,6 +50,8 @@ class Noise(ABC):
         super().__init_subclass__(**options)
         if "law" not in vars(cls):
             cls.law = cls.__name__
+        if "far" not in vars(cls):
+            cls.far = math.inf  # a subclass of another law may have heavier tails
 
     def __post_init__(self) -> None:
         scales = self.scale if isinstance(self.scale, Mapping) else {"": self.scale}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from scipy import integrate
+from scipy import integrate, stats
 from torch import Tensor
 
 from glr_dist.errors import UserError
@@ -65,6 +66,23 @@ def test_scores_far_apart_are_certain(dtype: torch.dtype) -> None:
     (slope,) = torch.autograd.grad(found.sum(), z)
     assert not slope[far].any()
     assert slope[~far & (apart.abs() < 5), 0].lt(0).all()
+
+
+def test_a_law_derived_from_gaussian_noise_may_have_heavier_tails() -> None:
+    @dataclass(frozen=True)
+    class Wide(Gaussian):
+        def quantile(self, u: Tensor) -> Tensor:
+            return 10 * super().quantile(u)
+
+        def cdf(self, eps: Tensor) -> Tensor:
+            return super().cdf(eps / 10)
+
+        def density(self, eps: Tensor) -> Tensor:
+            return super().density(eps / 10) / 10
+
+    z, y = torch.tensor([[0.0, 9.0]], dtype=torch.float64), torch.tensor([0])
+    found = Misclassification(Wide())(z, y, torch.tensor(1.0, dtype=torch.float64))
+    assert found.item() == pytest.approx(stats.norm.cdf(9 / (10 * 2**0.5)), abs=ERROR)
 
 
 def test_no_node_needs_a_subnormal_number() -> None:

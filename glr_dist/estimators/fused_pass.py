@@ -56,7 +56,7 @@ class PassCall(NamedTuple):
         """Returns σ ε [n, *S] of a site, which is drawn once."""
         if site not in self.noise:
             other = self.step.network.by_name[site]
-            self.noise[site] = self.step.added(other, self.shared_pass, self.example_block)
+            self.noise[site] = self.step.shared_shift(other, self.shared_pass, self.example_block)
         return self.noise[site]
 
     def uniforms(self, number: int, x: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class Call:
         """Returns σ ε [n, *S] of another site in the shared pass."""
         kept, item = self.tape.noise, self.item
         if site not in kept:
-            kept[site] = self.step.added(self.step.network.by_name[site], item.shared_pass, item.example_block)
+            kept[site] = self.step.shared_shift(self.step.network.by_name[site], item.shared_pass, item.example_block)
         return kept[site]
 
     def uniforms(self, number: int, shape: tuple[int, ...]) -> Tensor:

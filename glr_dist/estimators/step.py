@@ -269,14 +269,14 @@ class Step:
 
     def shared_noise(self, shared_pass: int, example_block: int) -> Callable[[Site, Tensor], Tensor]:
         """Returns (site, z) -> v, which adds the noise of a shared pass; z holds C copies of the block [C·n, *S]."""
-        return self.adding(lambda site: self.added(site, shared_pass, example_block))
+        return self.adding(lambda site: self.shared_shift(site, shared_pass, example_block))
 
-    def added(self, site: Site, shared_pass: int, example_block: int) -> Tensor:
+    def shared_shift(self, site: Site, shared_pass: int, example_block: int) -> Tensor:
         """Draws σ ε [n, *S] of a shared pass."""
         return self.shared_eps(site, shared_pass, example_block) * self.scales[site.name]
 
-    def adding(self, noise: Callable[[Site], Tensor]) -> Callable[[Site, Tensor], Tensor]:
-        """Returns (site, z) -> v, which adds the σ ε [n, *S] that `noise` returns for a site.
+    def adding(self, shift: Callable[[Site], Tensor]) -> Callable[[Site, Tensor], Tensor]:
+        """Returns (site, z) -> v, which adds the σ ε [n, *S] that `shift` returns for a site.
 
         The last site has none if the loss's expectation takes its place.
         """
@@ -284,8 +284,8 @@ class Step:
         def noisy(site: Site, z: Tensor) -> Tensor:
             if self.integrated(site):
                 return z
-            found = noise(site)
-            return (z.view(-1, *found.shape) + found).view(z.shape)
+            added = shift(site)
+            return (z.view(-1, *added.shape) + added).view(z.shape)
 
         return noisy
 
