@@ -180,8 +180,9 @@ class GLR(nn.Module):
         self.verify = verify
         self.compiles = compiles(compile, self.options)
         self._compiled: list[tuple[Loss, CompiledStep]] = []
+        self._allotted_head: str | None = None  # kind of the head that the allotment is for
         self.feedback = Feedback()
-        self._decided: tuple[Loss, Head, dict[str, Any]] | None = None  # by the last loss: head and options
+        self._decided: tuple[Loss, Head, dict[str, Any]] | None = None  # head and options by site for the last loss
         self._verified: set[str] = set()  # names of the losses that the network as it is was verified with
 
     def forward(self, x: Tree) -> Tensor:
@@ -483,8 +484,10 @@ class GLR(nn.Module):
 
     def _allotted(self, step: Step) -> Step:
         """Returns the step with the K, M and ways of redrawing that the budget affords."""
-        if self.allotment is None or set(self.allotment.copies) != {site.name for site in step.learned()}:
-            self.allotment = None  # of another network
+        other_head = self._allotted_head not in (None, step.head.kind)
+        self._allotted_head = step.head.kind
+        if other_head or self.allotment is None or set(self.allotment.copies) != {s.name for s in step.learned()}:
+            self.allotment = None  # of another network, or for a loss with another head
             sites = candidates(step, self.unit_wise, self.ways, {})
             return first_allotment(step, sites, self._budget, self._passes(step)).applied(step, self.unit_wise)
         return self.allotment.applied(step, self.unit_wise)

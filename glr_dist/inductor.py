@@ -120,7 +120,7 @@ def _outputs_first(graph: GraphModule) -> None:
 
 
 def _contiguous(graph: GraphModule) -> None:
-    """Keeps contiguous copies, and their layout; the compiler would choose one by itself, or compute them many times.
+    """Has contiguous copies computed once, and laid out so; the compiler might choose otherwise, or repeat them.
 
     The expected 0-1 loss is a product over the classes, for which C++ needs twice the time with the classes last.
     """

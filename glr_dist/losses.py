@@ -88,9 +88,8 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
         targets: class numbers [B], [B, T] or [B, *P]. Where both readings fit, the classes are the last dimension.
     """
     scores = _class_last(outputs, targets)
-    index = targets.clamp(min=0) if targets.dim() > 1 else targets
     # Several times faster on a CPU than torch's own, which first writes the whole log-softmax.
-    return _mean(scores.logsumexp(-1) - scores.gather(-1, index[..., None])[..., 0], targets)
+    return _mean(scores.logsumexp(-1) - scores.gather(-1, _classes(targets)[..., None])[..., 0], targets)
 
 
 def zero_one(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -129,7 +128,7 @@ class _ExpectedZeroOne:
         if u is not None and targets.dim() > 1:  # others for each token or pixel of an example: the errors average out
             places = torch.arange(targets[0].numel(), device=u.device, dtype=u.dtype)
             u = (u[:, None] + _GOLDEN * places).frac().flatten()
-        risk = self.wrong(scores.flatten(0, -2), targets.clamp(min=0).flatten(), scale, u)
+        risk = self.wrong(scores.flatten(0, -2), _classes(targets).flatten(), scale, u)
         return _mean(risk.view(targets.shape), targets)
 
     def estimate(self, outputs: Tensor, targets: Tensor, scale: Tensor, u: Tensor) -> Tensor:
@@ -219,6 +218,11 @@ def _class_last(outputs: Tensor, targets: Tensor) -> Tensor:
         f"loss: the targets have shape {tuple(targets.shape)} and the outputs {tuple(outputs.shape)}: the outputs need "
         "one dimension more, that of the classes"
     )
+
+
+def _classes(targets: Tensor) -> Tensor:
+    """Returns the class numbers: the targets, 0 in the place of tokens and pixels that do not count."""
+    return targets if targets.dim() == 1 else targets.where(targets != IGNORED, 0)
 
 
 def _mean(values: Tensor, targets: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Law(Protocol):
     law: str
     kinked: bool  # the density has a kink at 0
     max_stable: bool  # z_j + ε_j is the largest with probability softmax(z)_j
-    far: float  # at a distance of `far` σ one of two noisy scores is as good as always the larger; inf if unknown
+    far: float  # distance in σ beyond which the higher of two scores counts as certain to stay higher; inf: none
 
     def quantile(self, u: Tensor) -> Tensor:
         """Returns the inverse CDF."""
@@ -86,10 +86,11 @@ class Misclassification:
         z = z.T.contiguous()  # classes first: sums and products over them run along the examples
         own = torch.arange(len(z), device=z.device)[:, None] == y
         scale = scale if one else scale.T
-        ahead = (_picked(z, own) - z) / scale
-        far = self.law.far if one else math.inf
-        # Far from 0, where a CPU takes a hundred times longer for exp(-ε²/2), which is subnormal there, F is 0 or 1.
-        ahead = torch.where(own | (ahead > far), torch.inf, torch.where(ahead < -far, -torch.inf, ahead))
+        # F = 1 for the class itself; `scatter` refuses one that is out of range.
+        ahead = ((_picked(z, own) - z) / scale).scatter(0, y[None], torch.inf)
+        far = self.law.far
+        if one and far < math.inf:  # there exp(-ε²/2) is subnormal, for which a CPU takes a hundred times longer
+            ahead = torch.where(ahead > far, torch.inf, torch.where(ahead < -far, -torch.inf, ahead))
         ahead = ahead.clone(memory_format=torch.contiguous_format)  # compiled code computes it once, not for each node
         slope = None if one else _picked(scale.expand_as(z), own) / scale
         ratio = 1.0 if one else _rounded((scale.amax() / scale.amin()).item())

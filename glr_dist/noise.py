@@ -44,7 +44,7 @@ class Noise(ABC):
     law: ClassVar[str] = ""
     kinked: ClassVar[bool] = False  # the density has a kink at 0
     max_stable: ClassVar[bool] = False  # z_j + ε_j is the largest with probability softmax(z)_j
-    far: ClassVar[float] = math.inf  # at a distance of `far` σ one of two noisy scores is as good as always the larger
+    far: ClassVar[float] = math.inf  # distance in σ beyond which the higher of two scores counts as certain to stay so
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -144,7 +144,7 @@ class Gaussian(Noise):
     """Gaussian noise: p(ε) = exp(-ε²/2) / √(2π), score ε."""
 
     law: ClassVar[str] = "gaussian"
-    far: ClassVar[float] = 8.7  # the other one is larger with a probability of 4e-10
+    far: ClassVar[float] = 8.7  # beyond it the order changes with a probability below 4e-10
 
     def sample(self, shape: Sequence[int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
         return torch.randn(tuple(shape), generator=stream, dtype=dtype, device=stream.device)

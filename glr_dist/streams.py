@@ -99,8 +99,8 @@ def generator(key: Key, device: torch.device | str = "cpu") -> torch.Generator:
     return stream
 
 
-class _Words(ISeedSequence):
-    """The key of a Philox generator; one given as `key` would draw unused entropy from the system first."""
+class _KeySequence(ISeedSequence):
+    """Seed sequence that returns a key's digest; `Philox(key=…)` would first gather entropy that it does not use."""
 
     def __init__(self, key: Key) -> None:
         self._digest = key.digest(16)
@@ -112,7 +112,7 @@ class _Words(ISeedSequence):
 
 def numpy_generator(key: Key) -> np.random.Generator:
     """Returns a numpy generator whose stream is a pure function of `key`."""
-    return np.random.Generator(np.random.Philox(_Words(key)))  # type: ignore[arg-type]
+    return np.random.Generator(np.random.Philox(_KeySequence(key)))  # type: ignore[arg-type]
 
 
 def uniforms(shape: Sequence[int], stream: torch.Generator) -> Tensor:

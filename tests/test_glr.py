@@ -105,6 +105,13 @@ def test_two_nets_do_not_share_their_gradients(batch):
     assert same({name: p.grad for name, p in net.model.named_parameters()}, kept)
 
 
+def test_the_mean_loss_of_a_network_of_half_precision_is_summed_in_single_precision():
+    torch.manual_seed(0)
+    net = glr_dist.GLR(nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3)).bfloat16(), example_block=2)
+    loss = net.estimate(torch.randn(400, 8).bfloat16(), torch.arange(400) % 3)
+    assert loss.dtype == torch.float32
+
+
 def test_the_loss_that_estimate_returns_is_a_plain_number(batch):
     loss = glr_dist.GLR(threshold_net(), copies=8).estimate(*batch, zero_one)
     assert loss.shape == ()

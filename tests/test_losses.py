@@ -7,6 +7,7 @@ from glr_dist.losses import (
     LOSSES,
     binary_cross_entropy,
     cross_entropy,
+    expectation,
     hinge,
     jaccard,
     mse,
@@ -14,6 +15,7 @@ from glr_dist.losses import (
     top5,
     zero_one,
 )
+from glr_dist.noise import Gaussian
 
 
 def test_cross_entropy_is_torchs_with_its_gradient() -> None:
@@ -53,6 +55,20 @@ def test_cross_entropy_of_tokens_and_pixels_is_torchs(shape: tuple[int, ...], ig
     wrong = (outputs.argmax(1) != targets) & (targets != -100)
     count = (targets != -100).reshape(3, -1).sum(1).clamp(min=1)
     torch.testing.assert_close(zero_one(outputs, targets), wrong.reshape(3, -1).sum(1) / count.double())
+
+
+@pytest.mark.parametrize("wrong", [-1, 7])
+@pytest.mark.parametrize("shape", [(), (6,)], ids=str)
+def test_a_class_out_of_range_is_refused(shape: tuple[int, ...], wrong: int) -> None:
+    """Only -100 marks tokens and pixels that do not count."""
+    outputs, targets = torch.randn(3, 7, *shape), torch.randint(7, (3, *shape))
+    targets[2] = wrong
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        cross_entropy(outputs, targets)
+    expected = expectation(zero_one, Gaussian())
+    assert expected is not None
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        expected(outputs, targets, torch.tensor(1.0))
 
 
 def test_losses_are_those_of_torch() -> None:

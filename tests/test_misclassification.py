@@ -68,6 +68,14 @@ def test_scores_far_apart_are_certain(dtype: torch.dtype) -> None:
     assert slope[~far & (apart.abs() < 5), 0].lt(0).all()
 
 
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("law", LAWS)
+def test_a_class_out_of_range_is_refused(law: str, shifted: bool) -> None:
+    z, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 0])
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        Misclassification(LAWS[law]())(z, y, torch.tensor(1.0), torch.rand(5) if shifted else None)
+
+
 def test_a_law_derived_from_gaussian_noise_may_have_heavier_tails() -> None:
     @dataclass(frozen=True)
     class Wide(Gaussian):
@@ -85,7 +93,7 @@ def test_a_law_derived_from_gaussian_noise_may_have_heavier_tails() -> None:
     assert found.item() == pytest.approx(stats.norm.cdf(9 / (10 * 2**0.5)), abs=ERROR)
 
 
-def test_no_node_needs_a_subnormal_number() -> None:
+def test_no_shifted_node_needs_a_subnormal_number() -> None:
     """They slow a CPU down: exp(-ε²/2) is a normal float32 at every node of a redraw's loss."""
     low, high = _ends(Gaussian(), _SHIFTED_TAIL)
     farthest = Gaussian.far + max(-low, high)

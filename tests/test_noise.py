@@ -273,22 +273,22 @@ def test_frames_do_not_depend_on_what_was_drawn_before(rows: int, units: int) ->
     assert len(first) == len(upwards)
 
 
-def test_frames_of_other_numbers_of_steps_have_other_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How many steps are drawn together depends on the size: at one step it must not be in two streams' reach."""
-    numbers: dict[Key, set[int]] = {}
+def test_frames_of_another_number_of_rows_have_other_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """K may change between two steps whose frames would be drawn together."""
+    found: dict[Key, set[tuple[int, int]]] = {}
     drawn = samplers._frames
 
-    def noted(key: Key, steps: int, *given: Any) -> Tensor:
-        numbers.setdefault(key, set()).add(steps)
-        return drawn(key, steps, *given)
+    def noted(key: Key, steps: int, rows: int, *given: Any) -> Tensor:
+        found.setdefault(key, set()).add((steps, rows))
+        return drawn(key, steps, rows, *given)
 
     monkeypatch.setattr(samplers, "_small_frames", noted)
     monkeypatch.setattr(samplers, "_large_frames", noted)
-    for rows, units in ((3, 8), (20, 60), (60, 60), (100, 120)):
+    for rows in (1, 3, 20, 60):
         for step in range(20):
-            _frame(Key(3, step, role=Role.FRAME), rows, units, torch.float64, CPU)
-    assert {number for found in numbers.values() for number in found} == {1, 2, 6, 16}
-    assert all(len(found) == 1 for found in numbers.values())
+            _frame(Key(3, step, role=Role.FRAME), rows, 60, torch.float64, CPU)
+    assert {steps for both in found.values() for steps, _ in both} == {16, 3, 1}
+    assert all(len(both) == 1 for both in found.values())
 
 
 def test_a_stream_does_not_touch_the_global_generator() -> None:

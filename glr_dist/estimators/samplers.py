@@ -37,8 +37,8 @@ def iid(
     return noise.sample((block.stop - block.start, n, units), stream, dtype)
 
 
-_MOST_STEPS = 16  # whose frames are drawn together
-_MOST_TOGETHER = 2**13  # elements of frames that are drawn together
+_MOST_STEPS = 16  # maximum number of steps whose frames are drawn together
+_MOST_TOGETHER = 2**12  # maximum number of elements of frames that are drawn together
 
 
 def _frame(key: Key, rows: int, units: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -48,8 +48,9 @@ def _frame(key: Key, rows: int, units: int, dtype: torch.dtype, device: torch.de
     """
     steps = max(1, min(_MOST_STEPS, _MOST_TOGETHER // (rows * units)))
     draw = _large_frames if steps == 1 else _small_frames
-    first = key._replace(step=key.step // steps, example_block=steps)  # another number of steps is another draw
-    return draw(first, steps, rows, units, dtype, device)[key.step % steps]
+    # So that frames of another K, which may begin in the same window of steps, use another stream.
+    window = key._replace(step=key.step // steps, example_block=rows)
+    return draw(window, steps, rows, units, dtype, device)[key.step % steps]
 
 
 def _frames(key: Key, steps: int, rows: int, units: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -62,7 +63,7 @@ def _frames(key: Key, steps: int, rows: int, units: int, dtype: torch.dtype, dev
 
 
 # Blocks of directions and of examples share a frame.
-_small_frames = lru_cache(maxsize=256)(_frames)
+_small_frames = lru_cache(maxsize=1024)(_frames)
 _large_frames = lru_cache(maxsize=8)(_frames)
 
 

@@ -72,7 +72,7 @@ class Gradients:
     moments: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, share: Gradients, *, own: bool = False) -> None:
-        """Adds another share; if its gradients are its own, and not used elsewhere, the first ones are not copied."""
+        """Adds another share; with `own`, nobody else uses its gradients, and the first ones are not copied."""
         for name, value in share.grads.items():
             if own and name not in self.grads:
                 self.grads[name] = value
@@ -85,7 +85,7 @@ class Gradients:
         for name, value in share.moments.items():
             accumulate(self.moments, name, value)
         if share.loss is not _ZERO:
-            self.loss = share.loss if self.loss is _ZERO else self.loss + share.loss
+            self.loss = self.loss + share.loss
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Partial(Gradients):
 def accumulate(totals: dict[K, Tensor], key: K, value: Tensor) -> None:
     """Adds a value to a total, in place: memory must not grow with the number of shares.
 
-    The first value is copied, since others may use it.
+    The first value is copied, since the caller may still use it.
     """
     totals[key] = totals[key].add_(value) if key in totals else value.clone()
 

@@ -35,7 +35,7 @@ def centred(losses: Tensor, baseline: str, shared: Tensor) -> Tensor:
     return losses - (groups.sum(0) - groups) / (groups.shape[0] - 1)
 
 
-@lru_cache(maxsize=256)  # each step asks for the same ones
+@lru_cache(maxsize=256)  # every step makes the same calls
 def blocks(directions: int, frame: int | None, limit: int, least: int) -> tuple[DirectionBlock, ...]:
     """Cuts the directions of a site into blocks that end at frame edges.
 

@@ -70,7 +70,7 @@ class Executor(ABC):
             tapes = dict(zip(step.example_blocks, self.tapes(estimator, step, shared_pass), strict=True))
             if not estimator.counts_loss:
                 for tape in tapes.values():
-                    total.add(Gradients(loss=tape.losses.sum() / (step.size * passes)))
+                    total.loss = total.loss + tape.losses.sum() / (step.size * passes)
             for tape in tapes.values():
                 for name, value in tape.statistics.items():
                     share = value / (len(step.all_example_blocks) * passes)

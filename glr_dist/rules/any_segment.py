@@ -41,5 +41,5 @@ def any_segment(
         parameters = [network.parameters[name] for name in site.owned]
         grads = torch.autograd.grad(found[0], parameters, delta)
     # Autograd may return one tensor for two parameters.
-    own = (grad.to_dense() if grad.is_sparse else grad.clone() for grad in grads)
-    return dict(zip(site.owned, own, strict=True))
+    separate = (grad.to_dense() if grad.is_sparse else grad.clone() for grad in grads)
+    return dict(zip(site.owned, separate, strict=True))

@@ -18,7 +18,7 @@ from glr_dist.estimators.samplers import DirectionBlock, orthogonal
 from glr_dist.estimators.variance_law import VarianceLaw, cosine_of
 from glr_dist.execution.inline import Inline
 from glr_dist.execution.measure import measured
-from glr_dist.losses import zero_one
+from glr_dist.losses import cross_entropy, zero_one
 from glr_dist.nn import Heaviside
 from glr_dist.streams import Key
 
@@ -295,6 +295,18 @@ def test_flips_that_the_user_asks_for_stay():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("losses", [(zero_one, cross_entropy), (cross_entropy, zero_one)])
+def test_a_loss_with_another_head_is_measured_anew(losses):
+    """The head decides the number of draws at the last site."""
+    net, x, y = made(head="auto")
+    for loss in (*losses, losses[0]):
+        net.estimate(x, y, loss)
+        alone, _, _ = made(head="auto")
+        alone.step = net.step - 1
+        alone.estimate(x, y, loss)
+        assert net.allotment == alone.allotment
+
+
 def test_another_network_is_measured_anew():
     net, x, y = made()
     net.estimate(x, y)

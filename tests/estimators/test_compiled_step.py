@@ -493,6 +493,17 @@ def test_the_code_does_not_depend_on_the_memory_of_its_arguments(compiler):
     assert inductor.built(lambda a, b: ((a + 1) * b,), [whole[:6], whole[6:]]).digest == apart.digest
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("loss", [glr_dist.losses.zero_one, glr_dist.losses.cross_entropy])
+def test_compiled_code_refuses_a_class_out_of_range(compiler, loss):
+    net = small(head="auto", model=nn.Sequential(nn.Linear(8, 6), Heaviside(), nn.Linear(6, 3)))
+    x, y = data()
+    net.estimate(x, y, loss)
+    for wrong in (3, -1):
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            net.estimate(x, torch.cat([y[:-1], torch.tensor([wrong])]), loss)
+
+
 @pytest.mark.process
 def test_the_compiler_keeps_the_layout_that_contiguous_gives(monkeypatch):
     """The expected 0-1 loss is a product over the classes, several examples at a time, if the classes come first."""
