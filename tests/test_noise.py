@@ -284,10 +284,10 @@ def test_frames_of_another_number_of_rows_have_other_streams(monkeypatch: pytest
 
     monkeypatch.setattr(samplers, "_small_frames", noted)
     monkeypatch.setattr(samplers, "_large_frames", noted)
-    for rows in (1, 3, 20, 60):
+    for rows in (1, 3, 20, 60, 140):
         for step in range(20):
-            _frame(Key(3, step, role=Role.FRAME), rows, 60, torch.float64, CPU)
-    assert {steps for both in found.values() for steps, _ in both} == {16, 3, 1}
+            _frame(Key(3, step, role=Role.FRAME), rows, 140 if rows > 60 else 60, torch.float64, CPU)
+    assert {steps for both in found.values() for steps, _ in both} == {16, 6, 2, 1}
     assert all(len(both) == 1 for both in found.values())
 
 

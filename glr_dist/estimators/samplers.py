@@ -38,7 +38,7 @@ def iid(
 
 
 _MOST_STEPS = 16  # maximum number of steps whose frames are drawn together
-_MOST_TOGETHER = 2**12  # maximum number of elements of frames that are drawn together
+_MOST_TOGETHER = 2**13  # maximum number of elements of frames that are drawn together
 
 
 def _frame(key: Key, rows: int, units: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -63,16 +63,18 @@ def _frames(key: Key, steps: int, rows: int, units: int, dtype: torch.dtype, dev
 
 
 # Blocks of directions and of examples share a frame.
-_small_frames = lru_cache(maxsize=1024)(_frames)
+_small_frames = lru_cache(maxsize=512)(_frames)
 _large_frames = lru_cache(maxsize=8)(_frames)
 
 
-def _chi(key: Key, shape: tuple[int, ...], degrees: int, device: torch.device) -> Tensor:
-    """Draws χ variables in float64: χ² of k degrees of freedom is twice a gamma variable of shape k/2."""
+def _chi(key: Key, shape: tuple[int, ...], degrees: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Draws χ variables: χ² of k degrees of freedom is twice a gamma variable of shape k/2."""
     if device.type == "cpu":  # numpy needs half of torch's time
-        return torch.from_numpy(np.sqrt(2 * numpy_generator(key).standard_gamma(degrees / 2, shape)))
+        precision = np.float64 if dtype == torch.float64 else np.float32
+        drawn = numpy_generator(key).standard_gamma(degrees / 2, shape, dtype=precision)
+        return torch.from_numpy(np.sqrt(2 * drawn)).to(dtype)
     shapes = torch.full(shape, degrees / 2, dtype=torch.float64, device=device)
-    return torch._standard_gamma(shapes, generator=generator(key, device)).mul_(2).sqrt_()
+    return torch._standard_gamma(shapes, generator=generator(key, device)).mul_(2).sqrt_().to(dtype)
 
 
 def _bits(key: Key, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -122,7 +124,7 @@ def orthogonal_frames(
 ) -> Frames:
     """Draws the factors of `orthogonal`."""
     radius_key = key._replace(block=block.number, role=Role.RADIUS)
-    radii = _chi(radius_key, (block.stop - block.start, n), units, device).to(dtype)
+    radii = _chi(radius_key, (block.stop - block.start, n), units, dtype, device)
     pieces: list[tuple[list[Tensor], list[Tensor]]] = []
     for frame, start, stop in frames_of(block, units):
         frame_key = key._replace(block=frame, example_block=0, role=Role.FRAME)
