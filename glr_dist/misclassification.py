@@ -89,7 +89,7 @@ class Misclassification:
         # F = 1 for the class itself; `scatter` refuses one that is out of range.
         ahead = ((_picked(z, own) - z) / scale).scatter(0, y[None], torch.inf)
         far = self.law.far
-        if one and far < math.inf:  # there exp(-ε²/2) is subnormal, for which a CPU takes a hundred times longer
+        if one and far < math.inf:  # there exp(-ε²/2) is subnormal, which takes a CPU 30 times as long
             ahead = torch.where(ahead > far, torch.inf, torch.where(ahead < -far, -torch.inf, ahead))
         ahead = ahead.clone(memory_format=torch.contiguous_format)  # compiled code computes it once, not for each node
         slope = None if one else _picked(scale.expand_as(z), own) / scale

@@ -44,7 +44,7 @@ _MOST_TOGETHER = 2**13  # maximum number of elements of frames that are drawn to
 def _frame(key: Key, rows: int, units: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Draws `rows` orthonormal rows [rows, D], uniform (Haar) on the Stiefel manifold.
 
-    Small frames of several steps are drawn together, which costs little more than drawing one.
+    All example blocks share it. Small frames of several steps are drawn together, which costs little more than one.
     """
     steps = max(1, min(_MOST_STEPS, _MOST_TOGETHER // (rows * units)))
     draw = _large_frames if steps == 1 else _small_frames
@@ -62,7 +62,7 @@ def _frames(key: Key, steps: int, rows: int, units: int, dtype: torch.dtype, dev
     return frames
 
 
-# Blocks of directions and of examples share a frame.
+# Several blocks need the same frame.
 _small_frames = lru_cache(maxsize=512)(_frames)
 _large_frames = lru_cache(maxsize=8)(_frames)
 
@@ -127,7 +127,7 @@ def orthogonal_frames(
     radii = _chi(radius_key, (block.stop - block.start, n), units, dtype, device)
     pieces: list[tuple[list[Tensor], list[Tensor]]] = []
     for frame, start, stop in frames_of(block, units):
-        frame_key = key._replace(block=frame, example_block=0, role=Role.FRAME)
+        frame_key = key._replace(block=frame, role=Role.FRAME)
         q = _frame(frame_key, min(units, block.total - frame * units), units, dtype, device)
         bits = _bits(key._replace(block=frame, role=Role.SIGN), (n, units), device)
         if not pieces or len(pieces[-1][0][-1]) != stop - start:

@@ -307,6 +307,7 @@ def test_a_loss_with_another_head_is_measured_anew(losses):
         assert net.allotment == alone.allotment
 
 
+@pytest.mark.slow
 def test_another_network_is_measured_anew():
     net, x, y = made()
     net.estimate(x, y)
